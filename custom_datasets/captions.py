@@ -1,0 +1,254 @@
+"""Forty attribute bits become an English sentence.
+
+A caption is a subject ("a young woman"), what she has ("with wavy blond hair and bangs"), what she wears and
+what she does ("smiling"). Which true attributes are said, in which order and in which phrasing changes from
+epoch to epoch; the same (index, epoch, seed) always gives the same sentence. `Caption.stated` tells which
+attribute values the sentence asserts, so that an evaluation can ask for exactly those.
+
+Noisy labels contradict each other (bald with bangs, black and blond hair); a caption never does: of values
+that exclude each other at most one is said.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from custom_datasets.celeba_hq_dataset import ATTRIBUTES
+
+HAIR_COLORS = {
+    "Black_Hair": "black",
+    "Blond_Hair": "blond",
+    "Brown_Hair": "brown",
+    "Gray_Hair": "gray",
+}
+HAIR_TEXTURES = {"Straight_Hair": "straight", "Wavy_Hair": "wavy"}
+FACIAL_HAIR = {
+    "5_o_Clock_Shadow": "a five o'clock shadow",
+    "Goatee": "a goatee",
+    "Mustache": "a mustache",
+    "Sideburns": "sideburns",
+}
+FEATURES = {  # attribute -> phrases, each of which can follow "with"
+    "Bags_Under_Eyes": ("bags under the eyes",),
+    "Big_Lips": ("full lips", "big lips"),
+    "Big_Nose": ("a big nose",),
+    "Double_Chin": ("a double chin",),
+    "Heavy_Makeup": ("heavy makeup",),
+    "High_Cheekbones": ("high cheekbones",),
+    "Narrow_Eyes": ("narrow eyes",),
+    "Oval_Face": ("an oval face",),
+    "Pale_Skin": ("pale skin",),
+    "Pointy_Nose": ("a pointy nose",),
+    "Rosy_Cheeks": ("rosy cheeks",),
+    "Receding_Hairline": ("a receding hairline",),
+}
+WORN = {
+    "Eyeglasses": ("eyeglasses", "glasses"),
+    "Wearing_Hat": ("a hat",),
+    "Wearing_Earrings": ("earrings",),
+    "Wearing_Lipstick": ("lipstick",),
+    "Wearing_Necklace": ("a necklace",),
+    "Wearing_Necktie": ("a necktie",),
+}
+OPENINGS = ("a photo of ", "a portrait of ", "a picture of ", "", "")
+SAY_EACH = 0.8  # chance that a true attribute is said; long captions teach more than short ones
+MOST_FEATURES, MOST_WORN = 7, 4  # so that the longest caption fits CLIP's 77 tokens
+SAY_ABSENT = 0.25  # chance that a telling absence (no glasses, not smiling, clean-shaven) is said
+
+
+_Phrase = tuple[str, dict[str, bool]]  # a piece of text, and the attribute values that it asserts
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A sentence, and the attribute values that it asserts."""
+
+    text: str
+    stated: dict[str, bool]
+
+
+@dataclass
+class _Draft:
+    """The attributes of one face and what has been said of them so far."""
+
+    shown: frozenset[str]
+    rng: random.Random
+    stated: dict[str, bool] = field(default_factory=dict)
+
+    def wants(self, name: str, chance: float = SAY_EACH) -> bool:
+        return name in self.shown and self.rng.random() < chance
+
+    def say(self, name: str, value: bool = True) -> None:
+        self.stated[name] = value
+
+    def pick(self, options: Sequence[str]) -> str | None:
+        """Of values that exclude each other, say at most one."""
+        present = [name for name in options if name in self.shown]
+        if not present or self.rng.random() >= SAY_EACH:
+            return None
+        choice = self.rng.choice(present)
+        self.say(choice)
+        return choice
+
+
+def compose(attributes: Sequence[bool], index: int, epoch: int = 0, seed: int = 0) -> Caption:
+    """Write the caption of one face.
+
+    Args:
+        attributes: 40 values in the order of `ATTRIBUTES`.
+        index, epoch, seed: choose the wording; the same three give the same caption on every machine.
+
+    Raises:
+        ValueError: not 40 attributes.
+    """
+    if len(attributes) != len(ATTRIBUTES):
+        raise ValueError(f"a face has {len(ATTRIBUTES)} attributes, got {len(attributes)}")
+    shown = frozenset(name for name, value in zip(ATTRIBUTES, attributes, strict=True) if value)
+    draft = _Draft(shown, random.Random(f"caption/{seed}/{epoch}/{index}"))
+    opening = _opening(draft)
+    subject, noun = _subject(draft)
+    has, worn, (done, not_done) = _has(draft), _wears(draft), _does(draft)
+    actions = [*([f"wearing {join_words(worn)}"] if worn else []), *done]
+    draft.rng.shuffle(actions)
+    # Negations come last: "not smiling and wearing a hat" would deny both.
+    text = _assemble(opening + subject, noun, has, [*actions, *not_done], draft.rng)
+    return Caption(text[0].upper() + text[1:], draft.stated)
+
+
+def describe(attributes: Sequence[bool], index: int, epoch: int = 0, seed: int = 0) -> str:
+    """The text of `compose`."""
+    return compose(attributes, index, epoch, seed).text
+
+
+def _opening(draft: _Draft) -> str:
+    if draft.wants("Blurry"):
+        draft.say("Blurry")
+        return draft.rng.choice(("a blurry photo of ", "a blurry picture of "))
+    return draft.rng.choice(OPENINGS)
+
+
+def _subject(draft: _Draft) -> tuple[str, str]:
+    """("an attractive young woman", "woman"); "person" where the sex is left unsaid."""
+    adjectives = []
+    for name, word in (("Attractive", "attractive"), ("Chubby", "chubby")):
+        if draft.wants(name):
+            draft.say(name)
+            adjectives.append(word)
+    if draft.rng.random() < SAY_EACH:
+        draft.say("Young", "Young" in draft.shown)
+        adjectives.append("young" if "Young" in draft.shown else "older")
+    if draft.wants("Bald"):
+        draft.say("Bald")
+        adjectives.append("bald")
+    noun = "person"
+    if draft.rng.random() < 0.9:
+        draft.say("Male", "Male" in draft.shown)
+        noun = "man" if "Male" in draft.shown else "woman"
+    words = " ".join([*adjectives, noun])
+    return ("an " if words[0] in "aeiou" else "a ") + words, noun
+
+
+def _hair(draft: _Draft) -> list[str]:
+    if "Bald" in draft.shown:  # hair beside a bald head would contradict it, said or not
+        return []
+    texture, color = draft.pick(tuple(HAIR_TEXTURES)), draft.pick(tuple(HAIR_COLORS))
+    words = [
+        *filter(None, (HAIR_TEXTURES.get(texture or ""), HAIR_COLORS.get(color or ""))),
+        "hair",
+    ]
+    phrases = [" ".join(words)] if len(words) > 1 else []
+    if draft.wants("Bangs"):
+        draft.say("Bangs")
+        phrases.append("bangs")
+    return phrases
+
+
+def _brows(draft: _Draft) -> list[_Phrase]:
+    words = {"Arched_Eyebrows": "arched", "Bushy_Eyebrows": "bushy"}
+    said = [name for name in words if draft.wants(name)]
+    phrase = f"{' '.join(words[name] for name in said)} eyebrows"
+    return [(phrase, dict.fromkeys(said, True))] if said else []
+
+
+def _facial_hair(draft: _Draft) -> list[_Phrase]:
+    """Beard, goatee, mustache, shadow, sideburns, or a clean shave; nothing of women (label noise)."""
+    if "Male" not in draft.shown:
+        return []
+    said = [(FACIAL_HAIR[name], {name: True}) for name in FACIAL_HAIR if draft.wants(name)]
+    # A goatee is a beard already, and a shadow is hardly one.
+    bearded = not draft.shown & {"No_Beard", "Goatee", "5_o_Clock_Shadow"}
+    if bearded and draft.rng.random() < SAY_EACH:
+        said.append(("a beard", {"No_Beard": False}))
+    shaven = "No_Beard" in draft.shown and not draft.shown & set(FACIAL_HAIR)
+    if shaven and draft.rng.random() < 2 * SAY_ABSENT:
+        said.append(("a clean-shaven face", {"No_Beard": True}))
+    return said
+
+
+def _features(draft: _Draft) -> list[_Phrase]:
+    hidden = {"Receding_Hairline"} if "Bald" in draft.shown else set()
+    if draft.shown >= {"Big_Nose", "Pointy_Nose"}:
+        hidden.add(draft.rng.choice(("Big_Nose", "Pointy_Nose")))
+    return [
+        (draft.rng.choice(phrases), {name: True})
+        for name, phrases in FEATURES.items()
+        if name not in hidden and draft.wants(name)
+    ]
+
+
+def _has(draft: _Draft) -> list[str]:
+    """Everything that can follow "with", in a shuffled order, hair first more often than not."""
+    candidates = [*_brows(draft), *_facial_hair(draft), *_features(draft)]
+    draft.rng.shuffle(candidates)
+    features = []
+    for phrase, stated in candidates[:MOST_FEATURES]:
+        draft.stated.update(stated)
+        features.append(phrase)
+    hair = _hair(draft)
+    return [*hair, *features] if draft.rng.random() < 0.6 else [*features, *hair]
+
+
+def _wears(draft: _Draft) -> list[str]:
+    worn = [name for name in WORN if draft.wants(name, 0.9)]
+    draft.rng.shuffle(worn)
+    worn = worn[:MOST_WORN]
+    for name in worn:
+        draft.say(name)
+    return [draft.rng.choice(WORN[name]) for name in worn]
+
+
+def _does(draft: _Draft) -> tuple[list[str], list[str]]:
+    """What the face does and, apart, what it does not do, as participles."""
+    done, not_done = [], []
+    smiling = "Smiling" in draft.shown
+    if draft.rng.random() < (0.9 if smiling else 2 * SAY_ABSENT):
+        draft.say("Smiling", smiling)
+        (done if smiling else not_done).append("smiling" if smiling else "not smiling")
+    if draft.wants("Mouth_Slightly_Open", 0.6):
+        draft.say("Mouth_Slightly_Open")
+        suffix = "with the mouth slightly open"
+        done = [f"smiling {suffix}"] if done else [f"shown {suffix}"]
+    for name, phrase in (
+        ("Eyeglasses", "not wearing glasses"),
+        ("Wearing_Hat", "not wearing a hat"),
+    ):
+        if name not in draft.shown and draft.rng.random() < SAY_ABSENT / 2:
+            draft.say(name, False)
+            not_done.append(phrase)
+    return done, not_done
+
+
+def join_words(phrases: Sequence[str]) -> str:
+    """["a", "b", "c"] -> "a, b and c"."""
+    return phrases[0] if len(phrases) == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"
+
+
+def _assemble(
+    subject: str, noun: str, has: list[str], actions: list[str], rng: random.Random
+) -> str:
+    if has:
+        subject = f"{subject} with {join_words(has)}"
+    if actions and has and rng.random() < 0.3:
+        pronoun = {"man": "He is", "woman": "She is", "person": "They are"}[noun]
+        return f"{subject}. {pronoun} {join_words(actions)}"
+    return ", ".join([subject, *actions])

@@ -1,0 +1,161 @@
+"""Latents of a data set: encoded once into a memory-mapped file, or on the fly.
+
+Both sources answer the same question, `fetch(positions, flipped) -> Posterior`, so that training does not
+know which one it has. The cache keeps mean and standard deviation, not samples: the posterior is sampled
+afresh at every step, and mirrored faces are encoded as such (a latent cannot simply be mirrored).
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from custom_datasets.celeba_hq_dataset import CelebAHQ, read_image, to_model_range
+from models.vae_wrapper import Posterior, VAEWrapper
+
+CACHE_VERSION = 1
+SAVE_EVERY = 8  # batches between two records of how far an encode has come
+
+
+class LatentSource(Protocol):
+    """Something that has the latents of N faces."""
+
+    def __len__(self) -> int: ...
+
+    def fetch(self, positions: np.ndarray, flipped: np.ndarray) -> Posterior:
+        """Posteriors of the faces at these positions, mirrored where `flipped`; float32 on the CPU."""
+
+
+class ImageLatents:
+    """Encodes the images of every batch when it is asked for: slower, and no file is written."""
+
+    def __init__(
+        self, faces: CelebAHQ, vae: VAEWrapper, workers: int, autocast: torch.autocast | None = None
+    ) -> None:
+        self.faces, self.vae = faces, vae
+        self.readers = ThreadPoolExecutor(max(1, workers))
+        self.autocast = autocast or torch.autocast("cpu", enabled=False)
+
+    def __len__(self) -> int:
+        return len(self.faces)
+
+    def fetch(self, positions: np.ndarray, flipped: np.ndarray) -> Posterior:
+        """See `LatentSource.fetch`."""
+        paths = [self.faces.path(int(position)) for position in positions]
+        images = torch.stack(
+            list(self.readers.map(read_image, paths, [self.faces.image_size] * len(paths)))
+        )
+        images = torch.where(torch.as_tensor(flipped).view(-1, 1, 1, 1), images.flip(-1), images)
+        device = next(self.vae.parameters()).device
+        with self.autocast:
+            mean, std = self.vae.encode(to_model_range(images).to(device))
+        return Posterior(mean.float().cpu(), std.float().cpu())
+
+
+class LatentCache:
+    """Posteriors of all faces in one memory-mapped file, float16 (N, F, 2, C, h, w).
+
+    F is 2 where mirrored faces are kept (0 as they are, 1 mirrored), else 1; then mean and std. Use
+    `open_latent_cache`, which encodes what is missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.values = np.load(path, mmap_mode="r")
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def fetch(self, positions: np.ndarray, flipped: np.ndarray) -> Posterior:
+        """See `LatentSource.fetch`."""
+        side = np.asarray(flipped).astype(int)
+        if side.any() and self.values.shape[1] == 1:
+            raise ValueError(f"{self.path} holds no mirrored faces; encode again with flip=True")
+        rows = torch.from_numpy(self.values[np.asarray(positions), side].astype(np.float32))
+        return Posterior(rows[:, 0], rows[:, 1])
+
+
+def fingerprint(faces: CelebAHQ, vae: VAEWrapper, flip: bool, precision: str) -> str:
+    """Hash of everything that determines the latents: images, size, autoencoder weights, precision."""
+    digest = hashlib.sha256(f"{CACHE_VERSION}/{faces.image_size}/{flip}/{precision}/".encode())
+    for position in range(len(faces)):
+        stat = faces.path(position).stat()
+        digest.update(f"{faces.indices[position]},{stat.st_size},{stat.st_mtime_ns};".encode())
+    for name, tensor in vae.state_dict().items():
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    digest.update(f"{vae.scale}/{vae.shift}".encode())
+    return digest.hexdigest()[:16]
+
+
+def open_latent_cache(
+    faces: CelebAHQ,
+    vae: VAEWrapper,
+    folder: Path,
+    flip: bool = True,
+    batch_size: int = 16,
+    workers: int = 4,
+    precision: str = "no",
+) -> LatentCache:
+    """Open the cache of these faces under this autoencoder, encoding what is not there yet.
+
+    An interrupted encode goes on where it stopped; a second process waits for the first.
+    """
+    key = fingerprint(faces, vae, flip, precision)
+    path = folder / f"latents_{faces.split or 'all'}_{faces.image_size}_{key}.npy"
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(path.with_suffix(".lock")):
+        if not path.is_file():
+            _encode_all(faces, vae, path, 2 if flip else 1, batch_size, workers, precision)
+    return LatentCache(path)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock; the system releases it when the process ends, however it ends."""
+    with path.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _encode_all(
+    faces: CelebAHQ,
+    vae: VAEWrapper,
+    path: Path,
+    sides: int,
+    batch_size: int,
+    workers: int,
+    precision: str,
+) -> None:
+    device = next(vae.parameters()).device
+    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+    source = ImageLatents(faces, vae, workers, autocast)
+    latent = faces.image_size // vae.downsampling
+    shape = (len(faces), sides, 2, vae.latent_channels, latent, latent)
+    partial, progress = path.with_suffix(".partial.npy"), path.with_suffix(".progress.json")
+    done = (
+        json.loads(progress.read_text())["done"] if progress.is_file() and partial.is_file() else 0
+    )
+    values = np.lib.format.open_memmap(partial, "r+" if done else "w+", np.float16, shape)
+    starts = range(done, len(faces), batch_size)
+    for batch, start in enumerate(
+        tqdm(starts, desc="encoding latents", mininterval=5, leave=False)
+    ):
+        positions = np.arange(start, min(start + batch_size, len(faces)))
+        for side in range(sides):
+            mean, std = source.fetch(positions, np.full(len(positions), bool(side)))
+            values[positions, side] = torch.stack([mean, std], dim=1).numpy()
+        if batch % SAVE_EVERY == 0:
+            values.flush()
+            progress.write_text(json.dumps({"done": int(positions[-1]) + 1}))
+    values.flush()
+    os.replace(partial, path)
+    progress.unlink(missing_ok=True)

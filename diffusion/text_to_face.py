@@ -1,0 +1,121 @@
+"""Words in, faces out: the text encoder, the guided sampler and the decoder of one run, together."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DConditionModel
+
+from config import Config, SamplingConfig
+from diffusion import run_folder, sampling
+from models.custom_unet_celeba_ldm import build_unet
+from models.text_encoder import TextEncoder
+from models.vae_wrapper import VAEWrapper
+
+
+class TextToFace:
+    """Makes pictures from prompts with the weights of one run."""
+
+    def __init__(
+        self, config: Config, unet: UNet2DConditionModel, text_encoder: TextEncoder, vae: VAEWrapper
+    ) -> None:
+        self.config, self.unet, self.text_encoder, self.vae = config, unet, text_encoder, vae
+
+    @classmethod
+    def from_run(cls, folder: Path, device: torch.device | str = "cpu") -> "TextToFace":
+        """Open the newest checkpoint of a run folder with its EMA weights.
+
+        Raises:
+            FileNotFoundError: no checkpoint, or its frozen models cannot be had.
+            ValueError: the checkpoint is damaged.
+        """
+        return cls.from_checkpoint(run_folder.require_checkpoint(folder), device)
+
+    @classmethod
+    def from_checkpoint(cls, path: Path, device: torch.device | str = "cpu") -> "TextToFace":
+        """Rebuild the model that a checkpoint describes, with its EMA weights."""
+        checkpoint = run_folder.load_checkpoint(path)
+        config = checkpoint.config
+        unet = build_unet(config.unet)
+        weights = {name.removeprefix("module."): value for name, value in checkpoint.ema.items()}
+        weights.pop("n_averaged", None)
+        run_folder.load_weights(unet, weights, path)
+        text_encoder = TextEncoder.from_pretrained(config.models.text_encoder)
+        vae = VAEWrapper.from_pretrained(config.models.autoencoder)
+        models = (m.to(device).eval().requires_grad_(False) for m in (unet, text_encoder, vae))
+        return cls(config, *models)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of one latent."""
+        size = self.config.unet.latent_size
+        return (self.config.unet.latent_channels, size, size)
+
+    def predict(
+        self, prompts: Sequence[str], guidance_scale: float, negative_prompt: str = ""
+    ) -> sampling.Predictor:
+        """The guided denoiser of these prompts; a negative prompt takes the place of the empty caption."""
+        hidden_states = self.text_encoder(prompts)
+        return self.predict_from_states(hidden_states, guidance_scale, negative_prompt)
+
+    def predict_from_states(
+        self, hidden_states: torch.Tensor, guidance_scale: float, negative_prompt: str = ""
+    ) -> sampling.Predictor:
+        """As `predict`, for hidden states (B, L, D) made otherwise, such as between two prompts."""
+        null = self.text_encoder([negative_prompt])
+        return sampling.guide(self.denoise, hidden_states, null, guidance_scale)
+
+    def denoise(
+        self, latents: torch.Tensor, timesteps: torch.Tensor, hidden_states: torch.Tensor
+    ) -> torch.Tensor:
+        """One evaluation of the UNet under the run's autocast."""
+        use_bf16 = self.config.training.mixed_precision == "bf16"
+        with torch.autocast(latents.device.type, dtype=torch.bfloat16, enabled=use_bf16):
+            return self.unet(latents, timesteps, encoder_hidden_states=hidden_states).sample
+
+    @torch.no_grad()
+    def trajectory(
+        self,
+        predict: sampling.Predictor,
+        seeds: Sequence[int],
+        settings: SamplingConfig | None = None,
+    ) -> Iterator[torch.Tensor]:
+        """Latents (B, C, h, w) before the first and after every step."""
+        settings = settings or self.config.sampling
+        scheduler = sampling.build_sampler(settings.sampler, self.config.diffusion)
+        device = next(self.unet.parameters()).device
+        yield from sampling.trajectory(
+            predict, scheduler, self.latent_shape, seeds, settings.steps, device
+        )
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        guidance_scale: float | None = None,
+        steps: int | None = None,
+        sampler: str | None = None,
+        negative_prompt: str = "",
+        batch_size: int = 32,
+    ) -> torch.Tensor:
+        """Pictures (B, 3, H, W) in [0, 1] on the CPU, one for each prompt with its seed.
+
+        What is not given comes from the run's `SamplingConfig`.
+
+        Raises:
+            ValueError: the numbers of prompts and seeds differ, or a prompt is too long.
+        """
+        if len(prompts) != len(seeds):
+            raise ValueError(
+                f"{len(prompts)} prompts for {len(seeds)} seeds; one an image is needed"
+            )
+        defaults = self.config.sampling
+        settings = SamplingConfig(sampler or defaults.sampler, steps or defaults.steps)
+        scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
+        images = []
+        for start in range(0, len(prompts), batch_size):
+            chosen = slice(start, start + batch_size)
+            predict = self.predict(prompts[chosen], scale, negative_prompt)
+            *_, latents = self.trajectory(predict, seeds[chosen], settings)
+            images.append(self.vae.decode(latents).cpu())
+        return torch.cat(images)  # (B, 3, H, W)

@@ -1,0 +1,97 @@
+"""The frozen autoencoder: images to scaled latents and back.
+
+The only place that knows the latent scale. It is read from the model's own config, so that
+`stabilityai/sd-vae-ft-mse` (0.18215), TAESD (1) and the demo's own autoencoder go through one door.
+
+Shapes: B batch, C latent channels, H x W image, h x w = H/8 x W/8 latents.
+"""
+
+from typing import NamedTuple
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny
+from torch import nn
+
+from models.loading import open_pretrained
+
+
+class Posterior(NamedTuple):
+    """Gaussian over scaled latents that an image is encoded to."""
+
+    mean: torch.Tensor  # (B, C, h, w)
+    std: torch.Tensor  # (B, C, h, w); zero for a deterministic autoencoder
+
+    def sample(self, noise: torch.Tensor) -> torch.Tensor:
+        """mean + std * noise."""
+        return self.mean + self.std * noise
+
+
+class VAEWrapper(nn.Module):
+    """A frozen AutoencoderKL or AutoencoderTiny whose latents have about unit variance."""
+
+    def __init__(self, autoencoder: AutoencoderKL | AutoencoderTiny) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder.eval().requires_grad_(False)
+        self.scale = float(autoencoder.config.scaling_factor)
+        self.shift = float(getattr(autoencoder.config, "shift_factor", None) or 0.0)
+
+    @classmethod
+    def from_pretrained(cls, name: str) -> "VAEWrapper":
+        """Open a hub id or a local folder of either class, in float32.
+
+        Raises:
+            FileNotFoundError: it cannot be had; the message says what to do.
+        """
+        config = open_pretrained(AutoencoderKL.load_config, name, "autoencoder")
+        kind = AutoencoderTiny if config["_class_name"] == "AutoencoderTiny" else AutoencoderKL
+        model = open_pretrained(
+            kind.from_pretrained, name, "autoencoder", torch_dtype=torch.float32
+        )
+        return cls(model)
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a latent: 4 for Stable Diffusion's first autoencoders."""
+        return self.autoencoder.config.latent_channels
+
+    @property
+    def downsampling(self) -> int:
+        """How many pixels one latent position covers along a side: 8."""
+        config = self.autoencoder.config
+        if isinstance(self.autoencoder, AutoencoderTiny):
+            return 2 ** (len(config.encoder_block_out_channels) - 1)
+        return 2 ** (len(config.block_out_channels) - 1)
+
+    def train(self, mode: bool = True) -> "VAEWrapper":
+        """Stay in evaluation mode whatever the parent module does: the autoencoder is frozen."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def encode(self, images: torch.Tensor) -> Posterior:
+        """Images float (B, 3, H, W) in [-1, 1] -> posterior over scaled latents (B, C, H/8, W/8).
+
+        Raises:
+            ValueError: images of another shape, type or range; uint8 or [0, 255] input would be
+                encoded without complaint, into nonsense.
+        """
+        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+            raise ValueError(
+                f"expected float (B, 3, H, W), got {images.dtype} {tuple(images.shape)}"
+            )
+        if images.abs().max() > 1.001:
+            raise ValueError(
+                f"expected images in [-1, 1], got {images.min():.3g} to {images.max():.3g}"
+            )
+        if isinstance(self.autoencoder, AutoencoderTiny):
+            latents = self.autoencoder.encode(images).latents.float()
+            mean, std = latents, torch.zeros_like(latents)
+        else:
+            gaussian = self.autoencoder.encode(images).latent_dist
+            mean, std = gaussian.mean.float(), gaussian.std.float()
+        return Posterior((mean - self.shift) * self.scale, std * self.scale)
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Scaled latents (B, C, h, w) -> images float (B, 3, 8h, 8w) in [0, 1]."""
+        images = self.autoencoder.decode(latents / self.scale + self.shift).sample.float()
+        return (images / 2 + 0.5).clamp(0, 1)

@@ -1,0 +1,111 @@
+"""Make the small frozen models: `python -m pretraining autoencoder|clip [--faces FOLDER] [--out FOLDER]`.
+
+Without `--faces` it draws its own, from another seed than the demo's faces, and writes into `assets/`: that
+is how the demo's autoencoder and CLIP were made. With `--faces` it makes them from any CelebA-HQ folder.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from config import ROOT
+from custom_datasets.captions import describe
+from custom_datasets.celeba_hq_dataset import CelebAHQ
+from custom_datasets.drawn_faces import write_drawn_faces
+from pretraining import autoencoder as ae
+from pretraining import clip
+
+DRAWN_COUNTS = (12_000, 100, 500)
+DRAWN_SEED = 1
+
+
+def load_images(faces: CelebAHQ) -> torch.Tensor:
+    """All images of a split in memory, uint8 (N, 3, S, S)."""
+    return torch.stack([faces[i].image for i in range(len(faces))])
+
+
+def make_autoencoder(
+    train: CelebAHQ, test: CelebAHQ, minutes: float, out: Path
+) -> dict[str, float]:
+    """Train, save and measure an autoencoder."""
+    settings = ae.AutoencoderSettings(minutes=minutes)
+    images = load_images(train)
+    for model, step, loss, done in ae.train_autoencoder(images, settings, pick_device()):
+        if step % 50 == 0:
+            print(f"autoencoder step {step:6d} | loss {loss:.4f} | {done:5.1%}", flush=True)
+    model.eval()
+    factor = ae.set_scaling_factor(model, images[:1000])
+    facts = {"psnr_db": ae.reconstruction_psnr(model, load_images(test)), "scaling_factor": factor}
+    save_half(model, out)
+    return facts
+
+
+def make_clip(train: CelebAHQ, test: CelebAHQ, minutes: float, out: Path) -> dict[str, float]:
+    """Train, save and measure a CLIP with its tokenizer and image processor."""
+    settings = clip.ClipSettings(minutes=minutes)
+    images = load_images(train)
+    tokenizer = clip.train_tokenizer(corpus(), settings.max_tokens)
+    captions = lambda i, epoch: describe(train.attributes[i], i, epoch)  # noqa: E731
+    for model, step, loss, done in clip.train_clip(
+        images, captions, settings, tokenizer, pick_device()
+    ):
+        if step % 20 == 0:
+            print(f"clip step {step:6d} | loss {loss:.4f} | {done:5.1%}", flush=True)
+    model.eval()
+    shown = [describe(row, i, seed=7) for i, row in enumerate(test.attributes[:100])]
+    facts = clip.retrieval_accuracy(model, tokenizer, load_images(test)[:100], shown)
+    save_half(model, out)
+    tokenizer.save_pretrained(out)
+    clip.build_image_processor(train.image_size).save_pretrained(out)
+    return facts
+
+
+def corpus() -> list[str]:
+    """Captions of random attribute vectors, so that every word of the grammar becomes a token."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.rand(20_000, 40, generator=generator) < torch.rand(20_000, 1, generator=generator)
+    return [describe(row, i) for i, row in enumerate(rows.tolist())]
+
+
+def save_half(model: torch.nn.Module, out: Path) -> None:
+    """Save as float16 safetensors: half the size, and more precise than these models are."""
+    model.half().save_pretrained(out, safe_serialization=True)
+
+
+def pick_device() -> torch.device:
+    """The accelerator if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def main() -> None:
+    """Parse the command line, train, and write what was measured beside the weights."""
+    parser = argparse.ArgumentParser(prog="python -m pretraining", description=__doc__)
+    parser.add_argument("what", choices=("autoencoder", "clip"))
+    parser.add_argument(
+        "--faces", type=Path, help="a CelebA-HQ folder; default: faces drawn for it"
+    )
+    parser.add_argument("--image-size", type=int, default=64)
+    parser.add_argument("--minutes", type=float, default=20.0)
+    parser.add_argument(
+        "--out", type=Path, help="default: assets/demo_autoencoder or assets/demo_clip"
+    )
+    arguments = parser.parse_args()
+    drawn = ROOT / "data" / "drawn_faces_for_pretraining"
+    folder = arguments.faces or write_drawn_faces(drawn, DRAWN_COUNTS, size=128, seed=DRAWN_SEED)
+    train = CelebAHQ(folder, "train", arguments.image_size)
+    test = CelebAHQ(folder, "test", arguments.image_size)
+    out = arguments.out or ROOT / "assets" / f"demo_{arguments.what}"
+    make = {"autoencoder": make_autoencoder, "clip": make_clip}[arguments.what]
+    facts = make(train, test, arguments.minutes, out)
+    made_by = f"python -m pretraining {arguments.what} --minutes {arguments.minutes:g}"
+    source = "drawn faces" if arguments.faces is None else "the faces of another folder"
+    (out / "measured.json").write_text(
+        json.dumps({"made_by": made_by, "from": source, **facts}, indent=2) + "\n"
+    )
+    print(f"{out}: {facts}")
+
+
+if __name__ == "__main__":
+    main()

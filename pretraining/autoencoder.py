@@ -1,0 +1,118 @@
+"""Train a small f8 AutoencoderKL on faces, of the same form as Stable Diffusion's."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+
+from custom_datasets.celeba_hq_dataset import to_model_range
+
+
+@dataclass(frozen=True)
+class AutoencoderSettings:
+    """Size and training of the autoencoder; the defaults made the demo's."""
+
+    widths: tuple[int, ...] = (16, 32, 64, 128)
+    minutes: float = 20.0
+    batch_size: int = 32
+    learning_rate: float = 2e-3
+    kl_weight: float = 5e-4
+    edge_weight: float = 0.5
+    seed: int = 0
+
+
+def build_autoencoder(settings: AutoencoderSettings, image_size: int) -> AutoencoderKL:
+    """Four resolutions, hence one latent position for 8x8 pixels, and four latent channels."""
+    levels = len(settings.widths)
+    return AutoencoderKL(
+        block_out_channels=settings.widths,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=image_size,
+    )
+
+
+def edges(images: torch.Tensor) -> torch.Tensor:
+    """Differences to the right and lower neighbour, (B, 6, H-1, W-1); L1 on them keeps lines sharp."""
+    right = images[..., :-1, 1:] - images[..., :-1, :-1]
+    down = images[..., 1:, :-1] - images[..., :-1, :-1]
+    return torch.cat([right, down], dim=1)
+
+
+def reconstruction_loss(
+    autoencoder: AutoencoderKL, images: torch.Tensor, settings: AutoencoderSettings
+) -> torch.Tensor:
+    """L1 of pixels and of their edges, and the KL term of the posterior (mean over latent values)."""
+    posterior = autoencoder.encode(images).latent_dist
+    decoded = autoencoder.decode(posterior.sample()).sample.float()
+    pixels = F.l1_loss(decoded, images) + settings.edge_weight * F.l1_loss(
+        edges(decoded), edges(images)
+    )
+    return pixels + settings.kl_weight * posterior.kl().mean() / posterior.mean[0].numel()
+
+
+def train_autoencoder(
+    images: torch.Tensor, settings: AutoencoderSettings, device: torch.device
+) -> Iterator[tuple[AutoencoderKL, int, float, float]]:
+    """Train on uint8 images (N, 3, S, S) for the given minutes; yields (model, step, loss, part of time used).
+
+    The learning rate falls to zero along a cosine over the given time.
+    """
+    torch.manual_seed(settings.seed)
+    autoencoder = build_autoencoder(settings, images.shape[-1])
+    autoencoder = autoencoder.to(device, memory_format=torch.channels_last).train()
+    optimizer = torch.optim.AdamW(
+        autoencoder.parameters(), settings.learning_rate, betas=(0.9, 0.99)
+    )
+    start, step, done = time.monotonic(), 0, 0.0
+    while done < 1:
+        cosine = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * done)).item())
+        optimizer.param_groups[0]["lr"] = settings.learning_rate * min(cosine, (step + 1) / 100)
+        batch = to_model_range(images[torch.randint(len(images), (settings.batch_size,))]).to(
+            device
+        )
+        batch = batch.contiguous(memory_format=torch.channels_last)
+        if step % 2:
+            batch = batch.flip(-1)
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            loss = reconstruction_loss(autoencoder, batch, settings)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(autoencoder.parameters(), 1.0)
+        optimizer.step()
+        step, done = step + 1, (time.monotonic() - start) / (60 * settings.minutes)
+        yield autoencoder, step, loss.item(), done
+
+
+@torch.no_grad()
+def set_scaling_factor(autoencoder: AutoencoderKL, images: torch.Tensor) -> float:
+    """Write 1 / std of the latents into the model's config, so that scaled latents have unit variance.
+
+    That is how Stable Diffusion's 0.18215 came about (Rombach et al. 2022, appendix G).
+    """
+    device = next(autoencoder.parameters()).device
+    latents = [
+        autoencoder.encode(to_model_range(batch).to(device)).latent_dist.mode()
+        for batch in images.split(32)
+    ]
+    factor = round(1 / torch.cat(latents).std().item(), 5)
+    autoencoder.register_to_config(scaling_factor=factor)
+    return factor
+
+
+@torch.no_grad()
+def reconstruction_psnr(autoencoder: AutoencoderKL, images: torch.Tensor) -> float:
+    """Peak signal-to-noise ratio in dB over uint8 images (N, 3, S, S), posterior mean, range 0 to 255."""
+    device = next(autoencoder.parameters()).device
+    errors = []
+    for batch in images.split(32):
+        pixels = to_model_range(batch).to(device)
+        decoded = autoencoder.decode(autoencoder.encode(pixels).latent_dist.mode()).sample
+        errors.append((decoded.clamp(-1, 1) - pixels).square().mean(dim=(1, 2, 3)).cpu())
+    return (-10 * torch.log10(torch.cat(errors).mean() / 4)).item()

@@ -1,0 +1,50 @@
+"""Training without a notebook: `python train.py --preset demo`, `accelerate launch train.py --preset celeba_hq`.
+
+Opens everything that can be missing before any long work starts, goes on from the newest checkpoint if there
+is one, and writes the run folder and a grid of fixed prompts and seeds every so often.
+"""
+
+import argparse
+
+import torch
+from torchvision.utils import save_image
+
+from config import get_config
+from diffusion import run_folder
+from diffusion.experiment import open_experiment
+from diffusion.training import train
+
+SAMPLES_EVERY_N_EPOCHS = 1
+
+
+def main() -> None:
+    """Train the preset named on the command line (default: LDM_PRESET, then `celeba_hq`)."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", default=None)
+    experiment = open_experiment(get_config(parser.parse_args().preset))
+    print(experiment.summary())
+    epoch = None
+    try:
+        for step in train(**experiment.training_inputs()):
+            if step.number % 10 == 0:
+                print(step, flush=True)
+            if step.epoch != epoch and experiment.accelerator.is_main_process:
+                epoch = step.epoch
+                save_samples(experiment, step.number)
+    except KeyboardInterrupt as stopped:
+        print(f"{stopped}: run the same command")
+        return
+    print(f"checkpoint: {run_folder.newest_checkpoint(experiment.folder)}")
+
+
+def save_samples(experiment, number: int) -> None:
+    """Draw the preset's fixed prompts from fixed seeds into `samples/`."""
+    prompts = experiment.config.sampling.prompts
+    images = experiment.text_to_face().generate(prompts, range(len(prompts)))
+    folder = experiment.folder / "samples"
+    folder.mkdir(exist_ok=True)
+    save_image(images, folder / f"step_{number:07d}.png", nrow=4)
+
+
+if __name__ == "__main__":
+    main()
