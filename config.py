@@ -1,7 +1,8 @@
-"""Every setting of the experiment, as frozen dataclasses, and the presets as functions that return them.
+"""Every setting of the experiment, as frozen dataclasses, and the presets as functions that return
+them.
 
-A notebook or script names one preset (environment variable LDM_PRESET); nothing else branches on it. Each
-module receives only its own section.
+A notebook or script names one preset (environment variable LDM_PRESET); nothing else branches on
+it. Each module receives only its own section.
 """
 
 import dataclasses
@@ -134,13 +135,17 @@ class Config:
 
     @property
     def data_folder(self) -> Path:
-        """Where the faces lie: CELEBA_HQ_DIR if it is set (never for drawn faces), else `data.folder`."""
+        """Where the faces lie: CELEBA_HQ_DIR if it is set (never for drawn faces), else
+        `data.folder`.
+        """
         named = None if self.data.drawn_counts else os.environ.get("CELEBA_HQ_DIR")
         return Path(named).expanduser() if named else ROOT / self.data.folder
 
     @property
     def run_folder(self) -> Path:
-        """Where training writes: `checkpoints/` itself for the specified preset, else a folder in it."""
+        """Where training writes: `checkpoints/` itself for the specified preset, else a folder in
+        it.
+        """
         home = ROOT / "checkpoints"
         return home if self.name == "celeba_hq" else home / self.name
 

@@ -1,12 +1,12 @@
-"""Training without a notebook: `python train.py --preset demo`, `accelerate launch train.py --preset celeba_hq`.
+"""Training without a notebook: `python train.py --preset demo`, `accelerate launch train.py
+--preset celeba_hq`.
 
-Opens everything that can be missing before any long work starts, goes on from the newest checkpoint if there
-is one, and writes the run folder and a grid of fixed prompts and seeds every so often.
+Opens everything that can be missing before any long work starts, goes on from the newest checkpoint
+if there is one, and writes the run folder and a grid of fixed prompts and seeds every so often.
 """
 
 import argparse
 
-import torch
 from torchvision.utils import save_image
 
 from config import get_config

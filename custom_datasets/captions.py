@@ -1,12 +1,13 @@
 """Forty attribute bits become an English sentence.
 
-A caption is a subject ("a young woman"), what she has ("with wavy blond hair and bangs"), what she wears and
-what she does ("smiling"). Which true attributes are said, in which order and in which phrasing changes from
-epoch to epoch; the same (index, epoch, seed) always gives the same sentence. `Caption.stated` tells which
-attribute values the sentence asserts, so that an evaluation can ask for exactly those.
+A caption is a subject ("a young woman"), what she has ("with wavy blond hair and bangs"), what she
+wears and what she does ("smiling"). Which true attributes are said, in which order and in which
+phrasing changes from epoch to epoch; the same (index, epoch, seed) always gives the same sentence.
+`Caption.stated` tells which attribute values the sentence asserts, so that an evaluation can ask
+for exactly those.
 
-Noisy labels contradict each other (bald with bangs, black and blond hair); a caption never does: of values
-that exclude each other at most one is said.
+Noisy labels contradict each other (bald with bangs, black and blond hair); a caption never does: of
+values that exclude each other at most one is said.
 """
 
 import random
@@ -96,7 +97,8 @@ def compose(attributes: Sequence[bool], index: int, epoch: int = 0, seed: int = 
 
     Args:
         attributes: 40 values in the order of `ATTRIBUTES`.
-        index, epoch, seed: choose the wording; the same three give the same caption on every machine.
+        index, epoch, seed: choose the wording; the same three give the same caption on every
+            machine.
 
     Raises:
         ValueError: not 40 attributes.

@@ -1,8 +1,8 @@
 """CelebA-HQ faces with their 40 attributes and the official split by identity.
 
 Opens the official CelebAMask-HQ folder: `CelebA-HQ-img/<index>.jpg` of any size and
-`CelebAMask-HQ-attribute-anno.txt`. The split of the 30,000 official faces ships with this file; a folder
-that brings its own mapping and partition files (the drawn faces do) is split by those.
+`CelebAMask-HQ-attribute-anno.txt`. The split of the 30,000 official faces ships with this file; a
+folder that brings its own mapping and partition files (the drawn faces do) is split by those.
 """
 
 from collections.abc import Sequence
@@ -75,7 +75,8 @@ def read_attributes(path: Path) -> dict[int, np.ndarray]:
     """Read a CelebAMask-HQ attribute file into {index: bool (40,)}.
 
     Raises:
-        ValueError: header, row length, values or the number of rows are not as announced; the line is named.
+        ValueError: header, row length, values or the number of rows are not as announced; the line
+            is named.
     """
     lines = path.read_text(encoding="utf-8-sig").splitlines()
     if len(lines) < 2 or tuple(lines[1].split()) != ATTRIBUTES:
@@ -108,7 +109,8 @@ def read_attributes(path: Path) -> dict[int, np.ndarray]:
 def official_split() -> np.ndarray:
     """The split of the 30,000 official indices: uint8 (30000,), 0 train, 1 val, 2 test.
 
-    It is CelebA's partition through the CelebA-HQ mapping; no identity crosses from train to val or test.
+    It is CelebA's partition through the CelebA-HQ mapping; no identity crosses from train to val or
+    test.
     """
     text = (Path(__file__).parent / "celeba_hq_split.txt").read_text()
     return np.frombuffer("".join(text.split()).encode(), dtype=np.uint8) - ord("0")
@@ -137,13 +139,15 @@ def split_of(folder: Path, indices: Sequence[int]) -> np.ndarray:
         missing = [index for index in indices if index not in own]
         if missing:
             raise ValueError(
-                f"{folder / MAPPING_FILE} has no row for {len(missing)} images, e.g. {missing[0]}.jpg"
+                f"{folder / MAPPING_FILE} has no row for {len(missing)} images, e.g. "
+                f"{missing[0]}.jpg"
             )
         return np.array([own[index] for index in indices], dtype=np.uint8)
     beyond = [index for index in indices if index >= OFFICIAL_COUNT]
     if beyond:
         raise ValueError(
-            f"{folder}: image {beyond[0]}.jpg is not one of CelebA-HQ's 0 to {OFFICIAL_COUNT - 1}, and the folder has "
+            f"{folder}: image {beyond[0]}.jpg is not one of CelebA-HQ's 0 to "
+            f"{OFFICIAL_COUNT - 1}, and the folder has "
             f"no {MAPPING_FILE} with {PARTITION_FILE} to tell its split"
         )
     return official_split()[list(indices)]
@@ -152,10 +156,12 @@ def split_of(folder: Path, indices: Sequence[int]) -> np.ndarray:
 class CelebAHQ(Dataset):
     """The faces of one split (or of all) in a CelebAMask-HQ folder.
 
-    Attributes are held in memory, `attributes` bool (N, 40) and `indices` (N,); images are read on access.
+    Attributes are held in memory, `attributes` bool (N, 40) and `indices` (N,); images are read on
+    access.
 
     Raises:
-        FileNotFoundError: the folder, its images or its attribute file are missing; says how to get them.
+        FileNotFoundError: the folder, its images or its attribute file are missing; says how to get
+            them.
         ValueError: files that contradict each other, or a split without a face.
     """
 
@@ -173,7 +179,8 @@ class CelebAHQ(Dataset):
         unlabelled = [index for index in present if index not in rows]
         if unlabelled or not present:
             raise ValueError(
-                f"{self.folder}: {len(unlabelled)} of {len(present)} images have no row in {ATTRIBUTE_FILE}"
+                f"{self.folder}: {len(unlabelled)} of {len(present)} images have no row in "
+                f"{ATTRIBUTE_FILE}"
                 + (
                     f", e.g. {unlabelled[0]}.jpg"
                     if unlabelled
@@ -205,7 +212,8 @@ class CelebAHQ(Dataset):
 
     def __repr__(self) -> str:
         return (
-            f"CelebAHQ({str(self.folder)!r}, split={self.split!r}): {len(self)} faces at {self.image_size} px; "
+            f"CelebAHQ({str(self.folder)!r}, split={self.split!r}): {len(self)} faces at "
+            f"{self.image_size} px; "
             f"the folder holds {self.present_count} of {self.listed_count} images"
         )
 
@@ -214,7 +222,9 @@ def _require_layout(folder: Path) -> None:
     missing = [name for name in (IMAGE_FOLDER, ATTRIBUTE_FILE) if not (folder / name).exists()]
     if missing:
         raise FileNotFoundError(
-            f"no CelebA-HQ at {folder.resolve()}: {' and '.join(missing)} missing. Unpack CelebAMask-HQ there "
-            "(github.com/switchablenorms/CelebAMask-HQ), or say where it lies with CELEBA_HQ_DIR=/path/to/folder. "
+            f"no CelebA-HQ at {folder.resolve()}: {' and '.join(missing)} missing. Unpack "
+            "CelebAMask-HQ there "
+            "(github.com/switchablenorms/CelebAMask-HQ), or say where it lies with "
+            "CELEBA_HQ_DIR=/path/to/folder. "
             "To try everything without it: LDM_PRESET=demo."
         )

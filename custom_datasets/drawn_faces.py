@@ -1,14 +1,15 @@
 """Drawn faces with exact attributes, written in CelebA-HQ's own on-disk form.
 
-The embedded default data set: nothing is downloaded, every label is true by construction, and the same
-loader reads it as the real thing. The drawings are Pablo Stanley's Avataaars ("free for personal and
-commercial use"), composed by DiceBear and rasterised by resvg.
+The embedded default data set: nothing is downloaded, every label is true by construction, and the
+same loader reads it as the real thing. The drawings are Pablo Stanley's Avataaars ("free for
+personal and commercial use"), composed by DiceBear and rasterised by resvg.
 
-Rare attributes of real faces (hats, glasses, baldness, grey hair) are drawn often, so that a small set
-teaches them. Exact by construction are hair colour and texture, baldness, bangs, glasses, hats, facial hair,
-smile, mouth and skin tone. Conventions of the drawing, not facts about people: men wear short hair and
-collars, women longer hair and open necks; grey or receding hair makes a person not young; flat brows are
-bushy, raised ones arched. Attributes that a drawing cannot show are never set.
+Rare attributes of real faces (hats, glasses, baldness, grey hair) are drawn often, so that a small
+set teaches them. Exact by construction are hair colour and texture, baldness, bangs, glasses, hats,
+facial hair, smile, mouth and skin tone. Conventions of the drawing, not facts about people: men
+wear short hair and collars, women longer hair and open necks; grey or receding hair makes a person
+not young; flat brows are bushy, raised ones arched. Attributes that a drawing cannot show are never
+set.
 """
 
 import io
@@ -121,7 +122,9 @@ class Drawing:
 
 
 def imagine(index: int, seed: int = 0) -> Drawing:
-    """Choose face number `index` of the world `seed`: deterministic, and independent of all other faces."""
+    """Choose face number `index` of the world `seed`: deterministic, and independent of all other
+    faces.
+    """
     rng = random.Random(f"drawn face/{DRAWING_VERSION}/{seed}/{index}")
     drawing = Drawing()
     sex = rng.choice(("man", "woman"))
@@ -234,7 +237,8 @@ def _write_one(task: tuple[Path, int, int, int]) -> np.ndarray:
 def write_drawn_faces(
     folder: Path, counts: tuple[int, int, int], size: int = 128, seed: int = 0, workers: int = 2
 ) -> Path:
-    """Draw train, val and test faces into `folder` in CelebA-HQ's on-disk form; an existing set is kept.
+    """Draw train, val and test faces into `folder` in CelebA-HQ's on-disk form; an existing set is
+    kept.
 
     Raises:
         FileExistsError: the folder holds something else, or faces drawn with other settings.

@@ -1,8 +1,9 @@
 """Latents of a data set: encoded once into a memory-mapped file, or on the fly.
 
-Both sources answer the same question, `fetch(positions, flipped) -> Posterior`, so that training does not
-know which one it has. The cache keeps mean and standard deviation, not samples: the posterior is sampled
-afresh at every step, and mirrored faces are encoded as such (a latent cannot simply be mirrored).
+Both sources answer the same question, `fetch(positions, flipped) -> Posterior`, so that training
+does not know which one it has. The cache keeps mean and standard deviation, not samples: the
+posterior is sampled afresh at every step, and mirrored faces are encoded as such (a latent cannot
+simply be mirrored).
 """
 
 import fcntl

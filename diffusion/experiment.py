@@ -1,7 +1,7 @@
 """Opens the parts of an experiment that a preset names: data, frozen models, latents, state.
 
-The one place where the sections of a config meet. The training notebook takes the same steps one by one;
-`train.py` and the tests take them here.
+The one place where the sections of a config meet. The training notebook takes the same steps one by
+one; `train.py` and the tests take them here.
 """
 
 import platform
@@ -130,7 +130,8 @@ def open_experiment(config: Config) -> Experiment:
     """Open all parts of the preset, cheapest checks first, and resume its newest checkpoint.
 
     Raises:
-        FileNotFoundError, ValueError: something is missing or does not fit; the message says what and how
+        FileNotFoundError, ValueError: something is missing or does not fit; the message says what
+            and how
             to mend it.
     """
     torch.manual_seed(config.training.seed)

@@ -1,7 +1,8 @@
 """The forward process and what the denoiser is trained on.
 
-Knows tensors and callables only. Notation of Ho et al. 2020 (DDPM) and Salimans & Ho 2022 (v-prediction):
-x_t = alpha_t x_0 + sigma_t eps with alpha_t^2 = abar_t, sigma_t^2 = 1 - abar_t, SNR = alpha_t^2 / sigma_t^2.
+Knows tensors and callables only. Notation of Ho et al. 2020 (DDPM) and Salimans & Ho 2022
+(v-prediction): x_t = alpha_t x_0 + sigma_t eps with alpha_t^2 = abar_t, sigma_t^2 = 1 - abar_t, SNR
+= alpha_t^2 / sigma_t^2.
 
 Shapes: B batch, C latent channels, h x w latents, L caption tokens, D text width.
 """
@@ -20,8 +21,8 @@ Denoiser = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 def build_noise_scheduler(config: DiffusionConfig) -> DDPMScheduler:
     """The DDPM forward process of the config.
 
-    `clip_sample` is off: diffusers' default clamps to [-1, 1], which is right for pixels and cuts latents of
-    unit variance to a standard deviation of 0.68.
+    `clip_sample` is off: diffusers' default clamps to [-1, 1], which is right for pixels and cuts
+    latents of unit variance to a standard deviation of 0.68.
 
     Raises:
         ValueError: unknown prediction type.
@@ -45,10 +46,11 @@ def signal_to_noise(noise_scheduler: DDPMScheduler, timesteps: torch.Tensor) -> 
 def loss_weights(
     noise_scheduler: DDPMScheduler, timesteps: torch.Tensor, snr_gamma: float | None
 ) -> torch.Tensor:
-    """Weight of each sample's loss, (B,): ones, or min-SNR-gamma (Hang et al. 2023, equation 8 and appendix).
+    """Weight of each sample's loss, (B,): ones, or min-SNR-gamma (Hang et al. 2023, equation 8 and
+    appendix).
 
-    min(SNR, gamma) / SNR when the noise is predicted, min(SNR, gamma) / (SNR + 1) when v is; both are the
-    same weight min(SNR, gamma) on the error of x_0.
+    min(SNR, gamma) / SNR when the noise is predicted, min(SNR, gamma) / (SNR + 1) when v is; both
+    are the same weight min(SNR, gamma) on the error of x_0.
     """
     if snr_gamma is None:
         return torch.ones(timesteps.shape, device=timesteps.device)
@@ -80,7 +82,8 @@ def loss_per_sample(
     """Squared error of the prediction, mean over each sample's values, before weighting: (B,).
 
     Args:
-        denoiser: (noisy latents (B, C, h, w), timesteps (B,), hidden states (B, L, D)) -> (B, C, h, w).
+        denoiser: (noisy latents (B, C, h, w), timesteps (B,), hidden states (B, L, D)) -> (B, C, h,
+            w).
     """
     noisy_latents = noise_scheduler.add_noise(latents, noise, timesteps)
     prediction = denoiser(noisy_latents, timesteps, hidden_states)

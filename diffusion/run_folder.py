@@ -1,8 +1,9 @@
 """What training leaves behind: checkpoints, losses, and the config that made them.
 
-A run folder holds `config.json`, `celeba_ldm_unet_checkpoint_epoch_<n>.pt`, `losses.jsonl` and `samples/`.
-One checkpoint is enough both to sample (EMA weights and the config that rebuilds the model) and to go on
-(live weights, optimiser, step). Loading never runs code from a file: `weights_only=True` throughout.
+A run folder holds `config.json`, `celeba_ldm_unet_checkpoint_epoch_<n>.pt`, `losses.jsonl` and
+`samples/`. One checkpoint is enough both to sample (EMA weights and the config that rebuilds the
+model) and to go on (live weights, optimiser, step). Loading never runs code from a file:
+`weights_only=True` throughout.
 """
 
 import json
@@ -57,7 +58,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Open a checkpoint, memory-mapped: what is not used (the optimiser, when sampling) is not read.
+    """Open a checkpoint, memory-mapped: what is not used (the optimiser, when sampling) is not
+    read.
 
     Raises:
         ValueError: the file is torn, holds code, or is not one of this project's checkpoints.
@@ -73,7 +75,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def progress_in_name(path: Path) -> tuple[int, int]:
-    """(finished epochs, step within the next one or 0), for finding the newest checkpoint by its name."""
+    """(finished epochs, step within the next one or 0), for finding the newest checkpoint by its
+    name.
+    """
     match = re.search(r"epoch_(\d+)(?:_step_(\d+))?\.pt$", path.name)
     return (int(match[1]), int(match[2] or 0)) if match else (-1, -1)
 
@@ -92,7 +96,8 @@ def require_checkpoint(folder: Path) -> Path:
     path = newest_checkpoint(folder)
     if path is None:
         raise FileNotFoundError(
-            f"no {CHECKPOINT_PATTERN} in {folder}: run the notebook train1 (or train.py) with this preset first"
+            f"no {CHECKPOINT_PATTERN} in {folder}: run the notebook train1 (or train.py) with "
+            "this preset first"
         )
     return path
 
@@ -111,8 +116,10 @@ def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], origi
             str(tuple(d[wrong[0]].shape)) if wrong[0] in d else "absent" for d in (weights, own)
         ]
         raise ValueError(
-            f"{origin} was written by another architecture: {wrong[0]} is {shapes[0]} there and {shapes[1]} "
-            f"here ({len(wrong)} differences). Use the preset it was trained with, or another run folder."
+            f"{origin} was written by another architecture: {wrong[0]} is {shapes[0]} there and "
+            f"{shapes[1]} "
+            f"here ({len(wrong)} differences). Use the preset it was trained with, or another run "
+            "folder."
         )
     model.load_state_dict(weights)
 

@@ -1,7 +1,8 @@
 """From noise to latents: classifier-free guidance over diffusers' schedulers.
 
-Knows tensors and callables only. One seed belongs to one image, whatever the batch: image i starts from the
-noise of seed i and, where the sampler is stochastic, goes on with that seed's own generator.
+Knows tensors and callables only. One seed belongs to one image, whatever the batch: image i starts
+from the noise of seed i and, where the sampler is stochastic, goes on with that seed's own
+generator.
 
 Shapes: B batch, C latent channels, h x w latents, L caption tokens, D text width.
 """
@@ -17,17 +18,18 @@ from diffusion.objective import Denoiser
 
 SAMPLERS = ("ddpm", "ddim", "dpm++")
 Predictor = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (latents, t) -> prediction
-# log(alpha_t / sigma_t) below which DPM-Solver++ does not start when the noise is predicted. At t = 999 of
-# squaredcos_cap_v2 alpha is 5e-5, and x_0 = (x - sigma eps) / alpha magnifies an error of eps 20,000 times;
-# at -5.1 it is 160 times, and the start is still indistinguishable from noise.
+# log(alpha_t / sigma_t) below which DPM-Solver++ does not start when the noise is predicted. At t =
+# 999 of squaredcos_cap_v2 alpha is 5e-5, and x_0 = (x - sigma eps) / alpha magnifies an error of
+# eps 20,000 times; at -5.1 it is 160 times, and the start is still indistinguishable from noise.
 LAMBDA_MIN = -5.1
 
 
 def build_sampler(name: str, config: DiffusionConfig) -> SchedulerMixin:
     """The scheduler that samples a model trained under `config`; never clips latents.
 
-    With epsilon prediction DDIM takes "leading" timesteps (its first is 1000 - 1000/steps), because at
-    t = 999 any error of the model is magnified beyond repair; with v-prediction it starts at pure noise.
+    With epsilon prediction DDIM takes "leading" timesteps (its first is 1000 - 1000/steps), because
+    at t = 999 any error of the model is magnified beyond repair; with v-prediction it starts at
+    pure noise.
 
     Raises:
         ValueError: unknown sampler.
@@ -57,8 +59,9 @@ def guide(
 ) -> Predictor:
     """Bind text and guidance to a denoiser: (latents (B, C, h, w), t) -> guided prediction.
 
-    uncond + s (cond - uncond), Ho & Salimans 2022 with s = 1 + w: s = 1 is the conditional model, s = 0 the
-    unconditional one. Both halves run in one batch; where s leaves only one of them, only that one runs.
+    uncond + s (cond - uncond), Ho & Salimans 2022 with s = 1 + w: s = 1 is the conditional model, s
+    = 0 the unconditional one. Both halves run in one batch; where s leaves only one of them, only
+    that one runs.
 
     Args:
         hidden_states: (B, L, D).

@@ -54,7 +54,9 @@ class TextToFace:
     def predict(
         self, prompts: Sequence[str], guidance_scale: float, negative_prompt: str = ""
     ) -> sampling.Predictor:
-        """The guided denoiser of these prompts; a negative prompt takes the place of the empty caption."""
+        """The guided denoiser of these prompts; a negative prompt takes the place of the empty
+        caption.
+        """
         hidden_states = self.text_encoder(prompts)
         return self.predict_from_states(hidden_states, guidance_scale, negative_prompt)
 

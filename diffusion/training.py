@@ -1,9 +1,10 @@
 """The training loop: a generator of finished steps.
 
-`train` yields after optimiser and EMA, so the caller may stop at any yield and keep a consistent state.
-Everything random in a step (posterior, noise, timesteps, mirrored faces, dropped captions) comes from one
-generator seeded by (seed, step, process), and the order of the faces from (seed, epoch). There is no random
-state to restore: a run that goes on from a checkpoint continues as if it had never stopped.
+`train` yields after optimiser and EMA, so the caller may stop at any yield and keep a consistent
+state. Everything random in a step (posterior, noise, timesteps, mirrored faces, dropped captions)
+comes from one generator seeded by (seed, step, process), and the order of the faces from (seed,
+epoch). There is no random state to restore: a run that goes on from a checkpoint continues as if it
+had never stopped.
 """
 
 import hashlib
@@ -49,7 +50,9 @@ class Step:
 
 @dataclass
 class TrainingState:
-    """What training changes: live weights, their moving average, the optimiser, and the steps taken."""
+    """What training changes: live weights, their moving average, the optimiser, and the steps
+    taken.
+    """
 
     unet: UNet2DConditionModel
     ema: AveragedModel
@@ -81,7 +84,9 @@ def _cosine(part: float) -> float:
 
 
 def ema_rule(decay: float) -> Callable[..., None]:
-    """Moving average whose decay grows as 1 - (1 + n)^-3/4 up to `decay`, so that short runs are not blurred."""
+    """Moving average whose decay grows as 1 - (1 + n)^-3/4 up to `decay`, so that short runs are
+    not blurred.
+    """
 
     def update(
         averaged: list[torch.Tensor], current: list[torch.Tensor], count: torch.Tensor
@@ -115,7 +120,8 @@ def resume(state: TrainingState, config: Config, folder: Path) -> TrainingState:
     changed = changed_settings(checkpoint.config, config)
     if changed:
         raise ValueError(
-            f"{path} was trained with other settings: {'; '.join(changed)}. Restore them, or move {folder} "
+            f"{path} was trained with other settings: {'; '.join(changed)}. Restore them, or move "
+            f"{folder} "
             "away to start a new run."
         )
     run_folder.load_weights(state.unet, checkpoint.unet, path)
@@ -155,7 +161,9 @@ def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
 def positions_at(
     step: int, count: int, config: TrainingConfig, process: int, processes: int
 ) -> np.ndarray:
-    """The faces that one process trains on at a step, (batch,); an incomplete last batch is left out."""
+    """The faces that one process trains on at a step, (batch,); an incomplete last batch is left
+    out.
+    """
     per_step = config.batch_size * processes
     epoch, within = divmod(step, count // per_step)
     start = within * per_step + process * config.batch_size
@@ -164,9 +172,11 @@ def positions_at(
 
 @contextmanager
 def stop_on_signal() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C or SIGTERM into a set event, so that the step under way is finished first.
+    """Turn the first Ctrl-C or SIGTERM into a set event, so that the step under way is finished
+    first.
 
-    A second one acts at once. Outside the main thread nothing is changed: Python delivers no signals there.
+    A second one acts at once. Outside the main thread nothing is changed: Python delivers no
+    signals there.
     """
     stop, before = threading.Event(), {}
 
@@ -203,10 +213,11 @@ def train(
     folder: Path,
     accelerator: Accelerator,
 ) -> Iterator[Step]:
-    """Train from `state.step` to the last epoch; yields each finished step and writes the run folder.
+    """Train from `state.step` to the last epoch; yields each finished step and writes the run
+    folder.
 
-    The first Ctrl-C (or SIGTERM) finishes the step, saves a checkpoint and then raises KeyboardInterrupt;
-    the same call with a resumed state goes on from there.
+    The first Ctrl-C (or SIGTERM) finishes the step, saves a checkpoint and then raises
+    KeyboardInterrupt; the same call with a resumed state goes on from there.
 
     Args:
         latents: posteriors of the training faces.
@@ -328,7 +339,8 @@ def _optimise(
     loss = (weights * losses).mean()
     if not torch.isfinite(loss):
         raise FloatingPointError(
-            f"the loss is {loss.item()} at learning rate {rate:.2e}; the last checkpoint is intact. Lower "
+            f"the loss is {loss.item()} at learning rate {rate:.2e}; the last checkpoint is "
+            "intact. Lower "
             "training.learning_rate or look at the data."
         )
     for group in optimizer.param_groups:
@@ -341,7 +353,9 @@ def _optimise(
 
 
 class _Stopwatch:
-    """Seconds a step, smoothed over about the last twenty; the caller's time between steps does not count."""
+    """Seconds a step, smoothed over about the last twenty; the caller's time between steps does not
+    count.
+    """
 
     def __init__(self) -> None:
         self.start, self.smoothed = time.perf_counter(), None

@@ -13,8 +13,9 @@ Model = TypeVar("Model")
 def locate(name: str) -> str:
     """The local folder that a model name means, or the name itself, to be asked of the hub.
 
-    Tried in this order: a folder of that name (relative to the repository); for a hub id "owner/model" a
-    folder `model` in LDM_MODELS_DIR or, where that is not set, beside the data in CELEBA_HQ_DIR.
+    Tried in this order: a folder of that name (relative to the repository); for a hub id
+    "owner/model" a folder `model` in LDM_MODELS_DIR or, where that is not set, beside the data in
+    CELEBA_HQ_DIR.
     """
     places = [ROOT / Path(name).expanduser()]
     data = os.environ.get("CELEBA_HQ_DIR")
@@ -46,7 +47,8 @@ def open_pretrained(
             reason = f"the folder {place} lacks files that from_pretrained expects"
         else:
             reason = (
-                "no such local folder, and the hub could not be reached or does not have it. Go online "
+                "no such local folder, and the hub could not be reached or does not have it. Go "
+                "online "
                 "once (it is cached afterwards), or download it elsewhere into a folder "
                 f"`{Path(name).name}` and set LDM_MODELS_DIR to the folder that holds it"
             )

@@ -1,8 +1,8 @@
 """The frozen CLIP text model: captions to hidden states.
 
-The hidden states of all positions are what the UNet attends to; the empty caption is the null condition of
-classifier-free guidance. Every caption is padded to the tokenizer's full length without a mask, as Stable
-Diffusion does, so that diffusers' pipelines see the same condition.
+The hidden states of all positions are what the UNet attends to; the empty caption is the null
+condition of classifier-free guidance. Every caption is padded to the tokenizer's full length
+without a mask, as Stable Diffusion does, so that diffusers' pipelines see the same condition.
 
 Shapes: B batch, L = tokenizer.model_max_length tokens (77), D = width (512).
 """
@@ -67,7 +67,8 @@ class TextEncoder(nn.Module):
         for caption, row in zip(captions, ids, strict=True):
             if len(row) > self.max_tokens:
                 raise ValueError(
-                    f"the caption has {len(row)} tokens, the encoder takes {self.max_tokens}: {caption!r}. "
+                    f"the caption has {len(row)} tokens, the encoder takes {self.max_tokens}: "
+                    f"{caption!r}. "
                     "Shorten it."
                 )
         tokens = torch.tensor(ids, device=self.model.device)

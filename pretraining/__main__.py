@@ -1,7 +1,9 @@
-"""Make the small frozen models: `python -m pretraining autoencoder|clip [--faces FOLDER] [--out FOLDER]`.
+"""Make the small frozen models: `python -m pretraining autoencoder|clip [--faces FOLDER] [--out
+FOLDER]`.
 
-Without `--faces` it draws its own, from another seed than the demo's faces, and writes into `assets/`: that
-is how the demo's autoencoder and CLIP were made. With `--faces` it makes them from any CelebA-HQ folder.
+Without `--faces` it draws its own, from another seed than the demo's faces, and writes into
+`assets/`: that is how the demo's autoencoder and CLIP were made. With `--faces` it makes them from
+any CelebA-HQ folder.
 """
 
 import argparse

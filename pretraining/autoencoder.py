@@ -60,7 +60,8 @@ def reconstruction_loss(
 def train_autoencoder(
     images: torch.Tensor, settings: AutoencoderSettings, device: torch.device
 ) -> Iterator[tuple[AutoencoderKL, int, float, float]]:
-    """Train on uint8 images (N, 3, S, S) for the given minutes; yields (model, step, loss, part of time used).
+    """Train on uint8 images (N, 3, S, S) for the given minutes; yields (model, step, loss, part of
+    time used).
 
     The learning rate falls to zero along a cosine over the given time.
     """
@@ -92,7 +93,8 @@ def train_autoencoder(
 
 @torch.no_grad()
 def set_scaling_factor(autoencoder: AutoencoderKL, images: torch.Tensor) -> float:
-    """Write 1 / std of the latents into the model's config, so that scaled latents have unit variance.
+    """Write 1 / std of the latents into the model's config, so that scaled latents have unit
+    variance.
 
     That is how Stable Diffusion's 0.18215 came about (Rombach et al. 2022, appendix G).
     """
@@ -108,7 +110,9 @@ def set_scaling_factor(autoencoder: AutoencoderKL, images: torch.Tensor) -> floa
 
 @torch.no_grad()
 def reconstruction_psnr(autoencoder: AutoencoderKL, images: torch.Tensor) -> float:
-    """Peak signal-to-noise ratio in dB over uint8 images (N, 3, S, S), posterior mean, range 0 to 255."""
+    """Peak signal-to-noise ratio in dB over uint8 images (N, 3, S, S), posterior mean, range 0 to
+    255.
+    """
     device = next(autoencoder.parameters()).device
     errors = []
     for batch in images.split(32):

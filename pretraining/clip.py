@@ -33,7 +33,9 @@ class ClipSettings:
 
 
 def train_tokenizer(captions: list[str], max_tokens: int) -> CLIPTokenizer:
-    """Byte-pair tokenizer of CLIP's construction over the words of `captions`; any other text falls to bytes."""
+    """Byte-pair tokenizer of CLIP's construction over the words of `captions`; any other text falls
+    to bytes.
+    """
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -104,7 +106,8 @@ def train_clip(
     tokenizer: CLIPTokenizer,
     device: torch.device,
 ) -> Iterator[tuple[CLIPModel, int, float, float]]:
-    """Contrastive training (Radford et al. 2021) for the given minutes; yields (model, step, loss, part done).
+    """Contrastive training (Radford et al. 2021) for the given minutes; yields (model, step, loss,
+    part done).
 
     Args:
         images: uint8 (N, 3, S, S).
