@@ -1,5 +1,4 @@
-"""Every setting of the experiment, as frozen dataclasses, and the presets as functions that return
-them.
+"""Every setting of the experiment, as frozen dataclasses; presets are functions that return them.
 
 A notebook or script names one preset (environment variable LDM_PRESET); nothing else branches on
 it. Each module receives only its own section.
@@ -40,7 +39,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModelsConfig:
-    """The frozen models: hub ids, or local folders of the same form (relative to the repository)."""
+    """Frozen models: hub ids, or local folders of the same form, relative to the repository."""
 
     autoencoder: str = "stabilityai/sd-vae-ft-mse"
     text_encoder: str = "openai/clip-vit-base-patch32"
@@ -135,17 +134,13 @@ class Config:
 
     @property
     def data_folder(self) -> Path:
-        """Where the faces lie: CELEBA_HQ_DIR if it is set (never for drawn faces), else
-        `data.folder`.
-        """
+        """Where the faces lie: for real ones CELEBA_HQ_DIR if it is set, else `data.folder`."""
         named = None if self.data.drawn_counts else os.environ.get("CELEBA_HQ_DIR")
         return Path(named).expanduser() if named else ROOT / self.data.folder
 
     @property
     def run_folder(self) -> Path:
-        """Where training writes: `checkpoints/` itself for the specified preset, else a folder in
-        it.
-        """
+        """Where training writes: `checkpoints/` for the specified preset, else a folder in it."""
         home = ROOT / "checkpoints"
         return home if self.name == "celeba_hq" else home / self.name
 
@@ -193,7 +188,7 @@ def celeba_hq() -> Config:
 
 
 def celeba_hq_best() -> Config:
-    """The same data and models with the objective and schedule that measured best at small scale."""
+    """The same data and models, with the objective that measured best at small scale."""
     training = TrainingConfig(
         num_epochs=500, learning_rate=2e-4, batch_size=64, warmup_steps=1000, lr_decay="cosine"
     )

@@ -173,7 +173,7 @@ def _brows(draft: _Draft) -> list[_Phrase]:
 
 
 def _facial_hair(draft: _Draft) -> list[_Phrase]:
-    """Beard, goatee, mustache, shadow, sideburns, or a clean shave; nothing of women (label noise)."""
+    """Beard, mustache and the like, or a clean shave; of women nothing (label noise)."""
     if "Male" not in draft.shown:
         return []
     said = [(FACIAL_HAIR[name], {name: True}) for name in FACIAL_HAIR if draft.wants(name)]

@@ -133,7 +133,7 @@ def read_own_split(folder: Path) -> dict[int, int]:
 
 
 def split_of(folder: Path, indices: Sequence[int]) -> np.ndarray:
-    """The split number of each index: the folder's own files if it has both, else the official one."""
+    """The split number of each index: by the folder's own two files, else the official one."""
     if (folder / MAPPING_FILE).is_file() and (folder / PARTITION_FILE).is_file():
         own = read_own_split(folder)
         missing = [index for index in indices if index not in own]

@@ -9,7 +9,6 @@ simply be mirrored).
 import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -33,7 +32,7 @@ class LatentSource(Protocol):
     def __len__(self) -> int: ...
 
     def fetch(self, positions: np.ndarray, flipped: np.ndarray) -> Posterior:
-        """Posteriors of the faces at these positions, mirrored where `flipped`; float32 on the CPU."""
+        """Posteriors of these faces, mirrored where `flipped`; float32 on the CPU."""
 
 
 class ImageLatents:
@@ -86,7 +85,7 @@ class LatentCache:
 
 
 def fingerprint(faces: CelebAHQ, vae: VAEWrapper, flip: bool, precision: str) -> str:
-    """Hash of everything that determines the latents: images, size, autoencoder weights, precision."""
+    """Hash of what determines the latents: images, size, autoencoder weights, precision."""
     digest = hashlib.sha256(f"{CACHE_VERSION}/{faces.image_size}/{flip}/{precision}/".encode())
     for position in range(len(faces)):
         stat = faces.path(position).stat()
@@ -158,5 +157,5 @@ def _encode_all(
             values.flush()
             progress.write_text(json.dumps({"done": int(positions[-1]) + 1}))
     values.flush()
-    os.replace(partial, path)
+    partial.replace(path)
     progress.unlink(missing_ok=True)

@@ -88,7 +88,7 @@ def open_faces(config: DataConfig, folder: Path, split: str | None) -> CelebAHQ:
 
 
 def build_accelerator(mixed_precision: str) -> Accelerator:
-    """Accelerator with the wanted precision; float32 where the device has no bfloat16, and says so."""
+    """Accelerator with this precision; where there is no bfloat16, float32, and it says so."""
     if (
         mixed_precision == "bf16"
         and torch.cuda.is_available()
@@ -131,8 +131,7 @@ def open_experiment(config: Config) -> Experiment:
 
     Raises:
         FileNotFoundError, ValueError: something is missing or does not fit; the message says what
-            and how
-            to mend it.
+            and how to mend it.
     """
     torch.manual_seed(config.training.seed)
     accelerator = build_accelerator(config.training.mixed_precision)

@@ -138,7 +138,6 @@ def sample(
             f"{len(hidden_states)} captions for {len(seeds)} seeds; one an image is needed"
         )
     predict = guide(denoiser, hidden_states, null_hidden_states, guidance_scale)
-    latents = None
-    for latents in trajectory(predict, scheduler, shape, seeds, steps, hidden_states.device):
-        pass
+    device = hidden_states.device
+    *_, latents = trajectory(predict, scheduler, shape, seeds, steps, device)
     return latents

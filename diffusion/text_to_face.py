@@ -1,4 +1,4 @@
-"""Words in, faces out: the text encoder, the guided sampler and the decoder of one run, together."""
+"""Words in, faces out: text encoder, guided sampler and decoder of one run, together."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path

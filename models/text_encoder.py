@@ -34,7 +34,7 @@ class TextEncoder(nn.Module):
             FileNotFoundError: it cannot be had; the message says what to do.
         """
         verbosity = logging.get_verbosity()
-        logging.set_verbosity_error()  # silences the list of the image tower's weights, not wanted here
+        logging.set_verbosity_error()  # or it lists the image tower's weights, not wanted here
         model = open_pretrained(
             CLIPTextModel.from_pretrained, name, "text encoder", dtype=torch.float32
         )

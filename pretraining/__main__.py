@@ -8,6 +8,7 @@ any CelebA-HQ folder.
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -23,6 +24,16 @@ DRAWN_COUNTS = (12_000, 100, 500)
 DRAWN_SEED = 1
 
 
+def watch(training: Iterator[tuple[torch.nn.Module, int, float, float]]) -> torch.nn.Module:
+    """Run a training to its end, saying now and then where it stands; returns the model."""
+    model = None
+    for state in training:
+        model, step, loss, done = state
+        if step % 50 == 0:
+            print(f"step {step:6d} | loss {loss:.4f} | {done:5.1%}", flush=True)
+    return model.eval()
+
+
 def load_images(faces: CelebAHQ) -> torch.Tensor:
     """All images of a split in memory, uint8 (N, 3, S, S)."""
     return torch.stack([faces[i].image for i in range(len(faces))])
@@ -34,10 +45,7 @@ def make_autoencoder(
     """Train, save and measure an autoencoder."""
     settings = ae.AutoencoderSettings(minutes=minutes)
     images = load_images(train)
-    for model, step, loss, done in ae.train_autoencoder(images, settings, pick_device()):
-        if step % 50 == 0:
-            print(f"autoencoder step {step:6d} | loss {loss:.4f} | {done:5.1%}", flush=True)
-    model.eval()
+    model = watch(ae.train_autoencoder(images, settings, pick_device()))
     factor = ae.set_scaling_factor(model, images[:1000])
     facts = {"psnr_db": ae.reconstruction_psnr(model, load_images(test)), "scaling_factor": factor}
     save_half(model, out)
@@ -49,13 +57,11 @@ def make_clip(train: CelebAHQ, test: CelebAHQ, minutes: float, out: Path) -> dic
     settings = clip.ClipSettings(minutes=minutes)
     images = load_images(train)
     tokenizer = clip.train_tokenizer(corpus(), settings.max_tokens)
-    captions = lambda i, epoch: describe(train.attributes[i], i, epoch)  # noqa: E731
-    for model, step, loss, done in clip.train_clip(
-        images, captions, settings, tokenizer, pick_device()
-    ):
-        if step % 20 == 0:
-            print(f"clip step {step:6d} | loss {loss:.4f} | {done:5.1%}", flush=True)
-    model.eval()
+
+    def caption(position: int, epoch: int) -> str:
+        return describe(train.attributes[position], position, epoch)
+
+    model = watch(clip.train_clip(images, caption, settings, tokenizer, pick_device()))
     shown = [describe(row, i, seed=7) for i, row in enumerate(test.attributes[:100])]
     facts = clip.retrieval_accuracy(model, tokenizer, load_images(test)[:100], shown)
     save_half(model, out)

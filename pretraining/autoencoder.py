@@ -39,7 +39,7 @@ def build_autoencoder(settings: AutoencoderSettings, image_size: int) -> Autoenc
 
 
 def edges(images: torch.Tensor) -> torch.Tensor:
-    """Differences to the right and lower neighbour, (B, 6, H-1, W-1); L1 on them keeps lines sharp."""
+    """Differences to the right and lower neighbour, (B, 6, H-1, W-1); they keep lines sharp."""
     right = images[..., :-1, 1:] - images[..., :-1, :-1]
     down = images[..., 1:, :-1] - images[..., :-1, :-1]
     return torch.cat([right, down], dim=1)
@@ -48,7 +48,7 @@ def edges(images: torch.Tensor) -> torch.Tensor:
 def reconstruction_loss(
     autoencoder: AutoencoderKL, images: torch.Tensor, settings: AutoencoderSettings
 ) -> torch.Tensor:
-    """L1 of pixels and of their edges, and the KL term of the posterior (mean over latent values)."""
+    """L1 of pixels and of their edges, and the KL term of the posterior, a mean over latents."""
     posterior = autoencoder.encode(images).latent_dist
     decoded = autoencoder.decode(posterior.sample()).sample.float()
     pixels = F.l1_loss(decoded, images) + settings.edge_weight * F.l1_loss(
