@@ -107,6 +107,45 @@ class SamplingConfig:
 
 
 @dataclass(frozen=True)
+class ClassifierConfig:
+    """The attribute classifier that judges pictures."""
+
+    image_size: int = 128
+    num_epochs: int = 12
+    batch_size: int = 64
+    learning_rate: float = 2e-3  # the peak of a one-cycle schedule
+    weight_decay: float = 0.05
+    imagenet_weights: str | None = None  # file of a ResNet-18 state dict; None: from scratch
+    least_balanced_accuracy: float = 0.85  # from which an attribute may judge
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What is measured, and in which feature spaces.
+
+    A feature network is "inception" (FID's own), "dinov2:<name>", "clip:<name>",
+    "efficientnet-lite0" or "judge" (the attribute classifier); names are hub ids or local folders.
+    """
+
+    count: int = 2_824  # pictures: one for each caption of the test split, as far as it goes
+    feature_networks: tuple[str, ...] = (
+        "inception",
+        "dinov2:facebook/dinov2-base",
+        "clip:openai/clip-vit-large-patch14",
+        "judge",
+    )
+    clip_judges: tuple[str, ...] = (  # CLIP score; the second is not the conditioning encoder
+        "openai/clip-vit-base-patch32",
+        "openai/clip-vit-large-patch14",
+    )
+    inception_weights: str | None = None  # torch-fidelity's file; None: downloaded once
+    sweep_count: int = 200  # pictures a setting in the sweep of guidance and steps
+    sweep_scales: tuple[float, ...] = (1.0, 2.0, 3.0, 5.0)
+    sweep_steps: tuple[int, ...] = (10, 25, 50)
+
+
+@dataclass(frozen=True)
 class Config:
     """One run: everything that determines it."""
 
@@ -117,6 +156,8 @@ class Config:
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
         """Refuse contradictions before anything is opened."""
@@ -143,6 +184,11 @@ class Config:
         """Where training writes: `checkpoints/` for the specified preset, else a folder in it."""
         home = ROOT / "checkpoints"
         return home if self.name == "celeba_hq" else home / self.name
+
+    @property
+    def judge_path(self) -> Path:
+        """The attribute classifier of this preset."""
+        return self.run_folder / "celeba_attribute_classifier.pt"
 
     @property
     def output_folder(self) -> Path:
@@ -217,6 +263,15 @@ def laptop() -> Config:
             lr_decay="cosine",
         ),
         sampling=SamplingConfig(sampler="dpm++", steps=20, guidance_scale=2.5),
+        # No CLIP that knows real faces is small enough to ship: name one to have its scores too.
+        evaluation=EvaluationConfig(
+            count=1_000,
+            feature_networks=("efficientnet-lite0", "judge"),
+            clip_judges=(),
+            sweep_count=100,
+            sweep_scales=(1.0, 2.0, 4.0),
+            sweep_steps=(10, 20),
+        ),
     )
 
 
@@ -226,7 +281,7 @@ def demo() -> Config:
         "demo",
         data=DataConfig("data/drawn_faces", 64, (4_800, 400, 800), loader_workers=2),
         models=ModelsConfig("assets/demo_autoencoder", "assets/demo_clip"),
-        unet=UNetConfig(8, 4, (128, 256), 1, 8, 128),
+        unet=UNetConfig(8, 8, (128, 256), 1, 8, 128),
         diffusion=DiffusionConfig(prediction_type="v_prediction", snr_gamma=5.0),
         training=TrainingConfig(
             num_epochs=12,
@@ -237,6 +292,15 @@ def demo() -> Config:
             lr_decay="cosine",
         ),
         sampling=SamplingConfig(sampler="dpm++", steps=20, guidance_scale=2.5),
+        classifier=ClassifierConfig(image_size=64, num_epochs=6),
+        evaluation=EvaluationConfig(
+            count=400,
+            feature_networks=("clip:assets/demo_clip", "judge"),
+            clip_judges=("assets/demo_clip",),
+            sweep_count=64,
+            sweep_scales=(1.0, 2.5, 5.0),
+            sweep_steps=(8, 20),
+        ),
     )
 
 
@@ -246,12 +310,18 @@ def smoke() -> Config:
     return dataclasses.replace(
         small,
         name="smoke",
-        data=dataclasses.replace(small.data, folder="data/smoke_faces", drawn_counts=(48, 8, 16)),
+        data=dataclasses.replace(
+            small.data, folder="data/smoke_faces", drawn_counts=(128, 24, 112)
+        ),
         unet=dataclasses.replace(small.unet, widths=(32, 64)),
         training=dataclasses.replace(
             small.training, num_epochs=2, batch_size=16, checkpoint_every_n_epochs=1, warmup_steps=2
         ),
         sampling=dataclasses.replace(small.sampling, steps=4),
+        classifier=dataclasses.replace(small.classifier, num_epochs=1, batch_size=16),
+        evaluation=dataclasses.replace(
+            small.evaluation, count=100, sweep_count=50, sweep_scales=(1.0,), sweep_steps=(2,)
+        ),
     )
 
 

@@ -27,7 +27,7 @@ def main() -> None:
     try:
         for step in train(**experiment.training_inputs()):
             if step.number % 10 == 0:
-                print(step, flush=True)
+                print(step.line(), flush=True)
             if step.epoch != epoch and experiment.accelerator.is_main_process:
                 epoch = step.epoch
                 save_samples(experiment, step.number)

@@ -6,6 +6,7 @@ folder that brings its own mapping and partition files (the drawn faces do) is s
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -205,6 +206,12 @@ class CelebAHQ(Dataset):
         index = int(self.indices[position])
         image = read_image(self.path(position), self.image_size)
         return Face(image, self.attributes[position], index, SPLITS[self.splits[position]])
+
+    def all_images(self, workers: int = 4) -> torch.Tensor:
+        """All images in memory, uint8 (N, 3, S, S)."""
+        paths = [self.path(position) for position in range(len(self))]
+        with ThreadPoolExecutor(workers) as readers:
+            return torch.stack(list(readers.map(read_image, paths, [self.image_size] * len(paths))))
 
     def path(self, position: int) -> Path:
         """Where the image at this position lies."""

@@ -91,7 +91,7 @@ MOUTHS = {  # mouth -> (Smiling, Mouth_Slightly_Open)
     "smile": (True, True),
     "twinkle": (True, False),
     "serious": (False, False),
-    "concerned": (False, True),
+    "disbelief": (False, True),
 }
 BEARDS = {  # facial hair -> attributes it shows; No_Beard is their absence
     "beardLight": ("Mustache", "Sideburns"),
@@ -149,10 +149,10 @@ def _frame(drawing: Drawing, rng: random.Random, skin: str) -> None:
         "seed": "face",
         "skinColor": skin,
         "backgroundColor": [rng.choice(BACKGROUNDS)],
-        "scale": round(rng.uniform(1.12, 1.24), 3),
-        "rotate": round(rng.uniform(-5, 5), 2),
-        "translateX": round(rng.uniform(-3, 3), 2),
-        "translateY": round(rng.uniform(7, 10), 2),
+        "scale": round(rng.uniform(1.32, 1.44), 3),
+        "rotate": round(rng.uniform(-4, 4), 2),
+        "translateX": round(rng.uniform(-2, 2), 2),
+        "translateY": round(rng.uniform(9, 12), 2),
     }
 
 

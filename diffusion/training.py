@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
 
@@ -46,6 +47,14 @@ class Step:
     learning_rate: float
     images_per_second: float
     seconds_left: float
+
+    def line(self) -> str:
+        """The step as one line of a log."""
+        left = str(timedelta(seconds=round(self.seconds_left)))
+        return (
+            f"step {self.number:6d} | epoch {self.epoch:3d} | loss {self.loss:.4f} | "
+            f"lr {self.learning_rate:.1e} | {self.images_per_second:.0f} images/s | {left} left"
+        )
 
 
 @dataclass

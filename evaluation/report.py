@@ -1,0 +1,112 @@
+"""Puts the numbers of an evaluation together: each set against the reference, and metrics.json."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evaluation.checks import require_enough, require_images, require_same_channel_order
+from evaluation.distribution import (
+    cmmd,
+    frechet_distance,
+    kernel_distance,
+    precision_recall_density_coverage,
+)
+from evaluation.features import FeatureNetwork, frechet_name
+
+LEAST = 50  # images in a set; below that not even an order of sets can be told
+
+
+def as_uint8(images: Tensor) -> Tensor:
+    """Float pictures in [0, 1] -> uint8, rounded as PNG files round them."""
+    return (images * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def compare_sets(
+    network: FeatureNetwork, reference: Tensor, sets: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    """Distances of several sets of features to one reference, all at the same n.
+
+    Every distance depends on n, so all sets are cut to the smallest, or comparing them would
+    compare sizes.
+
+    Args:
+        reference: features (M, D) of held-out real faces.
+        sets: name -> features (N, D).
+
+    Raises:
+        TooFewSamples: fewer than 50 images in a set.
+    """
+    n = min(len(features) for features in sets.values())
+    require_enough(min(n, len(reference)), LEAST, "a comparison of sets")
+    rows = {}
+    for name, features in sets.items():
+        rows[name] = _compare(network, reference, features[:n])
+    width = reference.shape[1]
+    return {
+        "network": network.name,
+        "n": n,
+        "n_reference": len(reference),
+        "dimensions": width,
+        "note": "" if n > width else f"n = {n} is below the {width} dimensions: only orders count",
+        "sets": rows,
+    }
+
+
+def _compare(network: FeatureNetwork, reference: Tensor, features: Tensor) -> dict[str, Any]:
+    subset = min(len(features), len(reference), 1000) // 2
+    kernel = kernel_distance(features, reference, subsets=50, subset_size=subset)
+    row: dict[str, Any] = {
+        frechet_name(network): frechet_distance(features, reference),
+        kernel_name(network): asdict(kernel),
+        **asdict(precision_recall_density_coverage(reference, features)),
+    }
+    if network.name.startswith("CLIP"):
+        row["CMMD"] = cmmd(features, reference)
+    return row
+
+
+def kernel_name(network: FeatureNetwork) -> str:
+    """What a kernel distance in this feature space may be called; only FID's own is "KID"."""
+    return frechet_name(network).replace("FID", "KID").replace("FD", "KD")
+
+
+def check_set(images: Tensor, reference: Tensor, name: str) -> None:
+    """Refuse pictures that could only be scored wrongly: type, range, layout, channel order.
+
+    Raises:
+        TypeError, ValueError: see `checks.require_images`.
+    """
+    require_images(images, name)
+    require_same_channel_order(images, reference, name)
+
+
+def write_metrics(path: Path, results: Mapping[str, Any]) -> None:
+    """Write results as JSON, atomically; dataclasses become objects."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(results, indent=2, default=_plain, allow_nan=False) + "\n")
+    part.replace(path)
+
+
+def _plain(value: object) -> object:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"cannot write a {type(value).__name__} as JSON")
+
+
+def distribution_lines(comparison: Mapping[str, Any]) -> list[str]:
+    """A comparison as the lines of a table, the sets in their order."""
+    names = list(next(iter(comparison["sets"].values())))
+    head = f"{'set':32s}" + "".join(f"{name[:24]:>26s}" for name in names)
+    lines = [head]
+    for name, row in comparison["sets"].items():
+        cells = [v["mean"] if isinstance(v, dict) else v for v in row.values()]
+        lines.append(f"{name:32s}" + "".join(f"{cell:26.4f}" for cell in cells))
+    return [*lines, comparison["note"]] if comparison["note"] else lines

@@ -1,0 +1,112 @@
+"""The judge: ResNet-18 with 40 logits, one for each CelebA attribute.
+
+Takes the same uint8 RGB images as everything in `evaluation/`, resizes and normalises them itself,
+so that nobody can feed it another range than it was trained on.
+
+Shapes: B batch, H x W image of any size.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import nn
+from torchvision.transforms.v2 import functional as transforms
+
+from config import ClassifierConfig, from_dict
+from custom_datasets.celeba_hq_dataset import ATTRIBUTES
+
+# ImageNet's statistics, so that ImageNet weights can be the start.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class AttributeClassifier(nn.Module):
+    """Which of the 40 attributes a face shows.
+
+    `thresholds` (40,) are the probabilities above which an attribute counts as shown; training
+    chooses them on the validation split, because at 0.5 a rare attribute is hardly ever said.
+    """
+
+    def __init__(self, config: ClassifierConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.network = torchvision.models.resnet18(num_classes=len(ATTRIBUTES))
+        self.register_buffer("thresholds", torch.full((len(ATTRIBUTES),), 0.5))
+
+    def start_from_imagenet(self, weights: str | Path) -> None:
+        """Take a ResNet-18's ImageNet weights, all but the last layer.
+
+        Args:
+            weights: file of the state dict that torchvision publishes (`resnet18-f37072fd.pth`).
+
+        Raises:
+            FileNotFoundError: no such file; says where to get it.
+        """
+        if not Path(weights).is_file():
+            raise FileNotFoundError(
+                f"no ImageNet weights at {weights}: download torchvision's resnet18-f37072fd.pth, "
+                "or set "
+                "classifier.imagenet_weights to None to train from scratch"
+            )
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+        kept = {name: value for name, value in state.items() if not name.startswith("fc.")}
+        self.network.load_state_dict(kept, strict=False)
+
+    def prepare(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 (B, 3, H, W) -> normalised float (B, 3, S, S) of the network's own size.
+
+        Raises:
+            ValueError: anything but uint8 RGB batches.
+        """
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(
+                f"expected uint8 (B, 3, H, W), got {images.dtype} {tuple(images.shape)}"
+            )
+        size = [self.config.image_size] * 2
+        resized = transforms.resize(images, size, antialias=True)
+        return transforms.normalize(resized.float() / 255, list(MEAN), list(STD))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 images (B, 3, H, W) -> logits (B, 40)."""
+        return self.network(self.prepare(images))
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 images (B, 3, H, W) -> the 512 values before the last layer, (B, 512)."""
+        trunk = nn.Sequential(*list(self.network.children())[:-1], nn.Flatten())
+        return trunk(self.prepare(images))
+
+    @torch.no_grad()
+    def probabilities(self, images: torch.Tensor, batch_size: int = 128) -> torch.Tensor:
+        """uint8 images (N, 3, H, W) of any number -> probabilities (N, 40) on the CPU."""
+        device = self.thresholds.device
+        logits = [self(batch.to(device)).float().cpu() for batch in images.split(batch_size)]
+        return torch.cat(logits).sigmoid()
+
+    def decide(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 images (N, 3, H, W) -> bool (N, 40): which attributes are shown."""
+        return self.probabilities(images) > self.thresholds.cpu()
+
+    def save(self, path: Path, facts: dict[str, object]) -> None:
+        """Write weights, config and what was measured, atomically."""
+        values = {"config": asdict(self.config), "weights": self.state_dict(), "facts": facts}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        torch.save(values, temporary)
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> "tuple[AttributeClassifier, dict[str, object]]":
+        """Open a saved judge and what was measured of it; never runs code from the file.
+
+        Raises:
+            FileNotFoundError: there is none yet; says how to make one.
+        """
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"no judge at {path}: run the notebook train2 with this preset first"
+            )
+        values = torch.load(path, map_location="cpu", weights_only=True)
+        classifier = cls(from_dict(values["config"], ClassifierConfig))
+        classifier.load_state_dict(values["weights"])
+        return classifier.eval(), values["facts"]

@@ -1,0 +1,132 @@
+"""The few figures that the notebooks share.
+
+Images are (3, H, W) tensors, uint8 or float in [0, 1]; nothing here computes, it only draws.
+"""
+
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+
+def as_array(image: torch.Tensor) -> np.ndarray:
+    """(3, H, W) uint8 or float in [0, 1] -> (H, W, 3) for matplotlib."""
+    return image.detach().cpu().permute(1, 2, 0).numpy()
+
+
+def show_images(
+    images: Sequence[torch.Tensor],
+    titles: Sequence[str] = (),
+    columns: int = 8,
+    title: str = "",
+    width: float = 1.6,
+) -> Figure:
+    """A grid of images, each with its own caption above it."""
+    rows = -(-len(images) // columns)
+    lines = max((title_lines(text, width).count("\n") + 1 for text in titles), default=0)
+    height = width + 0.16 * lines
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(columns * width, rows * height + 0.3), squeeze=False
+    )
+    for number, axis in enumerate(axes.flat):
+        axis.axis("off")
+        if number < len(images):
+            axis.imshow(as_array(images[number]), interpolation="bilinear")
+        if number < len(titles):
+            axis.set_title(title_lines(titles[number], width), fontsize=7)
+    figure.suptitle(title, fontsize=10)
+    figure.tight_layout()
+    return figure
+
+
+def title_lines(text: str, width: float) -> str:
+    """Break a caption so that it stays above its own image."""
+    return "\n".join(textwrap.wrap(text, int(15 * width)))
+
+
+def show_table(
+    rows: Sequence[Sequence[torch.Tensor]],
+    row_names: Sequence[str],
+    column_names: Sequence[str],
+    title: str = "",
+    width: float = 1.3,
+) -> Figure:
+    """Images in rows and columns that both have names, such as prompts by guidance scales."""
+    figure, axes = plt.subplots(
+        len(rows),
+        len(column_names),
+        figsize=(len(column_names) * width + 1.2, len(rows) * width + 0.4),
+        squeeze=False,
+    )
+    for row, (axis_row, images) in enumerate(zip(axes, rows, strict=True)):
+        for column, (axis, image) in enumerate(zip(axis_row, images, strict=True)):
+            axis.imshow(as_array(image), interpolation="bilinear")
+            axis.set(xticks=[], yticks=[], frame_on=False)
+            if row == 0:
+                axis.set_title(column_names[column], fontsize=8)
+        name = "\n".join(textwrap.wrap(row_names[row], 24))
+        axis_row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=7)
+    figure.suptitle(title, fontsize=10)
+    figure.tight_layout()
+    return figure
+
+
+def plot_bars(values: dict[str, float], title: str, label: str) -> Figure:
+    """Horizontal bars, longest first."""
+    ordered = dict(sorted(values.items(), key=lambda item: item[1]))
+    figure, axis = plt.subplots(figsize=(7, 0.17 * len(ordered) + 0.8))
+    axis.barh(list(ordered), list(ordered.values()))
+    axis.tick_params(axis="y", labelsize=7)
+    axis.set(title=title, xlabel=label)
+    figure.tight_layout()
+    return figure
+
+
+def plot_losses(losses: Sequence[dict[str, Any]], window: int = 20) -> Figure:
+    """The loss over the steps, smoothed, and the last tenth of it by timestep."""
+    figure, (over_steps, by_timestep) = plt.subplots(1, 2, figsize=(10, 3))
+    steps = np.array([line["step"] for line in losses])
+    values = np.array([line["loss"] for line in losses])
+    over_steps.plot(steps, values, alpha=0.25)
+    kernel = np.ones(min(window, len(values))) / min(window, len(values))
+    smoothed = np.convolve(values, kernel, mode="valid")
+    over_steps.plot(steps[len(kernel) - 1 :], smoothed)
+    over_steps.set(title="loss (mean squared error)", xlabel="step", ylim=(0, None))
+    last = [line["loss_by_timestep"] for line in losses[-max(1, len(losses) // 10) :]]
+    bins = np.array(last, dtype=float)
+    means = np.ma.masked_invalid(bins).mean(axis=0).filled(0)
+    by_timestep.bar(np.arange(len(means)) / len(means), means, width=0.9 / len(means), align="edge")
+    by_timestep.set(title="the same by timestep, at the end", xlabel="t / T (1 is pure noise)")
+    figure.tight_layout()
+    return figure
+
+
+def plot_reliability(probabilities: np.ndarray, truth: np.ndarray, bins: int = 10) -> Figure:
+    """How often what is given probability p is true, over all attributes; (N, 40) each."""
+    figure, axis = plt.subplots(figsize=(3.2, 3.2))
+    edges = np.linspace(0, 1, bins + 1)
+    place = np.clip(np.digitize(probabilities, edges) - 1, 0, bins - 1)
+    filled = [b for b in range(bins) if (place == b).any()]
+    said = [probabilities[place == b].mean() for b in filled]
+    true = [truth[place == b].mean() for b in filled]
+    axis.plot([0, 1], [0, 1], "k:", linewidth=1)
+    axis.plot(said, true, "o-")
+    axis.set(xlabel="probability given", ylabel="share that is true", title="calibration")
+    figure.tight_layout()
+    return figure
+
+
+def plot_sweep(rows: Sequence[dict[str, float]], distance_name: str) -> Figure:
+    """Quality against faithfulness, one point a setting; better is down and to the right."""
+    figure, axis = plt.subplots(figsize=(5, 3.5))
+    for row in rows:
+        axis.plot(row["consistency"], row["distance"], "o")
+        label = f" s = {row['guidance_scale']:g}, {row['steps']} steps"
+        axis.annotate(label, (row["consistency"], row["distance"]), fontsize=7)
+    axis.set(xlabel="share of stated attributes that are shown", ylabel=distance_name)
+    figure.tight_layout()
+    return figure

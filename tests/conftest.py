@@ -1,0 +1,117 @@
+"""Small data and small frozen models of the hub's form, made once a session, offline."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's client is imported
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny
+
+import config
+from custom_datasets.captions import describe
+from custom_datasets.drawn_faces import write_drawn_faces
+from pretraining.clip import ClipSettings, build_clip, train_tokenizer
+
+DRAWN_COUNTS = (24, 6, 6)
+IMAGE_SIZE = 64
+TEXT_WIDTH = 32
+REAL_FACES = Path(__file__).resolve().parents[2] / "shared" / "celeba_hq"
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees where the user's own data or models lie."""
+    for name in ("LDM_PRESET", "CELEBA_HQ_DIR", "LDM_MODELS_DIR"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def drawn_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """36 drawn faces at 64 px in CelebA-HQ's on-disk form."""
+    folder = tmp_path_factory.mktemp("faces") / "drawn"
+    return write_drawn_faces(folder, DRAWN_COUNTS, IMAGE_SIZE)
+
+
+@pytest.fixture(scope="session")
+def autoencoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random f8 AutoencoderKL whose latent scale is 0.5."""
+    folder = tmp_path_factory.mktemp("autoencoder_kl")
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        AutoencoderKL(
+            block_out_channels=(8, 8, 8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=1,
+            latent_channels=4,
+            norm_num_groups=4,
+            sample_size=IMAGE_SIZE,
+            scaling_factor=0.5,
+        ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_autoencoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random f8 AutoencoderTiny, the class of TAESD."""
+    folder = tmp_path_factory.mktemp("autoencoder_tiny")
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        AutoencoderTiny(
+            encoder_block_out_channels=(8, 8, 8, 8),
+            decoder_block_out_channels=(8, 8, 8, 8),
+            num_encoder_blocks=(1, 1, 1, 1),
+            num_decoder_blocks=(1, 1, 1, 1),
+            latent_channels=4,
+        ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random CLIPModel, both towers, with a tokenizer over the captions' words."""
+    folder = tmp_path_factory.mktemp("clip")
+    settings = ClipSettings(
+        text_width=TEXT_WIDTH,
+        text_layers=1,
+        image_width=32,
+        image_layers=1,
+        patch_size=32,
+        projection_width=16,
+    )
+    rows = torch.rand(1500, 40, generator=torch.Generator().manual_seed(3)) < 0.5
+    tokenizer = train_tokenizer([describe(row, i) for i, row in enumerate(rows.tolist())], 77)
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        build_clip(settings, tokenizer, IMAGE_SIZE).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny_config(drawn_folder: Path, autoencoder_folder: Path, clip_folder: Path) -> config.Config:
+    """The smallest run there can be, over the session's own data and models."""
+    smoke = config.smoke()
+    return dataclasses.replace(
+        smoke,
+        name="test",
+        data=dataclasses.replace(
+            smoke.data, folder=str(drawn_folder), drawn_counts=DRAWN_COUNTS, image_size=IMAGE_SIZE
+        ),
+        models=config.ModelsConfig(str(autoencoder_folder), str(clip_folder)),
+        unet=dataclasses.replace(smoke.unet, widths=(32, 32), text_width=TEXT_WIDTH),
+        training=dataclasses.replace(
+            smoke.training, num_epochs=2, batch_size=8, checkpoint_every_n_epochs=1
+        ),
+    )
+
+
+@pytest.fixture(scope="session")
+def real_faces() -> Path:
+    """10,000 real faces beside the repository, where someone put them."""
+    if not (REAL_FACES / "CelebA-HQ-img").is_dir():
+        pytest.skip("needs CelebA-HQ in ../shared/celeba_hq")
+    return REAL_FACES

@@ -1,0 +1,330 @@
+# clip_token_counts.json holds, for every word and punctuation mark that the grammar can produce,
+# its number of tokens in CLIP's byte-pair vocabulary: the file bpe_simple_vocab_16e6.txt.gz of the
+# Python package open-clip-torch, read as open_clip's SimpleTokenizer reads it. CLIP merges bytes
+# only within a word, so the length of a caption is the sum over its words, exactly.
+"""Captions: true, well-formed, short enough for CLIP, and the same on every machine."""
+
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from custom_datasets.captions import Caption, compose, describe, join_words
+from custom_datasets.celeba_hq_dataset import ATTRIBUTES
+from pretraining.clip import WORDS
+
+ROOT = Path(__file__).resolve().parents[1]
+TOKENS: dict[str, int] = json.loads((Path(__file__).parent / "clip_token_counts.json").read_text())
+SPLIT = re.compile(WORDS.replace(r"\p{L}", "a-z").replace(r"\p{N}", "0-9"))
+
+SAID_TRUE = {  # attribute -> what a caption says where it asserts the attribute
+    "5_o_Clock_Shadow": r"a five o'clock shadow",
+    "Arched_Eyebrows": r"arched (bushy )?eyebrows",
+    "Attractive": r"attractive",
+    "Bags_Under_Eyes": r"bags under the eyes",
+    "Bald": r"bald",
+    "Bangs": r"bangs",
+    "Big_Lips": r"(full|big) lips",
+    "Big_Nose": r"a big nose",
+    "Black_Hair": r"black hair",
+    "Blond_Hair": r"blond hair",
+    "Blurry": r"blurry",
+    "Brown_Hair": r"brown hair",
+    "Bushy_Eyebrows": r"bushy eyebrows",
+    "Chubby": r"chubby",
+    "Double_Chin": r"a double chin",
+    "Eyeglasses": r"(?<!not wearing )(eye)?glasses",
+    "Goatee": r"a goatee",
+    "Gray_Hair": r"gray hair",
+    "Heavy_Makeup": r"heavy makeup",
+    "High_Cheekbones": r"high cheekbones",
+    "Male": r"man",
+    "Mouth_Slightly_Open": r"with the mouth slightly open",
+    "Mustache": r"a mustache",
+    "Narrow_Eyes": r"narrow eyes",
+    "No_Beard": r"a clean-shaven face",
+    "Oval_Face": r"an oval face",
+    "Pale_Skin": r"pale skin",
+    "Pointy_Nose": r"a pointy nose",
+    "Receding_Hairline": r"a receding hairline",
+    "Rosy_Cheeks": r"rosy cheeks",
+    "Sideburns": r"sideburns",
+    "Smiling": r"(?<!not )smiling",
+    "Straight_Hair": r"straight (black |blond |brown |gray )?hair",
+    "Wavy_Hair": r"wavy (black |blond |brown |gray )?hair",
+    "Wearing_Earrings": r"earrings",
+    "Wearing_Hat": r"(?<!not wearing )a hat",
+    "Wearing_Lipstick": r"lipstick",
+    "Wearing_Necklace": r"a necklace",
+    "Wearing_Necktie": r"a necktie",
+    "Young": r"young",
+}
+SAID_FALSE = {
+    "Eyeglasses": r"not wearing glasses",
+    "Male": r"woman",
+    "No_Beard": r"a beard",
+    "Smiling": r"not smiling",
+    "Wearing_Hat": r"not wearing a hat",
+    "Young": r"older",
+}
+EXCLUSIVE = (
+    "Black_Hair Blond_Hair Brown_Hair Gray_Hair Bald",
+    "Straight_Hair Wavy_Hair Bald",
+    "Bangs Bald",
+    "Receding_Hairline Bald",
+    "Big_Nose Pointy_Nose",
+)
+FACIAL_HAIR = {"5_o_Clock_Shadow", "Goatee", "Mustache", "Sideburns"}
+
+vectors = st.lists(st.booleans(), min_size=40, max_size=40)
+
+
+def vector(*names: str) -> list[bool]:
+    return [name in names for name in ATTRIBUTES]
+
+
+def said_in(text: str) -> dict[str, bool]:
+    """What a sentence asserts, read from its words alone."""
+    found = {}
+    for value, table in ((True, SAID_TRUE), (False, SAID_FALSE)):
+        for name, pattern in table.items():
+            if re.search(rf"(?<![a-z-]){pattern}(?![a-z-])", text.lower()):
+                assert name not in found, f"{name} both asserted and denied: {text}"
+                found[name] = value
+    return found
+
+
+def clip_length(text: str) -> int:
+    """CLIP tokens of a caption, start and end included; KeyError on a word not in the table."""
+    return 2 + sum(TOKENS[word] for word in SPLIT.findall(text.lower()))
+
+
+def random_captions(count: int, seed: int) -> list[tuple[list[bool], Caption]]:
+    rng = random.Random(seed)
+    rows = []
+    for index in range(count):
+        chance = rng.choice((0.05, 0.2, 0.5, 0.8, 0.95))
+        row = [rng.random() < chance for _ in ATTRIBUTES]
+        rows.append((row, compose(row, index, epoch=rng.randrange(50))))
+    return rows
+
+
+MANY = random_captions(4000, seed=0)
+
+
+@pytest.mark.parametrize("name", ATTRIBUTES)
+def test_every_attribute_can_be_stated(name: str) -> None:
+    row = vector(name, *({"Male"} if name in FACIAL_HAIR | {"No_Beard"} else ()))
+    captions = [compose(row, index) for index in range(80)]
+    assert any(caption.stated.get(name) is True for caption in captions)
+
+
+@pytest.mark.parametrize("name", SAID_FALSE)
+def test_telling_absences_can_be_stated(name: str) -> None:
+    captions = [compose(vector("Male") if name == "No_Beard" else vector(), i) for i in range(200)]
+    assert any(caption.stated.get(name) is False for caption in captions)
+
+
+@settings(max_examples=300, deadline=None)
+@given(vectors, st.integers(0, 10**6), st.integers(0, 100), st.integers(0, 3))
+def test_says_exactly_what_it_states_and_only_the_truth(
+    row: list[bool], index: int, epoch: int, seed: int
+) -> None:
+    caption = compose(row, index, epoch, seed)
+    truth = dict(zip(ATTRIBUTES, row, strict=True))
+    assert said_in(caption.text) == caption.stated
+    assert caption.stated.items() <= truth.items()
+
+
+def test_says_exactly_what_it_states_at_every_density() -> None:
+    for row, caption in MANY:
+        assert said_in(caption.text) == caption.stated, caption.text
+        assert caption.stated.items() <= dict(zip(ATTRIBUTES, row, strict=True)).items()
+
+
+@pytest.mark.parametrize("names", EXCLUSIVE)
+def test_of_things_that_exclude_each_other_one_is_said(names: str) -> None:
+    group = names.split()
+    rng = random.Random(names)
+    for index in range(400):
+        row = [name in group or rng.random() < 0.5 for name in ATTRIBUTES]
+        said = [name for name in group if compose(row, index).stated.get(name)]
+        assert len(said) <= 1, compose(row, index).text
+
+
+def test_hair_is_never_described_on_a_bald_head_even_where_baldness_goes_unsaid() -> None:
+    bald = [caption for row, caption in MANY if row[ATTRIBUTES.index("Bald")]]
+    assert any("Bald" not in caption.stated for caption in bald)
+    assert not any(re.search(r"\bhair\b|bangs|hairline", caption.text) for caption in bald)
+
+
+def has_facial_hair(caption: Caption) -> bool:
+    return bool(FACIAL_HAIR & set(caption.stated)) or caption.stated.get("No_Beard") is False
+
+
+def test_a_clean_shave_goes_with_no_facial_hair() -> None:
+    rng = random.Random(0)
+    hair = ("No_Beard", *sorted(FACIAL_HAIR))
+    captions = [
+        compose(vector("Male", *(name for name in hair if rng.random() < 0.4)), index)
+        for index in range(1000)
+    ]
+    shaven = [caption for caption in captions if caption.stated.get("No_Beard")]
+    assert len(shaven) > 10
+    assert not any(has_facial_hair(caption) for caption in shaven)
+    assert sum(map(has_facial_hair, captions)) > 300
+
+
+def test_of_women_nothing_is_said_of_beards() -> None:
+    women = [caption for row, caption in MANY if not row[ATTRIBUTES.index("Male")]]
+    assert len(women) > 500
+    assert not any(has_facial_hair(c) or "No_Beard" in c.stated for c in women)
+
+
+def test_a_goatee_is_not_called_a_beard_besides() -> None:
+    texts = [describe(vector("Male", "Goatee"), index) for index in range(300)]
+    assert any("goatee" in text for text in texts)
+    assert not any("a beard" in text for text in texts)
+
+
+def test_sentences_are_well_formed() -> None:
+    for _, caption in [*MANY, *((None, compose(vector(), i)) for i in range(200))]:
+        text = caption.text
+        assert re.fullmatch(r"[A-Z][A-Za-z',. -]*[a-z]", text), text
+        assert not re.search(r"  | [,.']|[,.][a-z]|, ?,|\. ?\.|,\s*\.", text), text
+        assert not re.search(r"\b(with|wearing|and|not|of|a|an|is|are|shown)([,.]|$)", text), text
+        assert not re.search(r"\b(\w+) \1\b", text), text
+
+
+def test_articles_agree_with_the_next_word() -> None:
+    articles = set()
+    for _, caption in MANY:
+        for article, following in re.findall(r"\b(an?) (\w)", caption.text.lower()):
+            articles.add(article)
+            assert (article == "an") == (following in "aeiou"), caption.text
+    assert articles == {"a", "an"}
+
+
+def test_a_with_list_has_one_and() -> None:
+    for _, caption in MANY:
+        features = re.search(
+            r"(?:man|person) with (.*?)(?:\.|, wearing|, smil|, sh|, not|$)", caption.text
+        )
+        if features and "," in features[1]:
+            assert features[1].count(" and ") == 1, caption.text
+            assert " and " not in features[1].rsplit(", ", 1)[0], caption.text
+
+
+def test_negations_come_last_so_that_they_deny_nothing_else() -> None:
+    denied = [caption.text for _, caption in MANY if " not " in caption.text]
+    assert len(denied) > 500
+    for text in denied:
+        tail = text[text.index("not ") :]
+        assert re.fullmatch(r"not [\w ]+?((, | and )not [\w ]+?)*", tail), text
+        for phrase in re.split(r", | and ", tail):
+            assert phrase in ("not smiling", "not wearing glasses", "not wearing a hat"), text
+
+
+def test_pronoun_agrees_with_the_noun() -> None:
+    seen = set()
+    for _, caption in MANY:
+        if ". " in caption.text:
+            noun = re.search(r"\b(man|woman|person)\b", caption.text)[1]
+            verb = {"man": "He is", "woman": "She is", "person": "They are"}[noun]
+            assert caption.text.split(". ")[1].startswith(verb + " ")
+            seen.add(noun)
+    assert seen == {"man", "woman", "person"}
+
+
+def test_nothing_and_everything_give_good_sentences() -> None:
+    for index in range(100):
+        bare = compose(vector(), index)
+        assert re.search(r"\b(woman|person)\b", bare.text) and " with " not in bare.text
+        assert not any(bare.stated.values())
+        full = compose([True] * 40, index)
+        assert len(full.stated) > 10 and said_in(full.text) == full.stated
+
+
+def test_the_same_three_numbers_give_the_same_caption_and_others_another() -> None:
+    row = vector("Male", "Smiling", "Young", "Black_Hair", "Eyeglasses", "Big_Nose", "Oval_Face")
+    assert compose(row, 3, 5, 7) == compose(np.array(row), 3, 5, 7)
+    assert describe(row, 3, 5, 7) == compose(row, 3, 5, 7).text
+    for texts in (
+        {describe(row, index) for index in range(40)},
+        {describe(row, 3, epoch) for epoch in range(40)},
+        {describe(row, 3, 5, seed) for seed in range(40)},
+    ):
+        assert len(texts) > 20
+
+
+def test_most_true_attributes_are_said_over_the_epochs() -> None:
+    row = vector("Male", "Smiling", "Young", "Black_Hair", "Eyeglasses", "Big_Nose")
+    for name in ("Smiling", "Black_Hair", "Eyeglasses", "Big_Nose"):
+        said = sum(name in compose(row, 0, epoch).stated for epoch in range(300))
+        assert 200 < said < 300
+
+
+def test_other_processes_write_the_same_captions() -> None:
+    program = (
+        "from custom_datasets.captions import describe\n"
+        "rows = [[(i * j) % 3 == 1 for j in range(40)] for i in range(40)]\n"
+        "print('|'.join(describe(row, i, i % 5) for i, row in enumerate(rows)))"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": "12345"}
+    elsewhere = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    rows = [[(i * j) % 3 == 1 for j in range(40)] for i in range(40)]
+    here = "|".join(describe(row, i, i % 5) for i, row in enumerate(rows))
+    assert elsewhere.stdout.strip() == here
+
+
+@pytest.mark.parametrize("length", [0, 39, 41])
+def test_another_number_of_attributes_is_refused(length: int) -> None:
+    with pytest.raises(ValueError, match=f"40 attributes, got {length}"):
+        compose([True] * length, 0)
+
+
+def test_join_words() -> None:
+    assert join_words(["a"]) == "a"
+    assert join_words(["a", "b"]) == "a and b"
+    assert join_words(["a", "b", "c"]) == "a, b and c"
+
+
+def test_random_captions_fit_clip() -> None:
+    lengths = [clip_length(caption.text) for _, caption in MANY]
+    assert 60 < max(lengths) <= 77
+
+
+def test_the_longest_caption_fits_clip() -> None:
+    longest = (
+        "Blurry Attractive Chubby Young Male 5_o_Clock_Shadow Receding_Hairline Arched_Eyebrows "
+        "Bushy_Eyebrows Bags_Under_Eyes Pointy_Nose Goatee Double_Chin Wavy_Hair Black_Hair Bangs "
+        "Wearing_Necktie Wearing_Necklace Eyeglasses Wearing_Earrings Mouth_Slightly_Open Smiling"
+    )
+    row = vector(*longest.split())
+    texts = [describe(row, index) for index in range(6000)]
+    assert max(map(clip_length, texts)) <= 77, max(texts, key=clip_length)
+
+
+def test_the_token_table_is_of_the_grammar() -> None:
+    """Known lengths in CLIP, so that the table is not of another tokenizer."""
+    assert clip_length("a photo of a man") == 7
+    assert clip_length("A clean-shaven man, not wearing eyeglasses") == 13
+    words = {word for _, caption in MANY for word in SPLIT.findall(caption.text.lower())}
+    assert words <= set(TOKENS)
+    assert all(before < after for before, after in pairwise(TOKENS))

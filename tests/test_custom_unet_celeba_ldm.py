@@ -1,0 +1,105 @@
+"""The denoiser: its size, its shapes, and that everything in it takes part."""
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from config import PRESETS, Config, UNetConfig, celeba_hq
+from models.custom_unet_celeba_ldm import build_unet, count_parameters
+
+
+@pytest.fixture
+def small() -> UNet2DConditionModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return build_unet(UNetConfig(8, 4, (32, 64), 1, 4, 24))
+
+
+def inputs(batch: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Noisy latents, timesteps and text for the small denoiser."""
+    generator = torch.Generator().manual_seed(1)
+    latents = torch.randn(batch, 4, 8, 8, generator=generator)
+    text = torch.randn(batch, 77, 24, generator=generator)
+    return latents, torch.tensor([3, 900][:batch]), text
+
+
+def test_full_size() -> None:
+    with torch.device("meta"):
+        unet = build_unet(celeba_hq().unet)
+        latents, text = torch.empty(1, 4, 32, 32), torch.empty(1, 77, 512)
+        output = unet(latents, torch.empty(1, dtype=torch.long), text).sample
+    assert 88e6 < count_parameters(unet) < 92e6
+    assert output.shape == (1, 4, 32, 32)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_builds_the_unet_it_says(name: str) -> None:
+    settings = PRESETS[name]().unet
+    with torch.device("meta"):
+        unet = build_unet(settings)
+    assert tuple(unet.config.block_out_channels) == settings.widths
+    assert unet.config.cross_attention_dim == settings.text_width
+    assert unet.config.sample_size == settings.latent_size
+    assert unet.config.in_channels == unet.config.out_channels == settings.latent_channels
+    heads = {m.heads for m in unet.modules() if type(m).__name__ == "Attention"}
+    assert heads == {settings.attention_heads}
+
+
+def test_attention_everywhere_but_at_the_finest_resolution() -> None:
+    with torch.device("meta"):
+        unet = build_unet(celeba_hq().unet)
+    blocks = [*unet.down_blocks, *reversed(unet.up_blocks)]
+    assert [
+        block.has_cross_attention if hasattr(block, "has_cross_attention") else False
+        for block in blocks
+    ] == [False, True, True, True] * 2
+    assert len(unet.down_blocks[0].resnets) == 2
+
+
+def test_output_has_the_latents_shape(small: UNet2DConditionModel) -> None:
+    latents, steps, text = inputs()
+    output = small(latents, steps, text).sample
+    assert output.shape == latents.shape and output.isfinite().all()
+
+
+def test_every_parameter_is_trained(small: UNet2DConditionModel) -> None:
+    latents, steps, text = inputs()
+    small(latents, steps, text).sample.square().sum().backward()
+    idle = [n for n, p in small.named_parameters() if p.grad is None or not p.grad.any()]
+    assert idle == []
+
+
+@pytest.mark.parametrize("part", ["latents", "timestep", "text", "a late word"])
+def test_output_depends_on_every_input(small: UNet2DConditionModel, part: str) -> None:
+    latents, steps, text = inputs()
+    before = small(latents, steps, text).sample
+    if part == "latents":
+        latents = latents + 1
+    elif part == "timestep":
+        steps = steps + 50
+    else:
+        text = text.clone()
+        text[:, 60 if part == "a late word" else slice(None)] += 1
+    difference = (small(latents, steps, text).sample - before).abs().amax(dim=(1, 2, 3))
+    assert (difference > 1e-4).all()
+
+
+def test_samples_of_a_batch_do_not_mix(small: UNet2DConditionModel) -> None:
+    latents, steps, text = inputs()
+    both = small(latents, steps, text).sample
+    for i in range(2):
+        alone = small(latents[i : i + 1], steps[i : i + 1], text[i : i + 1]).sample
+        torch.testing.assert_close(both[i : i + 1], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_count_leaves_frozen_values_out() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 1))
+    assert count_parameters(model) == 8 + 3
+    model[0].weight.requires_grad_(False)
+    assert count_parameters(model) == 2 + 3
+
+
+def test_the_tests_own_config_fits_together(tiny_config: Config) -> None:
+    unet = build_unet(tiny_config.unet)
+    text = torch.zeros(1, 77, tiny_config.unet.text_width)
+    assert unet(torch.zeros(1, 4, 8, 8), 5, text).sample.shape == (1, 4, 8, 8)

@@ -1,0 +1,285 @@
+"""Distances of distributions agree with closed forms, with the public tools and with the eye."""
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import bootstrap
+from torch import Tensor
+from torchmetrics.image.fid import _compute_fid
+from torchmetrics.image.kid import poly_mmd
+from torchvision.transforms.v2 import functional as transforms
+
+from evaluation.checks import TooFewSamples
+from evaluation.distribution import (
+    cmmd,
+    frechet_distance,
+    frechet_from_statistics,
+    kernel_distance,
+    polynomial_mmd,
+    precision_recall_density_coverage,
+)
+from evaluation.estimate import bootstrap_interval, derangement, proportion
+from evaluation.neighbors import nearest
+
+
+def gaussian(n: int, width: int, seed: int, shift: float = 0.0) -> Tensor:
+    """Correlated float64 features (n, width)."""
+    rng = np.random.default_rng(seed)
+    mixing = np.random.default_rng(99).normal(size=(width, width)) / width**0.5
+    return torch.from_numpy(rng.normal(size=(n, width)) @ mixing + shift)
+
+
+def unit(features: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(features, dim=1)
+
+
+@pytest.fixture(scope="module")
+def pictures() -> tuple[Tensor, Tensor]:
+    """Two disjoint sets of smooth coloured blobs, uint8 (400, 3, 16, 16)."""
+    coarse = torch.rand(800, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    images = torch.nn.functional.interpolate(coarse, (16, 16), mode="bicubic").clamp(0, 1)
+    images = (images * 255).round().to(torch.uint8)
+    return images[:400], images[400:]
+
+
+def projected(images: Tensor) -> Tensor:
+    """Random-projection features of images, (N, 24)."""
+    flat = images.flatten(1).double() / 255
+    generator = torch.Generator().manual_seed(1)
+    weights = torch.randn(flat.shape[1], 24, dtype=torch.float64, generator=generator)
+    return flat @ weights / 10
+
+
+def test_frechet_equals_closed_form_of_diagonal_gaussians() -> None:
+    means = torch.tensor([0.0, 1.0]), torch.tensor([3.0, -1.0])
+    expected = (9 + 4) + (1 - 2) ** 2 + (3 - 5) ** 2  # |m - m'|^2 + sum (s - s')^2
+    covs = torch.diag(torch.tensor([1.0, 9.0])), torch.diag(torch.tensor([4.0, 25.0]))
+    got = frechet_from_statistics(means[0], covs[0], means[1], covs[1])
+    assert got == pytest.approx(expected, rel=1e-12)
+
+
+def test_frechet_equals_closed_form_of_covariances_that_do_not_commute() -> None:
+    a = torch.tensor([[2.0, 0.9], [0.9, 1.0]], dtype=torch.float64)
+    b = torch.tensor([[1.0, -0.7], [-0.7, 3.0]], dtype=torch.float64)
+    # Of 2 x 2: (tr sqrt(M))^2 = tr M + 2 sqrt(det M).
+    root = ((a @ b).trace() + 2 * torch.linalg.det(a @ b).sqrt()).sqrt()
+    got = frechet_from_statistics(torch.zeros(2), a, torch.zeros(2), b)
+    assert got == pytest.approx(float(a.trace() + b.trace() - 2 * root), rel=1e-10)
+    assert not torch.allclose(a @ b, b @ a)
+
+
+@pytest.mark.parametrize("n", [400, 20])  # 20 samples of 32 dimensions: singular covariances
+def test_frechet_equals_torchmetrics_and_scipy(n: int) -> None:
+    a, b = gaussian(n, 32, 0), gaussian(n + 7, 32, 1, shift=0.2)
+    own = frechet_distance(a, b)
+    statistics = [(x.mean(0), torch.cov(x.T)) for x in (a, b)]
+    public = float(_compute_fid(*statistics[0], *statistics[1]))
+    assert own == pytest.approx(public, abs=1e-5 if n < 32 else 1e-9)
+    if n > 32:
+        root = scipy.linalg.sqrtm((statistics[0][1] @ statistics[1][1]).numpy()).real
+        traces = statistics[0][1].trace() + statistics[1][1].trace() - 2 * np.trace(root)
+        difference = (statistics[0][0] - statistics[1][0]).square().sum()
+        assert own == pytest.approx(float(difference + traces), rel=1e-8)
+
+
+def test_frechet_survives_many_more_dimensions_than_samples() -> None:
+    a = gaussian(30, 256, 0)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-5)
+    assert frechet_distance(a, a + 1) == pytest.approx(256, rel=1e-6)
+
+
+def test_kernel_distance_equals_torchmetrics_on_the_same_subsets() -> None:
+    a, b = gaussian(90, 16, 0), gaussian(80, 16, 1, shift=0.3)
+    own = kernel_distance(a, b, subsets=7, subset_size=40, seed=5)
+    rng = np.random.default_rng(5)
+    scores = []
+    for _ in range(7):
+        rows, others = rng.permutation(90)[:40], rng.permutation(80)[:40]
+        scores.append(float(poly_mmd(a[rows], b[others])))
+    assert own.mean == pytest.approx(np.mean(scores), rel=1e-12)
+    assert own.std == pytest.approx(torch.tensor(scores).std(unbiased=False).item(), rel=1e-4)
+    assert own.std > 0
+
+
+def test_kernel_distance_equals_its_definition_and_is_unbiased() -> None:
+    a, b = gaussian(6, 3, 0), gaussian(6, 3, 1)
+
+    def kernel(x: Tensor, y: Tensor) -> float:
+        return (float(x @ y) / 3 + 1) ** 3
+
+    within = sum(
+        kernel(a[i], a[j]) + kernel(b[i], b[j]) for i in range(6) for j in range(6) if i != j
+    )
+    between = sum(kernel(x, y) for x in a for y in b)
+    assert polynomial_mmd(a, b) == pytest.approx(within / 30 - 2 * between / 36, rel=1e-12)
+    many = [polynomial_mmd(gaussian(20, 3, i), gaussian(20, 3, 10_000 + i)) for i in range(400)]
+    assert abs(np.mean(many)) < 4 * np.std(many) / 20
+    assert min(many) < 0
+
+
+def test_cmmd_equals_its_formula() -> None:
+    a, b = unit(gaussian(7, 5, 0)), unit(gaussian(9, 5, 1, shift=0.5))
+
+    def mean_kernel(x: Tensor, y: Tensor) -> float:
+        return float(np.mean([np.exp(-float((p - q) @ (p - q)) / 200) for p in x for q in y]))
+
+    by_hand = 1000 * (mean_kernel(a, a) + mean_kernel(b, b) - 2 * mean_kernel(a, b))
+    assert cmmd(a, b) == pytest.approx(by_hand, rel=1e-9)
+    assert by_hand > 0.1
+    assert cmmd(a, a) == pytest.approx(0, abs=1e-9)
+
+
+def test_cmmd_refuses_features_that_are_not_normalised() -> None:
+    with pytest.raises(ValueError, match="length 1"):
+        cmmd(gaussian(10, 5, 0), gaussian(10, 5, 1))
+
+
+def brute_force_manifold(real: np.ndarray, fake: np.ndarray, k: int) -> tuple[float, ...]:
+    def distance(x: np.ndarray, y: np.ndarray) -> float:
+        return float(np.sqrt(((x - y) ** 2).sum()))
+
+    def radius(points: np.ndarray, i: int) -> float:
+        return sorted(distance(points[i], q) for j, q in enumerate(points) if j != i)[k - 1]
+
+    real_radii = [radius(real, i) for i in range(len(real))]
+    fake_radii = [radius(fake, j) for j in range(len(fake))]
+    between = [[distance(x, y) for y in fake] for x in real]
+    balls = [[between[i][j] < real_radii[i] for i in range(len(real))] for j in range(len(fake))]
+    precision = np.mean([any(row) for row in balls])
+    recall = np.mean([any(d < r for d, r in zip(row, fake_radii, strict=True)) for row in between])
+    density = np.mean([sum(row) / k for row in balls])
+    coverage = np.mean([min(row) < r for row, r in zip(between, real_radii, strict=True)])
+    return precision, recall, density, coverage
+
+
+def test_manifold_equals_brute_force_in_any_chunk() -> None:
+    real, fake = gaussian(40, 6, 0), gaussian(33, 6, 1, shift=0.4)
+    expected = brute_force_manifold(real.numpy(), fake.numpy(), 3)
+    assert 0 < expected[0] < 1 and 0 < expected[1] < 1 and 0 < expected[3] < 1
+    for chunk in (7, 1024):
+        got = precision_recall_density_coverage(real, fake, k=3, chunk=chunk)
+        values = (got.precision, got.recall, got.density, got.coverage)
+        assert values == pytest.approx(expected, rel=1e-9)
+
+
+def test_manifold_equals_the_public_prdc(capsys: pytest.CaptureFixture[str]) -> None:
+    prdc = pytest.importorskip("prdc", reason="the public prdc package is not installed")
+    real, fake = gaussian(150, 10, 0), gaussian(120, 10, 1, shift=0.3)
+    public = prdc.compute_prdc(real.numpy(), fake.numpy(), nearest_k=5)
+    got = precision_recall_density_coverage(real, fake, k=5)
+    assert {name: getattr(got, name) for name in public} == pytest.approx(public, rel=1e-9)
+
+
+def test_a_set_against_itself() -> None:
+    a = gaussian(60, 8, 0)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
+    assert cmmd(unit(a), unit(a)) == pytest.approx(0, abs=1e-9)
+    assert kernel_distance(a, a, 3, 60).mean < 0  # unbiased: its own diagonal is left out
+    same = precision_recall_density_coverage(a, a)
+    assert (same.precision, same.recall, same.coverage) == (1, 1, 1)
+    assert same.density == pytest.approx(1, abs=0.21)
+
+
+def test_worse_pictures_are_farther(pictures: tuple[Tensor, Tensor]) -> None:
+    real, other = pictures
+    noise = torch.randn(other.shape, generator=torch.Generator().manual_seed(2))
+
+    def noisy(level: float) -> Tensor:
+        return (other.float() + level * noise).clamp(0, 255).to(torch.uint8)
+
+    ladders = {
+        "blur": [transforms.gaussian_blur(other, [9, 9], [s]) for s in (1.5, 3.0, 6.0)],
+        "noise": [noisy(level) for level in (40, 80, 160)],
+        "shift": [(other.int() + s).clamp(0, 255).to(torch.uint8) for s in (25, 50, 90)],
+    }
+    reference = projected(real)
+    distances = {
+        "frechet": frechet_distance,
+        "kernel": lambda a, b: kernel_distance(a, b, 5, 300).mean,
+        "cmmd": lambda a, b: cmmd(unit(a), unit(b)),
+    }
+    for harm, steps in ladders.items():
+        features = [projected(images) for images in (other, *steps)]
+        for name, distance in distances.items():
+            values = [distance(reference, one) for one in features]
+            assert values == sorted(values), (harm, name, values)
+            assert values[-1] > 3 * abs(values[0]), (harm, name, values)
+
+
+def test_precision_sees_bad_pictures_and_recall_missing_ones(
+    pictures: tuple[Tensor, Tensor],
+) -> None:
+    real, other = projected(pictures[0]), projected(pictures[1])
+    good = precision_recall_density_coverage(real, other)
+    bad = precision_recall_density_coverage(real, other + 4)
+    few = precision_recall_density_coverage(real, other[:8].repeat(50, 1) + 1e-3 * real)
+    assert good.precision > 0.8 and good.recall > 0.8 and good.coverage > 0.8
+    assert bad.precision < 0.3 and bad.density < 0.3 and bad.coverage < 0.3
+    assert few.precision > 0.8 and few.recall < 0.2 and few.coverage < 0.3
+
+
+def test_too_few_samples_are_refused() -> None:
+    a = gaussian(5, 4, 0)
+    with pytest.raises(TooFewSamples, match="at least 2 samples, got 1"):
+        frechet_distance(a[:1], a)
+    with pytest.raises(TooFewSamples, match="at least 1000 samples, got 5"):
+        kernel_distance(a, a)
+    with pytest.raises(TooFewSamples, match="at least 6 samples, got 5"):
+        precision_recall_density_coverage(a, a, k=5)
+
+
+def test_features_that_cannot_be_compared_are_refused() -> None:
+    a = gaussian(5, 4, 0)
+    with pytest.raises(ValueError, match="4 and 3 dimensions"):
+        frechet_distance(a, a[:, :3])
+    with pytest.raises(ValueError, match="not finite"):
+        frechet_distance(a, a / 0)
+    with pytest.raises(ValueError, match="expected float"):
+        frechet_distance(a, a[0])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 30), st.integers(1, 40), st.integers(1, 9), st.integers(1, 50))
+def test_nearest_equals_brute_force(n: int, m: int, k: int, chunk: int) -> None:
+    k = min(k, m)
+    query, reference = gaussian(n, 4, n), gaussian(m, 4, 1000 + m)
+    found = nearest(query, reference, k, chunk)
+    brute = ((query[:, None] - reference[None]) ** 2).sum(-1).sqrt()
+    expected = brute.sort(dim=1)
+    assert torch.allclose(found.distances, expected.values[:, :k], rtol=1e-12)
+    assert torch.equal(found.indices, expected.indices[:, :k])
+
+
+def test_nearest_gives_a_copy_the_distance_zero() -> None:
+    reference = (gaussian(200, 64, 0) * 1000).float()
+    found = nearest(reference[17:19], reference, 1, chunk=32)
+    assert found.distances.tolist() == [[0.0], [0.0]] and found.indices.tolist() == [[17], [18]]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(2, 200), st.integers(0, 2**31))
+def test_a_derangement_moves_everything(n: int, seed: int) -> None:
+    order = derangement(n, seed)
+    assert sorted(order) == list(range(n)) and (order != np.arange(n)).all()
+
+
+def test_bootstrap_agrees_with_scipy_and_keeps_rows_together() -> None:
+    x = np.random.default_rng(0).normal(size=80)
+    own = bootstrap_interval(np.mean, x, repeats=4000)
+    public = bootstrap((x,), np.mean, n_resamples=4000, method="percentile", rng=1)
+    interval = public.confidence_interval
+    assert (own.low, own.high) == pytest.approx((interval.low, interval.high), abs=0.02)
+    assert own.value == x.mean() and own.n == 80
+    paired = bootstrap_interval(lambda a, b: float((a - b).mean()), x, x - 1, repeats=50)
+    assert (paired.low, paired.high) == pytest.approx((1, 1))
+    with pytest.raises(ValueError, match="lengths"):
+        bootstrap_interval(np.mean, x, x[1:])
+
+
+def test_a_share_of_everything_still_has_an_interval() -> None:
+    share = proportion(10, 10)
+    assert share.value == 1 and share.high == pytest.approx(1)
+    assert share.low == pytest.approx(10 / (10 + 1.959964**2), rel=1e-5)  # Wilson at p = 1

@@ -1,0 +1,233 @@
+"""Drawn faces: every label true of the drawing, and a folder that reads like the real thing."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from custom_datasets.celeba_hq_dataset import ATTRIBUTES, CelebAHQ
+from custom_datasets.drawn_faces import (
+    BEARDS,
+    DRAWN_ATTRIBUTES,
+    HAIR,
+    HATS,
+    MARKER_FILE,
+    MOUTHS,
+    SKINS,
+    TOPS,
+    Drawing,
+    attribute_vector,
+    draw,
+    imagine,
+    write_drawn_faces,
+)
+
+DRAWINGS = [imagine(index) for index in range(2000)]
+
+
+def pixels(drawing: Drawing, size: int = 64, **changes: object) -> np.ndarray:
+    """The picture as float (size, size, 3), with some options drawn otherwise."""
+    upright = {"rotate": 0, "translateX": 0, "translateY": 8, "scale": 1.2}
+    changed = Drawing({**drawing.options, **upright, **changes})
+    return np.asarray(draw(changed, size)).astype(float)
+
+
+def example(*shown: str, without: str = "") -> Drawing:
+    """A drawing with these attributes and without those."""
+    hidden = set(without.split())
+    return next(d for d in DRAWINGS if set(shown) <= d.attributes and not hidden & d.attributes)
+
+
+def test_the_same_number_is_the_same_face_and_another_is_another() -> None:
+    assert imagine(5) == DRAWINGS[5] and imagine(5, seed=1) != DRAWINGS[5]
+    assert len({json.dumps(d.options, sort_keys=True) for d in DRAWINGS[:200]}) == 200
+    assert np.array_equal(draw(imagine(5), 32), draw(DRAWINGS[5], 32))
+    assert not np.array_equal(draw(imagine(5), 32), draw(imagine(6), 32))
+
+
+def test_a_picture_is_rgb_of_the_size_asked_for() -> None:
+    for size in (32, 100):
+        image = draw(DRAWINGS[0], size)
+        assert image.mode == "RGB" and image.size == (size, size)
+
+
+@pytest.mark.parametrize("name", ATTRIBUTES)
+def test_drawn_attributes_occur_and_no_others(name: str) -> None:
+    share = sum(name in drawing.attributes for drawing in DRAWINGS) / len(DRAWINGS)
+    if name in DRAWN_ATTRIBUTES:
+        assert 0.03 < share < 0.97
+    else:
+        assert share == 0
+
+
+def test_head_attributes_are_those_of_the_drawing() -> None:
+    kinds = Counter()
+    for drawing in DRAWINGS:
+        shown, options = drawing.attributes, drawing.options
+        bald, hat = options["topProbability"] == 0, options.get("topVariant") in HATS
+        colors = shown & set(HAIR)
+        assert ("Bald" in shown, "Wearing_Hat" in shown) == (bald, hat)
+        assert len(colors) == (0 if bald or hat else 1)
+        assert all(options["hairColor"] in HAIR[color] for color in colors)
+        sex = "man" if "Male" in shown else "woman"
+        expected = set() if bald or hat else set(TOPS[sex][options["topVariant"]])
+        shapes = {"Straight_Hair", "Wavy_Hair", "Bangs", "Receding_Hairline"}
+        assert shown & shapes == expected
+        assert ("Young" in shown) != bool(shown & {"Gray_Hair", "Receding_Hairline"})
+        kinds.update({"bald": bald, "hat": hat, sex: 1})
+    assert min(kinds.values()) > 60
+
+
+def test_no_woman_is_bald_or_bearded() -> None:
+    women = [drawing for drawing in DRAWINGS if "Male" not in drawing.attributes]
+    assert len(women) > 800
+    assert all("Bald" not in d.attributes and "No_Beard" in d.attributes for d in women)
+    assert all(d.options["facialHairProbability"] == 0 for d in women)
+
+
+def test_face_attributes_are_those_of_the_drawing() -> None:
+    for drawing in DRAWINGS:
+        shown, options = drawing.attributes, drawing.options
+        assert ("Eyeglasses" in shown) == (options["accessoriesProbability"] == 100)
+        assert ("Smiling" in shown, "Mouth_Slightly_Open" in shown) == MOUTHS[
+            options["mouthVariant"]
+        ]
+        assert ("Narrow_Eyes" in shown) == (options["eyesVariant"] == "squint")
+        assert ("Bushy_Eyebrows" in shown) == (options["eyebrowsVariant"] == "flatNatural")
+        assert ("Arched_Eyebrows" in shown) == ("raised" in options["eyebrowsVariant"])
+        assert ("Pale_Skin" in shown) == (options["skinColor"] == SKINS["pale"])
+
+
+def test_facial_hair_attributes_are_those_of_the_drawing() -> None:
+    for drawing in DRAWINGS:
+        shown, options = drawing.attributes, drawing.options
+        drawn = options["facialHairVariant"] if options["facialHairProbability"] == 100 else None
+        beard, mustache = "beard" in (drawn or ""), drawn is not None
+        assert drawn is None or drawn in BEARDS
+        assert ("No_Beard" in shown, "Mustache" in shown, "Sideburns" in shown) == (
+            not beard,
+            mustache,
+            beard,
+        )
+
+
+def test_brown_hair_is_not_drawn_on_brown_skin() -> None:
+    """At 64 pixels it could not be told apart."""
+    brown = [d for d in DRAWINGS if "Brown_Hair" in d.attributes]
+    assert {d.options["skinColor"] for d in brown} == {
+        SKINS[name] for name in ("pale", "light", "tan")
+    }
+
+
+def test_attribute_vector_is_in_the_order_of_the_file() -> None:
+    vector = attribute_vector(Drawing(attributes={"Bald", "Young"}))
+    assert vector.dtype == bool and vector.shape == (40,)
+    assert [ATTRIBUTES[i] for i in np.flatnonzero(vector)] == ["Bald", "Young"]
+
+
+def test_hair_colors_can_be_seen() -> None:
+    drawing = example("Straight_Hair", without="Wearing_Hat Male")
+    crown = {color: pixels(drawing, hairColor=HAIR[color][0])[8:20, 20:44].mean() for color in HAIR}
+    order = ("Black_Hair", "Brown_Hair", "Blond_Hair", "Gray_Hair")
+    assert sorted(crown, key=crown.get) == list(order)
+    assert crown["Blond_Hair"] - crown["Black_Hair"] > 60
+
+
+@pytest.mark.parametrize(
+    ("option", "before", "after", "rows"),
+    [
+        ("accessoriesProbability", 0, 100, (24, 44)),
+        ("mouthVariant", "serious", "smile", (36, 52)),
+        ("mouthVariant", "serious", "concerned", (36, 52)),
+        ("eyesVariant", "default", "squint", (24, 44)),
+        ("eyebrowsVariant", "flatNatural", "raisedExcitedNatural", (20, 40)),
+        ("facialHairProbability", 0, 100, (28, 60)),
+    ],
+)
+def test_an_option_changes_the_picture_where_it_should(
+    option: str, before: object, after: object, rows: tuple[int, int]
+) -> None:
+    bare = {"accessoriesProbability": 0, "facialHairProbability": 0, option: before}
+    drawing = example("Male", "Black_Hair", "Straight_Hair")
+    first, second = pixels(drawing, **bare), pixels(drawing, **{**bare, option: after})
+    changed = np.flatnonzero(np.abs(first - second).max(axis=(1, 2)) > 24)
+    assert len(changed) >= 2
+    assert rows[0] <= changed.min() and changed.max() < rows[1]
+
+
+def test_a_bald_head_and_a_hat_can_be_seen() -> None:
+    drawing = example("Male", "Black_Hair", "Straight_Hair")
+    haired = pixels(drawing)[8:24]
+    bald = pixels(drawing, topProbability=0)[8:24]
+    hat = pixels(drawing, topVariant=HATS[0], hatColor="#ff0000")[4:24]
+    assert np.abs(haired - bald).mean() > 15
+    red = (hat[..., 0] > 180) & (hat[..., 1] < 80)
+    assert red.mean() > 0.1
+
+
+@pytest.mark.parametrize("hat", HATS)
+def test_a_hat_hides_the_hair(hat: str) -> None:
+    """No hair attribute is set beside a hat, so no hair may be seen."""
+    drawing = example("Wearing_Hat", "No_Beard")
+    dark = pixels(drawing, topVariant=hat, hairColor="#000000")
+    light = pixels(drawing, topVariant=hat, hairColor="#ffffff")
+    assert (np.abs(dark - light).max(axis=2) > 24).mean() < 0.01
+
+
+def test_a_written_folder_reads_back(drawn_folder: Path) -> None:
+    for split, positions in (("train", range(24)), ("val", range(24, 30)), ("test", range(30, 36))):
+        faces = CelebAHQ(drawn_folder, split, 64)
+        assert faces.indices.tolist() == list(positions)
+        for face in faces:
+            drawing = imagine(face.index)
+            assert np.array_equal(face.attributes, attribute_vector(drawing))
+            drawn = np.asarray(draw(drawing, 64)).astype(int)
+            # JPEG at quality 95: close everywhere, and of no other face.
+            assert np.abs(face.image.permute(1, 2, 0).numpy() - drawn).mean() < 4
+
+
+def test_a_face_does_not_depend_on_how_many_are_drawn(drawn_folder: Path, tmp_path: Path) -> None:
+    few = write_drawn_faces(tmp_path / "few", (2, 1, 1), 64, workers=1)
+    name = "CelebA-HQ-img/3.jpg"
+    assert (few / name).read_bytes() == (drawn_folder / name).read_bytes()
+
+
+def test_an_existing_set_is_kept(tmp_path: Path) -> None:
+    folder = write_drawn_faces(tmp_path / "faces", (2, 1, 1), 32, workers=1)
+    image = folder / "CelebA-HQ-img" / "0.jpg"
+    image.write_bytes(b"touched")
+    assert write_drawn_faces(folder, (2, 1, 1), 32, workers=1) == folder
+    assert image.read_bytes() == b"touched"
+
+
+def test_an_interrupted_set_is_drawn_again(tmp_path: Path) -> None:
+    folder = write_drawn_faces(tmp_path / "faces", (2, 1, 1), 32, workers=1)
+    whole = {path.name: path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
+    for path in [folder / MARKER_FILE, *folder.glob("*.txt"), folder / "CelebA-HQ-img" / "2.jpg"]:
+        path.unlink()
+    (folder / "CelebA-HQ-img" / "1.jpg").write_bytes(b"half")
+    write_drawn_faces(folder, (2, 1, 1), 32, workers=1)
+    assert {p.name: p.read_bytes() for p in folder.rglob("*.*") if p.is_file()} == whole
+
+
+@pytest.mark.parametrize(
+    "settings", [{"counts": (3, 1, 1)}, {"size": 48}, {"seed": 1}], ids=["counts", "size", "seed"]
+)
+def test_faces_of_other_settings_are_not_overwritten(
+    tmp_path: Path, settings: dict[str, object]
+) -> None:
+    base = {"counts": (2, 1, 1), "size": 32, "seed": 0}
+    folder = write_drawn_faces(tmp_path / "faces", **base, workers=1)
+    before = (folder / "CelebA-HQ-img" / "0.jpg").read_bytes()
+    with pytest.raises(FileExistsError, match=r"faces holds faces drawn with other settings"):
+        write_drawn_faces(folder, **{**base, **settings}, workers=1)
+    assert (folder / "CelebA-HQ-img" / "0.jpg").read_bytes() == before
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "list_attr_celeba.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="not drawn by this program"):
+        write_drawn_faces(tmp_path, (2, 1, 1), 32, workers=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["list_attr_celeba.txt"]

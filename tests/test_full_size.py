@@ -1,0 +1,112 @@
+"""FULL SIZE: one training step and one sampling step of the specified experiment at 256 px.
+
+Through frozen models of exactly the specified architectures with random weights, in local folders
+of the hub's form. About twenty seconds; everything else in `tests/` is tiny.
+"""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from diffusers import AutoencoderKL
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+import config as config_module
+from config import Config, ModelsConfig
+from diffusion.experiment import check_fit
+from diffusion.text_to_face import TextToFace
+from diffusion.training import new_state, train
+from models.custom_unet_celeba_ldm import build_unet, count_parameters
+from models.text_encoder import TextEncoder
+from models.vae_wrapper import Posterior, VAEWrapper
+
+
+@pytest.fixture(scope="module")
+def full_config(tmp_path_factory: pytest.TempPathFactory, clip_folder: Path) -> Config:
+    """The preset `celeba_hq` over stand-ins of its two frozen models."""
+    autoencoder = tmp_path_factory.mktemp("sd-vae-ft-mse")
+    text_encoder = tmp_path_factory.mktemp("clip-vit-base-patch32")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+            latent_channels=4,
+            norm_num_groups=32,
+            sample_size=256,
+            scaling_factor=0.18215,
+        ).save_pretrained(autoencoder)
+        shape = CLIPTextConfig(
+            vocab_size=49408,
+            hidden_size=512,
+            intermediate_size=2048,
+            num_hidden_layers=12,
+            num_attention_heads=8,
+            max_position_embeddings=77,
+        )
+        CLIPTextModel(shape).save_pretrained(text_encoder)
+    CLIPTokenizer.from_pretrained(clip_folder).save_pretrained(text_encoder)
+    preset = config_module.celeba_hq()
+    return dataclasses.replace(
+        preset,
+        models=ModelsConfig(str(autoencoder), str(text_encoder)),
+        training=dataclasses.replace(preset.training, batch_size=1, mixed_precision="no"),
+    )
+
+
+class OneFace:
+    """The posterior of one encoded image, twice."""
+
+    def __init__(self, posterior: Posterior) -> None:
+        self.posterior = posterior
+
+    def __len__(self) -> int:
+        return 2
+
+    def fetch(self, positions: np.ndarray, flipped: np.ndarray) -> Posterior:
+        return self.posterior
+
+
+def test_one_step_of_training_and_one_of_sampling(full_config: Config, tmp_path: Path) -> None:
+    vae = VAEWrapper.from_pretrained(full_config.models.autoencoder)
+    text_encoder = TextEncoder.from_pretrained(full_config.models.text_encoder)
+    check_fit(full_config, text_encoder, vae)
+    torch.manual_seed(0)
+    posterior = vae.encode(torch.rand(1, 3, 256, 256) * 2 - 1)
+    assert posterior.mean.shape == posterior.std.shape == (1, 4, 32, 32)
+    state = new_state(build_unet(full_config.unet), full_config.training)
+    assert 85e6 < count_parameters(state.unet) < 95e6
+    hidden: list[tuple[int, ...]] = []
+    text_encoder.register_forward_hook(lambda module, args, out: hidden.append(tuple(out.shape)))
+    latents: list[tuple[int, ...]] = []
+    hook = state.unet.register_forward_pre_hook(lambda m, args: latents.append(args[0].shape))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(mixed_precision="no", cpu=True)
+    before = state.unet.conv_out.weight.detach().clone()
+    steps = train(
+        state,
+        full_config,
+        OneFace(posterior),
+        lambda position, epoch: "a young woman with wavy blond hair, smiling",
+        text_encoder,
+        tmp_path,
+        accelerator,
+    )
+    step = next(steps)
+    steps.close()
+    hook.remove()
+    assert step.number == 1 and math.isfinite(step.loss) and step.learning_rate == 1e-5
+    assert hidden == [(1, 77, 512)] and latents == [(1, 4, 32, 32)]
+    assert 0 < (state.unet.conv_out.weight - before).abs().max() < 1.1e-5
+    text_to_face = TextToFace(full_config, state.ema_unet, text_encoder, vae)
+    assert text_to_face.latent_shape == (4, 32, 32)
+    images = text_to_face.generate(["a man with a beard"], [0], guidance_scale=3.0, steps=1)
+    assert images.shape == (1, 3, 256, 256)
+    assert images.isfinite().all() and images.min() >= 0 and images.max() <= 1

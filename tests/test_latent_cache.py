@@ -1,0 +1,236 @@
+"""Latents: the cache holds what encoding gives, once, whatever interrupts it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from custom_datasets.celeba_hq_dataset import CelebAHQ, to_model_range
+from custom_datasets.drawn_faces import write_drawn_faces
+from custom_datasets.latent_cache import (
+    ImageLatents,
+    LatentCache,
+    fingerprint,
+    open_latent_cache,
+)
+from models.vae_wrapper import Posterior, VAEWrapper
+
+ROOT = Path(__file__).resolve().parents[1]
+HALF = {"atol": 2e-3, "rtol": 2e-3}  # float16 keeps eleven bits
+
+
+class CountingVAE(VAEWrapper):
+    """Counts the images it encodes, and breaks down after `limit` batches."""
+
+    def __init__(self, autoencoder: AutoencoderKL, limit: int = 10**9) -> None:
+        super().__init__(autoencoder)
+        self.limit, self.batches, self.images = limit, 0, 0
+
+    def encode(self, images: torch.Tensor) -> Posterior:
+        if self.batches >= self.limit:
+            raise RuntimeError("the power went out")
+        self.batches, self.images = self.batches + 1, self.images + len(images)
+        return super().encode(images)
+
+
+@pytest.fixture
+def faces(drawn_folder: Path) -> CelebAHQ:
+    return CelebAHQ(drawn_folder, "train", 64)
+
+
+@pytest.fixture
+def vae(autoencoder_folder: Path) -> CountingVAE:
+    return CountingVAE(AutoencoderKL.from_pretrained(autoencoder_folder))
+
+
+def breaking_after(batches: int, like: CountingVAE) -> CountingVAE:
+    return CountingVAE(like.autoencoder, batches)
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_the_cache_holds_what_encoding_gives(
+    faces: CelebAHQ, vae: CountingVAE, tmp_path: Path, flip: bool
+) -> None:
+    cache = open_latent_cache(faces, vae, tmp_path, flip, batch_size=5, workers=1)
+    assert cache.values.shape == (24, 1 + flip, 2, 4, 8, 8)
+    assert cache.values.dtype == np.float16
+    source = ImageLatents(faces, vae, workers=1)
+    assert len(cache) == len(source) == 24
+    for side in range(1 + flip):
+        everything, flipped = np.arange(24), np.full(24, bool(side))
+        for kept, made in zip(
+            cache.fetch(everything, flipped), source.fetch(everything, flipped), strict=True
+        ):
+            assert kept.dtype == made.dtype == torch.float32
+            torch.testing.assert_close(kept, made, **HALF)
+
+
+def test_any_order_and_any_mixture_of_sides(
+    faces: CelebAHQ, vae: CountingVAE, tmp_path: Path
+) -> None:
+    positions, flipped = np.array([7, 0, 23, 7]), np.array([True, False, True, False])
+    cache = open_latent_cache(faces, vae, tmp_path, workers=1)
+    kept = cache.fetch(positions, flipped)
+    made = ImageLatents(faces, vae, workers=2).fetch(positions, flipped)
+    torch.testing.assert_close(kept.mean, made.mean, **HALF)
+    torch.testing.assert_close(kept.std, made.std, **HALF)
+    assert not torch.allclose(kept.mean[0], kept.mean[3], **HALF)
+
+
+def test_encoding_on_the_fly_is_encoding_the_pixels(faces: CelebAHQ, vae: CountingVAE) -> None:
+    positions, flipped = np.array([4, 9]), np.array([False, True])
+    images = torch.stack([faces[4].image, faces[9].image.flip(-1)])
+    expected = vae.encode(to_model_range(images))
+    made = ImageLatents(faces, vae, workers=1).fetch(positions, flipped)
+    torch.testing.assert_close(made.mean, expected.mean)
+    torch.testing.assert_close(made.std, expected.std)
+
+
+def test_a_mirrored_face_is_encoded_as_such(
+    faces: CelebAHQ, vae: CountingVAE, tmp_path: Path
+) -> None:
+    cache = open_latent_cache(faces, vae, tmp_path, workers=1)
+    mirrored = cache.fetch(np.array([3]), np.array([True])).mean
+    expected = vae.encode(to_model_range(faces[3].image[None].flip(-1))).mean
+    torch.testing.assert_close(mirrored, expected, **HALF)
+    flipped_latent = cache.fetch(np.array([3]), np.array([False])).mean.flip(-1)
+    assert (mirrored - flipped_latent).abs().max() > 0.05
+
+
+def test_a_cache_without_mirrored_faces_says_so(
+    faces: CelebAHQ, vae: CountingVAE, tmp_path: Path
+) -> None:
+    cache = open_latent_cache(faces, vae, tmp_path, flip=False, workers=1)
+    assert vae.images == 24
+    cache.fetch(np.array([0, 1]), np.array([False, False]))
+    with pytest.raises(ValueError, match="no mirrored faces") as caught:
+        cache.fetch(np.array([0, 1]), np.array([False, True]))
+    assert str(cache.path) in str(caught.value)
+
+
+def test_nothing_is_encoded_twice(faces: CelebAHQ, vae: CountingVAE, tmp_path: Path) -> None:
+    first = open_latent_cache(faces, vae, tmp_path, workers=1)
+    assert vae.images == 48
+    again = open_latent_cache(faces, vae, tmp_path, batch_size=3, workers=1)
+    assert vae.images == 48 and again.path == first.path
+    assert np.array_equal(again.values, first.values)
+    assert [path.suffix for path in sorted(tmp_path.iterdir())] == [".lock", ".npy"]
+
+
+def test_the_key_is_of_everything_that_matters(
+    drawn_folder: Path, autoencoder_folder: Path, vae: CountingVAE
+) -> None:
+    faces = CelebAHQ(drawn_folder, "train", 64)
+    key = fingerprint(faces, vae, True, "no")
+    assert fingerprint(CelebAHQ(drawn_folder, "train", 64), vae, True, "no") == key
+    other_weights = AutoencoderKL.from_pretrained(autoencoder_folder)
+    other_weights.encoder.conv_in.bias.data[0] += 1e-3
+    other_scale = AutoencoderKL.from_pretrained(autoencoder_folder, scaling_factor=0.6)
+    others = [
+        fingerprint(CelebAHQ(drawn_folder, "train", 32), vae, True, "no"),
+        fingerprint(CelebAHQ(drawn_folder, "val", 64), vae, True, "no"),
+        fingerprint(faces, vae, False, "no"),
+        fingerprint(faces, vae, True, "bf16"),
+        fingerprint(faces, VAEWrapper(other_weights), True, "no"),
+        fingerprint(faces, VAEWrapper(other_scale), True, "no"),
+    ]
+    assert len({key, *others}) == 7
+
+
+def test_the_key_changes_with_an_image(vae: CountingVAE, tmp_path: Path) -> None:
+    folder = write_drawn_faces(tmp_path / "faces", (2, 1, 1), 64, workers=1)
+    faces = CelebAHQ(folder, "train", 64)
+    first = open_latent_cache(faces, vae, tmp_path / "cache", workers=1)
+    faces.path(0).write_bytes(faces.path(1).read_bytes())
+    second = open_latent_cache(faces, vae, tmp_path / "cache", workers=1)
+    assert second.path != first.path and vae.images == 8
+    assert not np.array_equal(second.values[0], first.values[0])
+    assert np.array_equal(second.values[0], second.values[1])
+    key = fingerprint(faces, vae, True, "no")
+    stat = faces.path(0).stat()
+    os.utime(faces.path(0), ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    assert fingerprint(faces, vae, True, "no") != key
+
+
+def test_an_interrupted_encode_goes_on_where_it_stopped(
+    faces: CelebAHQ, vae: CountingVAE, tmp_path: Path
+) -> None:
+    whole = open_latent_cache(faces, vae, tmp_path / "whole", batch_size=1, workers=1)
+    for batches in (2 * 10 + 1, 2 * 3):  # both sides of ten images and one of the next; and again
+        with pytest.raises(RuntimeError, match="power"):
+            open_latent_cache(
+                faces, breaking_after(batches, vae), tmp_path / "cut", batch_size=1, workers=1
+            )
+        assert not list((tmp_path / "cut").glob("latents_*[0-9a-f].npy"))
+    last = breaking_after(10**9, vae)
+    resumed = open_latent_cache(faces, last, tmp_path / "cut", batch_size=1, workers=1)
+    assert 0 < last.images < 2 * 24 - 2 * 8  # what the first run recorded was kept
+    assert np.array_equal(resumed.values, whole.values)
+    assert len(list((tmp_path / "cut").iterdir())) == 2  # the file and its lock
+
+
+def test_an_encode_that_stopped_at_once_starts_again(
+    faces: CelebAHQ, vae: CountingVAE, tmp_path: Path
+) -> None:
+    with pytest.raises(RuntimeError, match="power"):
+        open_latent_cache(faces, breaking_after(1, vae), tmp_path, batch_size=4, workers=1)
+    cache = open_latent_cache(faces, vae, tmp_path, batch_size=4, workers=1)
+    assert vae.images == 48
+    made = ImageLatents(faces, vae, 1).fetch(np.arange(24), np.zeros(24, bool))
+    torch.testing.assert_close(cache.fetch(np.arange(24), np.zeros(24)).mean, made.mean, **HALF)
+
+
+def test_a_stale_record_of_progress_is_not_believed(
+    faces: CelebAHQ, vae: CountingVAE, tmp_path: Path
+) -> None:
+    """Left by a process that died after its last batch; the file was then thrown away."""
+    cache = open_latent_cache(faces, vae, tmp_path, batch_size=4, workers=1)
+    expected = np.array(cache.values)
+    cache.path.unlink()
+    cache.path.with_suffix(".progress.json").write_text('{"done": 20}')
+    with pytest.raises(RuntimeError, match="power"):
+        open_latent_cache(faces, breaking_after(1, vae), tmp_path, batch_size=4, workers=1)
+    again = open_latent_cache(faces, vae, tmp_path, batch_size=4, workers=1)
+    assert np.array_equal(again.values, expected)
+
+
+PROCESS = """
+import sys
+from pathlib import Path
+from custom_datasets.celeba_hq_dataset import CelebAHQ
+from custom_datasets.latent_cache import open_latent_cache
+from models.vae_wrapper import VAEWrapper
+
+encode, calls = VAEWrapper.encode, []
+VAEWrapper.encode = lambda self, images: calls.append(1) or encode(self, images)
+faces, vae = CelebAHQ(sys.argv[1], "train", 64), VAEWrapper.from_pretrained(sys.argv[2])
+print("ready", flush=True)
+sys.stdin.readline()
+cache = open_latent_cache(faces, vae, Path(sys.argv[3]), batch_size=1, workers=1)
+print(len(calls), cache.path)
+"""
+
+
+def test_of_two_processes_one_encodes_and_the_other_waits(
+    drawn_folder: Path, autoencoder_folder: Path, vae: CountingVAE, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", PROCESS, drawn_folder, autoencoder_folder, tmp_path / "cache"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(list(map(str, command)), cwd=ROOT, **pipes) for _ in range(2)]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    answers = [process.communicate()[0].split(" ", 1) for process in processes]
+    assert sorted(int(calls) for calls, _ in answers) == [0, 48]
+    assert answers[0][1] == answers[1][1]
+    faces = CelebAHQ(drawn_folder, "train", 64)
+    expected = open_latent_cache(faces, vae, tmp_path / "alone", batch_size=1, workers=1)
+    found = LatentCache(Path(answers[0][1].strip()))
+    assert np.allclose(found.values, expected.values, atol=2e-3)

@@ -1,0 +1,113 @@
+"""The text encoder: equal to transformers called directly, and nothing is cut unnoticed."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging
+
+from models.text_encoder import TextEncoder
+
+CAPTIONS = ["A man", "A photo of a young woman with wavy blond hair, smiling", ""]
+
+
+@pytest.fixture(scope="module")
+def encoder(clip_folder: Path) -> TextEncoder:
+    return TextEncoder.from_pretrained(str(clip_folder))
+
+
+def test_equals_transformers_on_padded_captions(encoder: TextEncoder, clip_folder: Path) -> None:
+    model = CLIPTextModel.from_pretrained(clip_folder).eval()
+    tokenizer = CLIPTokenizer.from_pretrained(clip_folder)
+    words = tokenizer(CAPTIONS).input_ids
+    ids = torch.tensor([row + [tokenizer.pad_token_id] * (77 - len(row)) for row in words])
+    with torch.no_grad():
+        expected = model(input_ids=ids).last_hidden_state
+    torch.testing.assert_close(encoder(CAPTIONS), expected)
+    assert encoder(CAPTIONS).shape == (3, 77, encoder.width) == (3, 77, 32)
+
+
+def test_weights_are_the_whole_models_text_tower(encoder: TextEncoder, clip_folder: Path) -> None:
+    tower = CLIPModel.from_pretrained(clip_folder).text_model.state_dict()
+    own = {
+        name.removeprefix("text_model."): value
+        for name, value in encoder.model.state_dict().items()
+    }
+    assert set(own) == set(tower)
+    assert all(torch.equal(own[name], tower[name]) for name in tower)
+
+
+def test_a_caption_does_not_depend_on_its_batch(encoder: TextEncoder) -> None:
+    together = encoder(CAPTIONS)
+    for caption, expected in zip(CAPTIONS, together, strict=True):
+        torch.testing.assert_close(encoder([caption])[0], expected)
+
+
+def test_words_and_their_order_matter(encoder: TextEncoder) -> None:
+    first, second = encoder(["a man with a hat", "a hat with a man"])
+    assert (first - second).abs().max() > 0.01
+
+
+def test_null_is_the_empty_caption(encoder: TextEncoder) -> None:
+    assert encoder.null().shape == (1, 77, 32)
+    assert torch.equal(encoder.null(), encoder([""]))
+    assert not torch.allclose(encoder.null(), encoder(["a man"]))
+
+
+def test_a_caption_that_is_too_long_is_refused(encoder: TextEncoder) -> None:
+    fitting, over = " ".join(["man"] * 75), " ".join(["man"] * 76)
+    assert encoder.count_tokens(fitting) == 77 and encoder.count_tokens("") == 2
+    assert encoder([fitting]).shape == (1, 77, 32)
+    with pytest.raises(ValueError, match="78 tokens, the encoder takes 77: 'man man"):
+        encoder(["a man", over])
+
+
+def test_the_position_table_limits_a_tokenizer_without_a_limit(
+    encoder: TextEncoder, clip_folder: Path
+) -> None:
+    tokenizer = CLIPTokenizer.from_pretrained(clip_folder)
+    tokenizer.model_max_length = 10**30
+    unlimited = TextEncoder(encoder.model, tokenizer)
+    torch.testing.assert_close(unlimited(CAPTIONS), encoder(CAPTIONS))
+
+
+def test_it_is_frozen(encoder: TextEncoder) -> None:
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+    torch.nn.Sequential(encoder).train()
+    assert not any(module.training for module in encoder.modules())
+    assert not encoder(CAPTIONS).requires_grad
+
+
+def test_halved_weights_are_opened_in_float32(clip_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(clip_folder, tmp_path / "half")
+    CLIPModel.from_pretrained(clip_folder).half().save_pretrained(tmp_path / "half")
+    encoder = TextEncoder.from_pretrained(str(tmp_path / "half"))
+    assert encoder(["a man"]).dtype == torch.float32
+
+
+def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"text encoder '.*/no_model'"):
+        TextEncoder.from_pretrained(str(tmp_path / "no_model"))
+
+
+def test_a_folder_without_a_tokenizer_is_named(clip_folder: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(clip_folder / name, tmp_path)
+    with pytest.raises(FileNotFoundError, match="tokenizer") as caught:
+        TextEncoder.from_pretrained(str(tmp_path))
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_opening_leaves_the_verbosity_of_others_alone(clip_folder: Path, tmp_path: Path) -> None:
+    before = logging.get_verbosity()
+    try:
+        logging.set_verbosity_info()
+        TextEncoder.from_pretrained(str(clip_folder))
+        assert logging.get_verbosity() == logging.INFO
+        with pytest.raises(FileNotFoundError):
+            TextEncoder.from_pretrained(str(tmp_path / "no_model"))
+        assert logging.get_verbosity() == logging.INFO
+    finally:
+        logging.set_verbosity(before)

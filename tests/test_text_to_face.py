@@ -1,0 +1,211 @@
+"""Words in, faces out: the averaged weights of a run, one seed an image, overrides."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from config import Config
+from diffusion import run_folder, sampling
+from diffusion.run_folder import Checkpoint
+from diffusion.text_to_face import TextToFace
+from diffusion.training import new_state
+from models.custom_unet_celeba_ldm import build_unet
+from models.text_encoder import TextEncoder
+from models.vae_wrapper import VAEWrapper
+
+PROMPTS = [f"a {age} {who}" for age in ("young", "older") for who in ("man", "woman", "person")]
+SEEDS = [31, 4, 15, 92, 65, 35]
+
+
+@pytest.fixture
+def run(tiny_config: Config, tmp_path: Path) -> Path:
+    """A run folder whose averaged weights are others than its live ones."""
+    config = dataclasses.replace(
+        tiny_config, training=dataclasses.replace(tiny_config.training, mixed_precision="no")
+    )
+    torch.manual_seed(5)
+    state = new_state(build_unet(config.unet), config.training)
+    state.ema.update_parameters(state.unet)
+    with torch.no_grad():
+        for parameter in state.unet.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    live, average = state.unet.state_dict(), state.ema.state_dict()
+    values = Checkpoint(config, 1, 3, live, average, state.optimizer.state_dict())
+    run_folder.save_checkpoint(run_folder.checkpoint_path(tmp_path, 1, 3, True), values)
+    return tmp_path
+
+
+@pytest.fixture
+def text_to_face(run: Path) -> TextToFace:
+    return TextToFace.from_run(run)
+
+
+def from_weights(run: Path, part: str) -> TextToFace:
+    """Built by hand from the live or the averaged weights of the checkpoint."""
+    checkpoint = run_folder.load_checkpoint(run_folder.require_checkpoint(run))
+    config = checkpoint.config
+    unet = build_unet(config.unet).eval().requires_grad_(False)
+    own = {n.removeprefix("module."): v for n, v in getattr(checkpoint, part).items()}
+    unet.load_state_dict({n: v for n, v in own.items() if n != "n_averaged"})
+    text_encoder = TextEncoder.from_pretrained(config.models.text_encoder)
+    return TextToFace(
+        config, unet, text_encoder, VAEWrapper.from_pretrained(config.models.autoencoder)
+    )
+
+
+def test_a_run_is_opened_with_its_averaged_weights(run: Path, text_to_face: TextToFace) -> None:
+    images = text_to_face.generate(PROMPTS[:2], SEEDS[:2])
+    assert torch.equal(images, from_weights(run, "ema").generate(PROMPTS[:2], SEEDS[:2]))
+    live = from_weights(run, "unet").generate(PROMPTS[:2], SEEDS[:2])
+    assert (images - live).abs().max() > 1e-3
+    assert not text_to_face.unet.training
+    assert not any(p.requires_grad for p in text_to_face.unet.parameters())
+
+
+def test_the_newest_checkpoint_of_the_run_is_opened(run: Path) -> None:
+    older = run_folder.load_checkpoint(run_folder.require_checkpoint(run))
+    zeros = {name: torch.zeros_like(value) for name, value in older.ema.items()}
+    newer = dataclasses.replace(older, epoch=10, ema=zeros)
+    run_folder.save_checkpoint(run_folder.checkpoint_path(run, 10, 30, True), newer)
+    assert not any(p.any() for p in TextToFace.from_run(run).unet.parameters())
+
+
+def test_shapes_and_range(text_to_face: TextToFace) -> None:
+    images = text_to_face.generate(PROMPTS[:3], SEEDS[:3])
+    assert images.shape == (3, 3, 64, 64) and images.dtype == torch.float32
+    assert images.min() >= 0 and images.max() <= 1 and images.std() > 1e-3
+    assert images.device.type == "cpu" and not images.requires_grad
+    assert text_to_face.latent_shape == (4, 8, 8)
+
+
+@pytest.mark.parametrize("sampler", sampling.SAMPLERS)
+def test_an_image_does_not_depend_on_its_batch(text_to_face: TextToFace, sampler: str) -> None:
+    together = text_to_face.generate(PROMPTS, SEEDS, sampler=sampler)
+    for size in (1, 4):
+        split = text_to_face.generate(PROMPTS, SEEDS, sampler=sampler, batch_size=size)
+        torch.testing.assert_close(split, together, rtol=0, atol=1e-4)
+    reversed_ = text_to_face.generate(PROMPTS[::-1], SEEDS[::-1], sampler=sampler)
+    torch.testing.assert_close(reversed_.flip(0), together, rtol=0, atol=1e-4)
+    assert (together[0] - together[1]).abs().max() > 1e-3
+
+
+def test_the_same_words_with_other_seeds_are_other_faces(text_to_face: TextToFace) -> None:
+    first = text_to_face.generate(PROMPTS[:1] * 3, [1, 1, 2])
+    torch.testing.assert_close(first[0], first[1], rtol=0, atol=1e-5)
+    assert (first[1] - first[2]).abs().max() > 1e-3
+
+
+def test_the_pipeline_is_encode_guide_sample_decode(text_to_face: TextToFace) -> None:
+    """The same from the parts, called one by one."""
+    text = text_to_face.text_encoder(PROMPTS[:2])
+    null = text_to_face.text_encoder(["with glasses"])
+    unet = text_to_face.unet
+    latents = sampling.sample(
+        lambda x, t, c: unet(x, t, encoder_hidden_states=c).sample,
+        sampling.build_sampler("ddim", text_to_face.config.diffusion),
+        text,
+        null,
+        4.0,
+        SEEDS[:2],
+        3,
+        (4, 8, 8),
+    )
+    want = text_to_face.vae.decode(latents)
+    got = text_to_face.generate(PROMPTS[:2], SEEDS[:2], 4.0, 3, "ddim", "with glasses")
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[object, ...]]]:
+    """(class of scheduler, steps, seeds) of every trajectory."""
+    seen: list[tuple[object, ...]] = []
+    real = sampling.trajectory
+
+    def spy(predict, scheduler, shape, seeds, steps, device) -> Iterator[torch.Tensor]:
+        seen.append((type(scheduler).__name__, steps, list(seeds)))
+        yield from real(predict, scheduler, shape, seeds, steps, device)
+
+    monkeypatch.setattr(sampling, "trajectory", spy)
+    yield seen
+
+
+def test_what_is_not_given_comes_from_the_run(
+    text_to_face: TextToFace, calls: list[tuple[object, ...]]
+) -> None:
+    text_to_face.generate(PROMPTS[:1], [8])
+    text_to_face.generate(PROMPTS[:1], [8], steps=2)
+    text_to_face.generate(PROMPTS[:1], [8], sampler="ddim")
+    text_to_face.generate(PROMPTS[:3], [8, 9, 10], sampler="ddpm", steps=3, batch_size=2)
+    assert calls == [
+        ("DPMSolverMultistepScheduler", 4, [8]),
+        ("DPMSolverMultistepScheduler", 2, [8]),
+        ("DDIMScheduler", 4, [8]),
+        ("DDPMScheduler", 3, [8, 9]),
+        ("DDPMScheduler", 3, [10]),
+    ]
+
+
+def test_scale_and_negative_prompt_change_the_picture(text_to_face: TextToFace) -> None:
+    def picture(scale: float | None = None, negative: str = "") -> torch.Tensor:
+        return text_to_face.generate(PROMPTS[:1], [8], scale, negative_prompt=negative)
+
+    assert torch.equal(picture(), picture(text_to_face.config.sampling.guidance_scale))
+    assert not torch.equal(picture(), picture(9.0))
+    assert not torch.equal(picture(), picture(negative="smiling"))
+    # Guided away from nothing, or not guided at all: no negative prompt is looked at.
+    assert torch.equal(picture(1.0), picture(1.0, "smiling"))
+    # Scale 0 is given, not missing: the words do not matter then.
+    other = text_to_face.generate(PROMPTS[1:2], [8], 0.0)
+    assert torch.equal(picture(0.0), other)
+    # The negative prompt takes the place of the empty one: at scale 0 it alone is drawn.
+    alone = text_to_face.generate(["smiling"], [8], 1.0)
+    torch.testing.assert_close(picture(0.0, "smiling"), alone, rtol=0, atol=1e-5)
+
+
+def test_the_trajectory_ends_in_the_picture(text_to_face: TextToFace) -> None:
+    predict = text_to_face.predict(PROMPTS[:2], 2.5)
+    path = list(text_to_face.trajectory(predict, SEEDS[:2]))
+    assert [p.shape for p in path] == [(2, 4, 8, 8)] * 5
+    want = text_to_face.generate(PROMPTS[:2], SEEDS[:2], 2.5)
+    assert torch.equal(text_to_face.vae.decode(path[-1]), want)
+
+
+def test_the_precision_of_the_run_is_used(text_to_face: TextToFace) -> None:
+    seen = []
+    text_to_face.unet.conv_in.register_forward_hook(lambda m, args, out: seen.append(out.dtype))
+    text_to_face.generate(PROMPTS[:1], [8], steps=1)
+    training = dataclasses.replace(text_to_face.config.training, mixed_precision="bf16")
+    text_to_face.config = dataclasses.replace(text_to_face.config, training=training)
+    text_to_face.generate(PROMPTS[:1], [8], steps=1)
+    assert seen == [torch.float32, torch.bfloat16]
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_another_number_of_seeds_is_refused(text_to_face: TextToFace, count: int) -> None:
+    with pytest.raises(ValueError, match=f"2 prompts for {count} seeds"):
+        text_to_face.generate(PROMPTS[:2], SEEDS[:count])
+
+
+def test_a_prompt_that_is_too_long_is_refused(text_to_face: TextToFace) -> None:
+    with pytest.raises(ValueError, match="tokens"):
+        text_to_face.generate(["a man with a beard " * 30], [1])
+
+
+def test_a_folder_without_a_checkpoint_and_a_damaged_one_are_refused(
+    tmp_path: Path, run: Path
+) -> None:
+    with pytest.raises(FileNotFoundError, match="train1"):
+        TextToFace.from_run(tmp_path / "empty")
+    path = run_folder.require_checkpoint(run)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=path.name):
+        TextToFace.from_run(run)
+
+
+@pytest.mark.xfail(strict=True, reason="`steps or defaults.steps` takes 0 for not given")
+def test_no_steps_at_all_are_refused(text_to_face: TextToFace) -> None:
+    with pytest.raises(ValueError, match="0 steps"):
+        text_to_face.generate(PROMPTS[:1], [1], steps=0)

@@ -1,0 +1,655 @@
+"""The training loop: what reaches the model, the average, the schedule, and exact resume."""
+
+import dataclasses
+import itertools
+import json
+import math
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import config as config_module
+from config import Config, TrainingConfig
+from diffusion import experiment, objective, run_folder, training
+from models.custom_unet_celeba_ldm import build_unet
+from models.text_encoder import TextEncoder
+from models.vae_wrapper import Posterior
+
+COUNT = 26  # faces: three batches of 8 and an incomplete one
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Latents:
+    """Posteriors of made-up faces; remembers what was asked for."""
+
+    def __init__(self, count: int = COUNT, std: float = 0.5) -> None:
+        generator = torch.Generator().manual_seed(11)
+        self.mean = torch.randn(count, 4, 8, 8, generator=generator)
+        self.std = std
+        self.asked: list[tuple[list[int], list[bool]]] = []
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+    def fetch(self, positions: np.ndarray, flipped: np.ndarray) -> Posterior:
+        self.asked.append((positions.tolist(), flipped.tolist()))
+        mean = self.mean[torch.from_numpy(np.asarray(positions))].clone()
+        mean[torch.from_numpy(flipped)] = mean[torch.from_numpy(flipped)].flip(-1)
+        return Posterior(mean, torch.full_like(mean, self.std))
+
+
+def new_accelerator(precision: str) -> Accelerator:
+    """An accelerator of this precision; accelerate keeps one for the whole process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(mixed_precision=precision, cpu=True)
+
+
+def caption(position: int, epoch: int) -> str:
+    return f"a photo of a {'wo' * (position % 2)}man with {['black', 'gray'][epoch % 2]} hair"
+
+
+@pytest.fixture
+def inputs(tiny_config: Config, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Makes the arguments of `train` for a fresh process with these training settings."""
+
+    def make(
+        latents: Latents | None = None,
+        folder: str = "run",
+        seed_of_init: int = 0,
+        flip: bool = True,
+        snr_gamma: float | None = 5.0,
+        **changes: Any,
+    ) -> dict[str, Any]:
+        changes = {"mixed_precision": "no", "warmup_steps": 2} | changes
+        config = dataclasses.replace(
+            tiny_config,
+            data=dataclasses.replace(tiny_config.data, flip=flip),
+            diffusion=dataclasses.replace(tiny_config.diffusion, snr_gamma=snr_gamma),
+            training=dataclasses.replace(tiny_config.training, **changes),
+        )
+        torch.manual_seed(seed_of_init)
+        state = training.new_state(build_unet(config.unet), config.training)
+        return {
+            "state": training.resume(state, config, tmp_path / folder),
+            "config": config,
+            "latents": latents or Latents(),
+            "caption": caption,
+            "text_encoder": TextEncoder.from_pretrained(config.models.text_encoder),
+            "folder": tmp_path / folder,
+            "accelerator": new_accelerator(config.training.mixed_precision),
+        }
+
+    return make
+
+
+Inputs = Callable[..., dict[str, Any]]
+
+
+def finish(arguments: dict[str, Any]) -> list[training.Step]:
+    return list(training.train(**arguments))
+
+
+def stop_after(arguments: dict[str, Any], steps: int, number: int) -> None:
+    """Train until a real signal, sent to this process after `steps` steps, ends it."""
+    with pytest.raises(KeyboardInterrupt, match=f"step {arguments['state'].step + steps + 1}"):
+        for done, _ in enumerate(training.train(**arguments), start=1):
+            if done == steps:
+                signal.raise_signal(number)
+
+
+def assert_same(a: Any, b: Any, where: str = "") -> None:
+    """Equal bit for bit, through dictionaries and lists."""
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert list(a) == list(b), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}[{i}]")
+    elif isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype and torch.equal(a, b), where
+    else:
+        assert a == b, where
+
+
+def everything(state: training.TrainingState, folder: Path) -> dict[str, Any]:
+    losses = run_folder.read_losses(folder)
+    for line in losses:
+        line.pop("images_per_second")
+    parts = {"unet": state.unet, "ema": state.ema, "optimizer": state.optimizer}
+    return {n: p.state_dict() for n, p in parts.items()} | {"step": state.step, "losses": losses}
+
+
+@pytest.fixture
+def spied_losses(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor]]:
+    """What every step hands to the objective, and the losses that it gets back."""
+    calls = []
+    real = objective.loss_per_sample
+
+    def spy(denoiser: Callable, scheduler: Any, *tensors: torch.Tensor) -> torch.Tensor:
+        losses = real(denoiser, scheduler, *tensors)
+        names = ("latents", "text", "timesteps", "noise")
+        calls.append(dict(zip(names, tensors, strict=True)) | {"losses": losses.detach()})
+        return losses
+
+    monkeypatch.setattr(objective, "loss_per_sample", spy)
+    return calls
+
+
+# --- moving average ---
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.9999])
+def test_the_average_is_its_recursion(inputs: Inputs, decay: float) -> None:
+    arguments = inputs(ema_decay=decay, learning_rate=1e-2)
+    state, want = arguments["state"], {}
+    for step in training.train(**arguments):
+        live = {n: v.detach().clone() for n, v in state.unet.state_dict().items()}
+        n = step.number - 1
+        weight = 1.0 if n == 0 else max((1 + n) ** -0.75, 1 - decay)
+        want = {k: want.get(k, v) * (1 - weight) + v * weight for k, v in live.items()}
+        # Each yielded step is complete: counted, averaged and logged.
+        assert state.step == step.number == int(state.ema.n_averaged)
+        assert len(run_folder.read_losses(arguments["folder"])) == step.number
+        for name, value in state.ema_unet.state_dict().items():
+            torch.testing.assert_close(value, want[name], rtol=1e-5, atol=1e-6)
+    assert step.number == 6
+    name = "conv_in.weight"
+    assert (state.ema_unet.state_dict()[name] - live[name]).abs().max() > 1e-4
+    assert not any(p.requires_grad for p in state.ema_unet.parameters())
+    assert not state.ema_unet.training
+
+
+def test_the_decay_grows_to_its_ceiling() -> None:
+    update = training.ema_rule(0.99)
+    for count, weight in ((1, 2**-0.75), (99, 100**-0.75), (10**6, 0.01)):
+        averaged = [torch.zeros(3)]
+        update(averaged, [torch.ones(3)], torch.tensor(count))
+        torch.testing.assert_close(averaged[0], torch.full((3,), weight))
+
+
+# --- learning rate ---
+
+
+@given(warmup=st.integers(0, 50), total=st.integers(60, 500), peak=st.floats(1e-6, 1e-1))
+@settings(max_examples=40, deadline=None)
+def test_the_shape_of_the_learning_rate(warmup: int, total: int, peak: float) -> None:
+    constant = TrainingConfig(learning_rate=peak, warmup_steps=warmup, lr_decay="constant")
+    cosine = dataclasses.replace(constant, lr_decay="cosine")
+    rates = [training.learning_rate_at(s, total, constant) for s in range(total + 1)]
+    want = [peak * min(1, (s + 1) / (warmup + 1)) for s in range(total + 1)]
+    assert rates == pytest.approx(want, rel=1e-9)
+    assert rates[warmup] == peak and rates[0] > 0 and (warmup == 0 or rates[warmup - 1] < peak)
+    cosined = [training.learning_rate_at(s, total, cosine) for s in range(total + 1)]
+    halves = [r * (1 + math.cos(math.pi * s / total)) / 2 for s, r in enumerate(rates)]
+    assert cosined == pytest.approx(halves, rel=1e-9, abs=1e-15)
+    assert cosined[total] == pytest.approx(0, abs=1e-12)
+    assert all(a >= b for a, b in zip(cosined[warmup:], cosined[warmup + 1 :], strict=False))
+
+
+def test_an_unknown_decay_is_refused() -> None:
+    with pytest.raises(ValueError, match="'linear'"):
+        training.learning_rate_at(0, 10, TrainingConfig(lr_decay="linear"))
+
+
+@pytest.mark.parametrize("decay", ["constant", "cosine"])
+def test_the_optimiser_runs_at_the_rate_of_its_step(inputs: Inputs, decay: str) -> None:
+    arguments = inputs(lr_decay=decay, learning_rate=3e-3, weight_decay=0.07)
+    for step in training.train(**arguments):
+        (group,) = arguments["state"].optimizer.param_groups
+        want = training.learning_rate_at(step.number - 1, 6, arguments["config"].training)
+        assert group["lr"] == step.learning_rate == want
+        assert group["weight_decay"] == 0.07
+
+
+def test_the_first_step_moves_every_weight_by_the_learning_rate(inputs: Inputs) -> None:
+    """AdamW's first step is lr * sign(gradient), whatever the gradient's size."""
+    arguments = inputs(learning_rate=1e-3, warmup_steps=3, weight_decay=0.0)
+    before = {n: p.detach().clone() for n, p in arguments["state"].unet.named_parameters()}
+    next(training.train(**arguments))
+    for name, parameter in arguments["state"].unet.named_parameters():
+        moved = (parameter.detach() - before[name]).abs()
+        assert moved.max() <= 1e-3 / 4 * 1.01, name
+    assert (arguments["state"].unet.conv_out.weight - before["conv_out.weight"]).abs().max() > 2e-4
+
+
+def test_gradients_are_clipped(inputs: Inputs) -> None:
+    arguments = inputs(max_grad_norm=1e-3)
+    for _ in training.train(**arguments):
+        gradients = [p.grad for p in arguments["state"].unet.parameters()]
+        norm = torch.nn.utils.get_total_norm(gradients).item()
+        assert norm == pytest.approx(1e-3, rel=1e-2)
+
+
+# --- the order of the faces, and the randomness of a step ---
+
+
+@given(
+    count=st.integers(1, 200),
+    batch=st.integers(1, 16),
+    processes=st.integers(1, 4),
+    seed=st.integers(0, 2**31),
+)
+@settings(max_examples=60, deadline=None)
+def test_an_epoch_shows_every_face_at_most_once(
+    count: int, batch: int, processes: int, seed: int
+) -> None:
+    steps = count // (batch * processes)
+    if steps == 0:
+        return
+    settings_ = TrainingConfig(batch_size=batch, seed=seed)
+
+    def epoch(number: int) -> list[int]:
+        faces = [
+            training.positions_at(step, count, settings_, process, processes)
+            for step in range(number * steps, (number + 1) * steps)
+            for process in range(processes)
+        ]
+        assert all(len(f) == batch for f in faces)
+        return [int(i) for f in faces for i in f]
+
+    first, second = epoch(0), epoch(1)
+    assert len(set(first)) == len(first) == steps * batch * processes
+    assert set(first) <= set(range(count)) and count - len(first) < batch * processes
+    training.epoch_order.cache_clear()  # as after a restart
+    assert epoch(1) == second and epoch(0) == first
+    if len(first) >= 12:
+        assert first != second != sorted(second)
+
+
+def test_another_seed_is_another_order() -> None:
+    orders = {tuple(training.epoch_order(50, seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}
+    assert len(orders) == 4
+
+
+def test_every_step_of_every_process_has_its_own_generator() -> None:
+    def numbers(seed: int, step: int, process: int) -> tuple[float, ...]:
+        generator = training.step_generator(seed, step, process)
+        return tuple(torch.randn(4, generator=generator).tolist())
+
+    keys = [(s, n, p) for s in (0, 1, 11) for n in (0, 1, 11, 12) for p in (0, 1, 2)]
+    drawn = {numbers(*key) for key in keys}
+    assert len(drawn) == len(keys)
+    assert numbers(0, 1, 2) == numbers(0, 1, 2)
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_a_process_fetches_its_own_share(inputs: Inputs, process: int) -> None:
+    arguments = inputs(batch_size=4)
+    arguments["accelerator"] = _TwoProcesses(arguments["accelerator"], process)
+    finish(arguments)
+    asked = [positions for positions, _ in arguments["latents"].asked]
+    settings_ = arguments["config"].training
+    assert asked == [
+        training.positions_at(s, COUNT, settings_, process, 2).tolist() for s in range(6)
+    ]
+
+
+class _TwoProcesses:
+    """An accelerator that says it is one of two."""
+
+    def __init__(self, accelerator: Accelerator, process: int) -> None:
+        self.accelerator, self.process_index = accelerator, process
+        self.num_processes, self.is_main_process = 2, process == 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.accelerator, name)
+
+
+# --- what reaches the model ---
+
+
+def test_latents_are_fresh_samples_of_the_posterior(
+    inputs: Inputs, spied_losses: list[dict[str, torch.Tensor]]
+) -> None:
+    latents = Latents(count=8, std=0.5)
+    finish(inputs(latents, num_epochs=6, flip=False))
+    draws = []
+    for (positions, _), call in zip(latents.asked, spied_losses, strict=True):
+        z = (call["latents"] - latents.mean[positions]) / 0.5
+        assert z.std().item() == pytest.approx(1, abs=0.1) and abs(z.mean().item()) < 0.1
+        noise = call["noise"]
+        assert noise.std().item() == pytest.approx(1, abs=0.1)
+        assert abs(torch.corrcoef(torch.stack([z.flatten(), noise.flatten()]))[0, 1]) < 0.1
+        draws.append(z[np.argsort(positions)])
+    # The same eight faces at every step, and every time another sample of them.
+    assert all((a - b).abs().mean() > 0.5 for a, b in itertools.pairwise(draws))
+    times = torch.cat([call["timesteps"] for call in spied_losses])
+    assert times.min() >= 0 and times.max() <= 999
+    assert len(set(times.tolist())) > 40 and 350 < times.float().mean() < 650
+
+
+def test_the_loss_reported_is_the_unweighted_mean(
+    inputs: Inputs, spied_losses: list[dict[str, torch.Tensor]]
+) -> None:
+    arguments = inputs(snr_gamma=0.01)
+    for step, call in zip(training.train(**arguments), spied_losses, strict=False):
+        assert step.loss == pytest.approx(call["losses"].mean().item(), rel=1e-6)
+        want = training.loss_by_bin(call["losses"], call["timesteps"], 1000)
+        assert step.loss_by_timestep == want
+    assert len(spied_losses) == 6
+
+
+def test_the_weights_of_the_samples_reach_the_gradient(
+    inputs: Inputs,
+    spied_losses: list[dict[str, torch.Tensor]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+
+    def spy(scheduler: Any, timesteps: torch.Tensor, gamma: float | None) -> torch.Tensor:
+        asked.append((scheduler.config.prediction_type, timesteps, gamma))
+        return torch.zeros(len(timesteps))
+
+    monkeypatch.setattr(objective, "loss_weights", spy)
+    arguments = inputs(snr_gamma=3.5)
+    next(training.train(**arguments))
+    ((prediction_type, timesteps, gamma),) = asked
+    assert (prediction_type, gamma) == ("v_prediction", 3.5)
+    assert torch.equal(timesteps, spied_losses[0]["timesteps"])
+    assert all(not p.grad.any() for p in arguments["state"].unet.parameters())
+
+
+def test_the_denoiser_sees_the_captions_of_its_faces(
+    inputs: Inputs, spied_losses: list[dict[str, torch.Tensor]]
+) -> None:
+    arguments = inputs(cfg_dropout_prob=0.0)
+    epochs = [step.epoch for step in training.train(**arguments)]
+    assert epochs == [0, 0, 1, 1, 1, 2]
+    for number, (positions, _) in enumerate(arguments["latents"].asked):
+        want = arguments["text_encoder"]([caption(p, number // 3) for p in positions])
+        assert torch.equal(spied_losses[number]["text"], want)
+
+
+@pytest.mark.parametrize(("probability", "low", "high"), [(0, 0, 0), (1, 1, 1), (0.3, 0.15, 0.45)])
+def test_dropped_captions_reach_the_text_encoder(
+    inputs: Inputs, probability: float, low: float, high: float
+) -> None:
+    arguments = inputs(cfg_dropout_prob=float(probability), num_epochs=4)
+    seen: list[str] = []
+    arguments["text_encoder"].register_forward_pre_hook(lambda module, args: seen.extend(args[0]))
+    finish(arguments)
+    assert len(seen) == 12 * 8
+    assert low <= np.mean([text == "" for text in seen]) <= high
+    positions = [p for batch, _ in arguments["latents"].asked for p in batch]
+    for i, (text, position) in enumerate(zip(seen, positions, strict=True)):
+        assert text in ("", caption(position, i // 24))
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_mirrored_faces_are_asked_for(inputs: Inputs, flip: bool) -> None:
+    arguments = inputs(num_epochs=4, flip=flip)
+    finish(arguments)
+    flipped = [f for _, batch in arguments["latents"].asked for f in batch]
+    share = np.mean(flipped)
+    assert (0.3 < share < 0.7) if flip else share == 0
+    assert not flip or len({tuple(batch) for _, batch in arguments["latents"].asked}) > 6
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_the_unet_computes_in_the_asked_precision_at_every_step(
+    inputs: Inputs, precision: str, request: pytest.FixtureRequest
+) -> None:
+    if precision == "bf16":
+        reason = "unwrap_model(keep_fp32_wrapper=False) takes autocast off after the first step"
+        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+    arguments = inputs(mixed_precision=precision)
+    seen: list[torch.dtype] = []
+    unet = arguments["state"].unet
+    unet.conv_in.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    finish(arguments)
+    assert seen == [torch.bfloat16 if precision == "bf16" else torch.float32] * 6
+    assert {p.dtype for p in unet.parameters()} == {torch.float32}
+
+
+def test_it_overfits_eight_faces(inputs: Inputs) -> None:
+    arguments = inputs(Latents(8, 0.0), num_epochs=120, learning_rate=3e-3, flip=False)
+    losses = [step.loss for step in training.train(**arguments)]
+    assert len(losses) == 120
+    assert np.mean(losses[-20:]) < 0.4 * np.mean(losses[:5])
+
+
+# --- loss by timestep ---
+
+
+@given(data=st.lists(st.tuples(st.integers(0, 999), st.floats(0, 10)), min_size=1, max_size=40))
+@settings(max_examples=50, deadline=None)
+def test_loss_by_bin(data: list[tuple[int, float]]) -> None:
+    times, losses = (torch.tensor(column) for column in zip(*data, strict=True))
+    got = training.loss_by_bin(losses, times, 1000)
+    assert len(got) == 10
+    for b, value in enumerate(got):
+        inside = [loss for t, loss in data if 100 * b <= t < 100 * (b + 1)]
+        assert value == (pytest.approx(np.mean(inside), rel=1e-4, abs=1e-6) if inside else None)
+
+
+# --- stopping and going on ---
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize(("steps", "number"), [(1, signal.SIGINT), (3, signal.SIGTERM)])
+def test_going_on_is_as_never_having_stopped(
+    inputs: Inputs,
+    precision: str,
+    steps: int,
+    number: int,
+    request: pytest.FixtureRequest,
+) -> None:
+    if precision == "bf16":
+        reason = "the first step after a start is in bf16, the others in float32"
+        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+    options = {"mixed_precision": precision, "lr_decay": "cosine", "checkpoint_every_n_epochs": 9}
+    whole = inputs(folder="whole", **options)
+    finish(whole)
+    stopped = inputs(folder="stopped", **options)
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    stop_after(stopped, steps, number)
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+    name = f"celeba_ldm_unet_checkpoint_epoch_{(steps + 1) // 3}_step_{steps + 1}.pt"
+    assert [p.name for p in stopped["folder"].glob("*.pt")] == [name]
+    resumed = inputs(folder="stopped", seed_of_init=99, **options)
+    assert resumed["state"].step == steps + 1
+    numbers = [step.number for step in training.train(**resumed)]
+    assert numbers == list(range(steps + 2, 7))
+    assert_same(
+        everything(resumed["state"], resumed["folder"]), everything(whole["state"], whole["folder"])
+    )
+    last = run_folder.load_checkpoint(run_folder.require_checkpoint(whole["folder"]))
+    assert (last.step, last.epoch) == (6, 2)
+    assert_same(last.ema, dict(resumed["state"].ema.state_dict()))
+
+
+def test_after_a_crash_the_run_goes_on_from_the_last_checkpoint(inputs: Inputs) -> None:
+    whole = inputs(folder="whole")
+    finish(whole)
+    crashed = inputs(folder="crashed")
+    steps = training.train(**crashed)
+    assert [next(steps).number for _ in range(5)] == [1, 2, 3, 4, 5]
+    steps.close()  # nothing is saved within the second epoch, but its losses are written
+    assert len(run_folder.read_losses(crashed["folder"])) == 5
+    resumed = inputs(folder="crashed", seed_of_init=99)
+    assert resumed["state"].step == 3
+    finish(resumed)
+    assert_same(
+        everything(resumed["state"], resumed["folder"]), everything(whole["state"], whole["folder"])
+    )
+
+
+def test_a_finished_run_has_nothing_left_to_do(inputs: Inputs) -> None:
+    finish(inputs())
+    again = inputs()
+    before = everything(again["state"], again["folder"])
+    assert finish(again) == []
+    assert_same(everything(again["state"], again["folder"]), before)
+    longer = inputs(num_epochs=3)
+    assert [step.number for step in training.train(**longer)] == [7, 8, 9]
+
+
+def test_the_second_signal_acts_at_once(inputs: Inputs) -> None:
+    steps = training.train(**inputs())
+    next(steps)
+    signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        signal.raise_signal(signal.SIGINT)
+    assert "stopped after" not in str(caught.value)
+    steps.close()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+import config
+config.ROOT = Path(sys.argv[1])
+import torch
+torch.set_num_threads(int(sys.argv[3]))
+from diffusion.experiment import open_experiment
+from diffusion.training import train
+values = config.from_dict(json.loads(Path(sys.argv[2]).read_text()))
+for step in train(**open_experiment(values).training_inputs()):
+    print("step", step.number, flush=True)
+    if step.number == 4:
+        sys.stdin.readline()
+"""
+
+
+def test_a_real_interrupt_of_a_real_process(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(
+        tiny_config, training=dataclasses.replace(tiny_config.training, mixed_precision="no")
+    )
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    interrupted = tmp_path / "interrupted"
+    places = [str(interrupted), str(tmp_path / "config.json"), str(torch.get_num_threads())]
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, *places],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    lines = iter(process.stdout.readline, "step 4\n")
+    assert [line.split()[-1] for line in lines if line.startswith("step")] == ["1", "2", "3"]
+    process.send_signal(signal.SIGINT)  # while it waits between two steps
+    _, errors = process.communicate("go on\n", timeout=60)
+    assert process.returncode != 0 and "stopped after step 5" in errors
+
+    def train_in(root: Path) -> dict[str, Any]:
+        for module in (config_module, experiment):
+            monkeypatch.setattr(module, "ROOT", root)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        opened = experiment.open_experiment(config)
+        started.append(opened.state.step)
+        finish(opened.training_inputs())
+        return everything(opened.state, opened.folder)
+
+    started: list[int] = []
+    found = [p.name for p in (interrupted / "checkpoints" / "test").glob("*.pt")]
+    assert sorted(found) == [
+        "celeba_ldm_unet_checkpoint_epoch_1.pt",
+        "celeba_ldm_unet_checkpoint_epoch_1_step_5.pt",
+    ]
+    assert_same(train_in(interrupted), train_in(tmp_path / "whole"))
+    assert started == [5, 0]
+
+
+# --- refusals ---
+
+
+def test_a_loss_that_is_not_finite_stops_and_saves_nothing(inputs: Inputs) -> None:
+    arguments = inputs()
+    steps = training.train(**arguments)
+    for _ in range(3):
+        next(steps)
+    (saved,) = arguments["folder"].glob("*.pt")
+    content = saved.read_bytes()
+    arguments["latents"].mean[:] = math.nan
+    with pytest.raises(FloatingPointError, match=r"nan.*last checkpoint is intact"):
+        next(steps)
+    assert list(arguments["folder"].glob("*.pt")) == [saved] and saved.read_bytes() == content
+    assert arguments["state"].step == 3
+    assert all(p.isfinite().all() for p in arguments["state"].unet.parameters())
+    assert run_folder.read_losses(arguments["folder"])[-1]["step"] == 3
+
+
+@pytest.mark.xfail(strict=True, reason="a gradient that is not finite spoils weights and is saved")
+def test_a_gradient_that_is_not_finite_is_never_saved(inputs: Inputs) -> None:
+    arguments = inputs(Latents(8), num_epochs=3)
+    arguments["state"].unet.conv_in.weight.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(FloatingPointError):
+        finish(arguments)
+    for path in arguments["folder"].glob("*.pt"):
+        weights = run_folder.load_checkpoint(path).unet
+        assert all(value.isfinite().all() for value in weights.values())
+
+
+def test_too_few_faces_are_refused(inputs: Inputs) -> None:
+    arguments = inputs(Latents(7))
+    with pytest.raises(ValueError, match="7 faces do not fill one batch of 8"):
+        finish(arguments)
+    assert not arguments["folder"].exists()
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value"),
+    [
+        ("training", "seed", 1),
+        ("training", "batch_size", 4),
+        ("training", "learning_rate", 0.5),
+        ("training", "ema_decay", 0.9),
+        ("training", "cfg_dropout_prob", 0.2),
+        ("diffusion", "prediction_type", "epsilon"),
+        ("diffusion", "snr_gamma", None),
+        ("unet", "widths", (64, 64)),
+        ("data", "flip", False),
+        ("models", "text_encoder", "another/model"),
+    ],
+)
+def test_changed_settings_are_refused_by_name(
+    inputs: Inputs, section: str, name: str, value: Any
+) -> None:
+    arguments = inputs()
+    steps = training.train(**arguments)
+    for _ in range(3):
+        next(steps)
+    steps.close()
+    config, state = arguments["config"], arguments["state"]
+    part = dataclasses.replace(getattr(config, section), **{name: value})
+    changed = dataclasses.replace(config, **{section: part})
+    with pytest.raises(ValueError, match=rf"epoch_1\.pt.*{section}\.{name}: "):
+        training.resume(state, changed, arguments["folder"])
+    old = getattr(getattr(config, section), name)
+    assert training.changed_settings(config, changed) == [
+        f"{section}.{name}: {old!r} there, {value!r} here"
+    ]
+
+
+def test_what_does_not_shape_the_weights_may_change(tiny_config: Config) -> None:
+    data = dataclasses.replace(
+        tiny_config.data, folder="elsewhere", loader_workers=9, cache_latents=False
+    )
+    longer = dataclasses.replace(tiny_config.training, num_epochs=99, checkpoint_every_n_epochs=7)
+    sampling = dataclasses.replace(tiny_config.sampling, steps=3, sampler="ddim")
+    changed = dataclasses.replace(tiny_config, data=data, training=longer, sampling=sampling)
+    assert training.changed_settings(tiny_config, changed) == []
+
+
+def test_resume_without_a_checkpoint_is_a_fresh_start(inputs: Inputs) -> None:
+    arguments = inputs(folder="nothing")
+    assert arguments["state"].step == 0
+    assert not arguments["state"].optimizer.state
