@@ -102,7 +102,7 @@ def tiny_config(drawn_folder: Path, autoencoder_folder: Path, clip_folder: Path)
             smoke.data, folder=str(drawn_folder), drawn_counts=DRAWN_COUNTS, image_size=IMAGE_SIZE
         ),
         models=config.ModelsConfig(str(autoencoder_folder), str(clip_folder)),
-        unet=dataclasses.replace(smoke.unet, widths=(32, 32), text_width=TEXT_WIDTH),
+        unet=config.UNetConfig(IMAGE_SIZE // 8, 4, (32, 32), 1, 8, TEXT_WIDTH),
         training=dataclasses.replace(
             smoke.training, num_epochs=2, batch_size=8, checkpoint_every_n_epochs=1
         ),
