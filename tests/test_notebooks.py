@@ -31,8 +31,9 @@ def test_committed_clean(path: Path) -> None:
 def copied_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the tracked and new files, so that a run writes nothing into the real one."""
     copy = tmp_path_factory.mktemp("a clone") / "repository"
-    listing = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(listing, capture_output=True, check=True).stdout.decode().split("\0")
+    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    found = subprocess.run(listing, cwd=ROOT, capture_output=True, check=True).stdout
+    names = found.decode().split("\0")
     for name in filter(None, names):
         if (ROOT / name).is_file():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
