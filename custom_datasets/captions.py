@@ -53,7 +53,7 @@ WORN = {
 }
 OPENINGS = ("a photo of ", "a portrait of ", "a picture of ", "", "")
 SAY_EACH = 0.8  # chance that a true attribute is said; long captions teach more than short ones
-MOST_FEATURES, MOST_WORN = 7, 4  # so that the longest caption fits CLIP's 77 tokens
+MOST_FEATURES, MOST_WORN = 6, 3  # so that the longest caption fits CLIP's 77 tokens
 SAY_ABSENT = 0.25  # chance that a telling absence (no glasses, not smiling, clean-shaven) is said
 
 
