@@ -144,6 +144,8 @@ def _encode_all(
     done = (
         json.loads(progress.read_text())["done"] if progress.is_file() and partial.is_file() else 0
     )
+    if not done:
+        progress.unlink(missing_ok=True)  # left by an encode whose file is gone
     values = np.lib.format.open_memmap(partial, "r+" if done else "w+", np.float16, shape)
     starts = range(done, len(faces), batch_size)
     for batch, start in enumerate(
