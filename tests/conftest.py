@@ -32,7 +32,7 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def drawn_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """36 drawn faces at 64 px in CelebA-HQ's on-disk form."""
     folder = tmp_path_factory.mktemp("faces") / "drawn"
-    return write_drawn_faces(folder, DRAWN_COUNTS, IMAGE_SIZE)
+    return write_drawn_faces(folder, DRAWN_COUNTS)
 
 
 @pytest.fixture(scope="session")
