@@ -183,7 +183,7 @@ def test_a_written_folder_reads_back(drawn_folder: Path) -> None:
         for face in faces:
             drawing = imagine(face.index)
             assert np.array_equal(face.attributes, attribute_vector(drawing))
-            drawn = np.asarray(draw(drawing, 64)).astype(int)
+            drawn = np.asarray(draw(drawing)).astype(int)
             # JPEG at quality 95: close everywhere, and of no other face.
             assert np.abs(face.image.permute(1, 2, 0).numpy() - drawn).mean() < 4
 
