@@ -35,10 +35,12 @@ class TextEncoder(nn.Module):
         """
         verbosity = logging.get_verbosity()
         logging.set_verbosity_error()  # or it lists the image tower's weights, not wanted here
-        model = open_pretrained(
-            CLIPTextModel.from_pretrained, name, "text encoder", dtype=torch.float32
-        )
-        logging.set_verbosity(verbosity)
+        try:
+            model = open_pretrained(
+                CLIPTextModel.from_pretrained, name, "text encoder", dtype=torch.float32
+            )
+        finally:
+            logging.set_verbosity(verbosity)
         return cls(model, open_pretrained(CLIPTokenizer.from_pretrained, name, "tokenizer"))
 
     @property

@@ -183,13 +183,13 @@ def test_a_written_folder_reads_back(drawn_folder: Path) -> None:
         for face in faces:
             drawing = imagine(face.index)
             assert np.array_equal(face.attributes, attribute_vector(drawing))
-            drawn = np.asarray(draw(drawing)).astype(int)
+            drawn = np.asarray(draw(drawing, 64)).astype(int)
             # JPEG at quality 95: close everywhere, and of no other face.
             assert np.abs(face.image.permute(1, 2, 0).numpy() - drawn).mean() < 4
 
 
 def test_a_face_does_not_depend_on_how_many_are_drawn(drawn_folder: Path, tmp_path: Path) -> None:
-    few = write_drawn_faces(tmp_path / "few", (2, 1, 1), 64, workers=1)
+    few = write_drawn_faces(tmp_path / "few", (2, 1, 1), workers=1)
     name = "CelebA-HQ-img/3.jpg"
     assert (few / name).read_bytes() == (drawn_folder / name).read_bytes()
 
