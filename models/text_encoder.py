@@ -41,7 +41,14 @@ class TextEncoder(nn.Module):
             )
         finally:
             logging.set_verbosity(verbosity)
-        return cls(model, open_pretrained(CLIPTokenizer.from_pretrained, name, "tokenizer"))
+        tokenizer = open_pretrained(CLIPTokenizer.from_pretrained, name, "tokenizer")
+        # Where its files are missing, transformers makes one without a vocabulary and says nothing.
+        if len(tokenizer) < len(tokenizer.all_special_tokens) + 256:
+            raise FileNotFoundError(
+                f"cannot open the tokenizer {name!r}: it has no vocabulary. Put tokenizer.json, or "
+                "vocab.json and merges.txt, into the folder."
+            )
+        return cls(model, tokenizer)
 
     @property
     def width(self) -> int:
