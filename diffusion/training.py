@@ -254,7 +254,7 @@ def train(
     def save(epoch: int, epoch_is_finished: bool) -> None:
         if accelerator.is_main_process:
             path = run_folder.checkpoint_path(folder, epoch, state.step, epoch_is_finished)
-            live = accelerator.unwrap_model(unet, keep_fp32_wrapper=False).state_dict()
+            live = accelerator.unwrap_model(unet).state_dict()
             values = (
                 config,
                 epoch,
@@ -277,7 +277,7 @@ def train(
             losses = _optimise(
                 unet, optimizer, batch, text_encoder, noise_scheduler, config, rate, accelerator
             )
-            state.ema.update_parameters(accelerator.unwrap_model(unet, keep_fp32_wrapper=False))
+            state.ema.update_parameters(accelerator.unwrap_model(unet))
             state.step += 1
             epoch, within = divmod(state.step, steps_per_epoch)
             speed = settings.batch_size * processes / recent.lap()
