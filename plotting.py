@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from evaluation.sweep import SweepRow
+
 
 def as_array(image: torch.Tensor) -> np.ndarray:
     """(3, H, W) uint8 or float in [0, 1] -> (H, W, 3) for matplotlib."""
@@ -120,13 +122,20 @@ def plot_reliability(probabilities: np.ndarray, truth: np.ndarray, bins: int = 1
     return figure
 
 
-def plot_sweep(rows: Sequence[dict[str, float]], distance_name: str) -> Figure:
-    """Quality against faithfulness, one point a setting; better is down and to the right."""
-    figure, axis = plt.subplots(figsize=(5, 3.5))
+def plot_sweep(rows: Sequence[SweepRow], distance_name: str) -> Figure:
+    """Quality against faithfulness, one point a setting; better is down and to the right.
+
+    Settings whose faithfulness could not be told are left out.
+    """
+    figure, axis = plt.subplots(figsize=(6, 3.8))
     for row in rows:
-        axis.plot(row["consistency"], row["distance"], "o")
-        label = f" s = {row['guidance_scale']:g}, {row['steps']} steps"
-        axis.annotate(label, (row["consistency"], row["distance"]), fontsize=7)
+        if row.consistency is None:
+            continue
+        place = (row.consistency.value, row.distance.value)
+        across = [[place[0] - row.consistency.low], [row.consistency.high - place[0]]]
+        along = [[place[1] - row.distance.low], [row.distance.high - place[1]]]
+        axis.errorbar(*place, xerr=across, yerr=along, fmt="o", elinewidth=0.7)
+        axis.annotate(f" s = {row.guidance_scale:g}, {row.steps} steps", place, fontsize=7)
     axis.set(xlabel="share of stated attributes that are shown", ylabel=distance_name)
     figure.tight_layout()
     return figure

@@ -245,21 +245,28 @@ def _require_bool(values: np.ndarray, n: int, name: str) -> None:
 
 
 def share_of_stated(
-    predicted: np.ndarray, stated: Sequence[Mapping[str, bool]], report: AttributeReport
-) -> float:
-    """Share of all stated values of reliable attributes that the judge sees: one number, [0, 1].
+    predicted: np.ndarray,
+    stated: Sequence[Mapping[str, bool]],
+    report: AttributeReport,
+    repeats: int = 1000,
+    seed: int = 0,
+) -> Estimate | None:
+    """Share of all stated values of reliable attributes that the judge sees, over prompts.
 
-    For few pictures, where the rates of single attributes would be noise.
-
-    Raises:
-        TooFewSamples: the captions state none of the reliable attributes.
+    For few pictures, where the rates of single attributes would be noise. None where fewer than 10
+    captions state a reliable attribute.
     """
     columns = [i for i, row in enumerate(report.rows) if row.reliable]
     asked_for, against = (array[:, columns] for array in asked_values(stated))
     seen = predicted[:, columns]
-    require_enough(int(asked_for.sum() + against.sum()), LEAST, "a share of stated values")
-    right = (seen & asked_for).sum() + (~seen & against).sum()
-    return float(right / (asked_for.sum() + against.sum()))
+    right = (seen & asked_for).sum(1) + (~seen & against).sum(1)  # (N,)
+    said = asked_for.sum(1) + against.sum(1)  # (N,)
+    right, said = right[said > 0], said[said > 0]
+    if len(said) < LEAST:
+        return None
+    return bootstrap_interval(
+        lambda right, said: right.sum() / said.sum(), right, said, repeats=repeats, seed=seed
+    )
 
 
 def table_lines(report: AttributeReport) -> list[str]:

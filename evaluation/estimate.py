@@ -1,10 +1,11 @@
 """A number with its interval, and the resampling that gives it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
+from torch import Tensor, from_numpy
 
 from evaluation.checks import require_enough
 
@@ -80,6 +81,51 @@ def bootstrap_interval(
         raise ValueError("the bootstrapped statistic is not finite on some resample")
     low, high = np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(value, float(low), float(high), len(arrays[0]))
+
+
+def halves_intervals(
+    statistics: Callable[[Tensor, Tensor], Mapping[str, float]],
+    a: Tensor,
+    b: Tensor,
+    repeats: int = 10,
+    seed: int = 0,
+) -> dict[str, Estimate]:
+    """Distances between two sets, by name, with intervals from random halves of the first.
+
+    Delete-half jackknife (Shao and Wu 1989): the spread of a statistic over random halves, drawn
+    without replacement, estimates its spread at full size. A bootstrap would repeat rows, and so
+    bias every distance. The second set is held fixed: the interval tells how far another sample of
+    the first could differ.
+
+    Args:
+        statistics: (rows of a, b) -> numbers by name.
+        a, b: features (N, D) and (M, D).
+
+    Raises:
+        TooFewSamples: fewer than 4 rows in `a`.
+    """
+    require_enough(len(a), 4, "an interval from halves")
+    rng = np.random.default_rng(seed)
+    halves = (from_numpy(rng.permutation(len(a))[: len(a) // 2]) for _ in range(repeats))
+    samples = [statistics(a[half], b) for half in halves]
+    reach = norm.ppf((1 + LEVEL) / 2)
+    estimates = {}
+    for name, value in statistics(a, b).items():
+        spread = reach * float(np.std([sample[name] for sample in samples], ddof=1))
+        estimates[name] = Estimate(value, value - spread, value + spread, len(a))
+    return estimates
+
+
+def halves_interval(
+    statistic: Callable[[Tensor, Tensor], float],
+    a: Tensor,
+    b: Tensor,
+    repeats: int = 10,
+    seed: int = 0,
+) -> Estimate:
+    """`halves_intervals` of a single number."""
+    found = halves_intervals(lambda x, y: {"value": statistic(x, y)}, a, b, repeats, seed)
+    return found["value"]
 
 
 def derangement(n: int, seed: int = 0) -> np.ndarray:

@@ -11,11 +11,13 @@ from torch import Tensor
 
 from evaluation.checks import require_enough, require_images, require_same_channel_order
 from evaluation.distribution import (
+    KernelDistance,
     cmmd,
     frechet_distance,
     kernel_distance,
     precision_recall_density_coverage,
 )
+from evaluation.estimate import Estimate, halves_intervals
 from evaluation.features import FeatureNetwork, frechet_name
 
 LEAST = 50  # images in a set; below that not even an order of sets can be told
@@ -58,16 +60,16 @@ def compare_sets(
 
 
 def _compare(network: FeatureNetwork, reference: Tensor, features: Tensor) -> dict[str, Any]:
+    def distances(features: Tensor, reference: Tensor) -> dict[str, float]:
+        row = {frechet_name(network): frechet_distance(features, reference)}
+        row |= asdict(precision_recall_density_coverage(reference, features))
+        if network.name.startswith("CLIP"):
+            row["CMMD"] = cmmd(features, reference)
+        return row
+
     subset = min(len(features), len(reference), 1000) // 2
     kernel = kernel_distance(features, reference, subsets=50, subset_size=subset)
-    row: dict[str, Any] = {
-        frechet_name(network): frechet_distance(features, reference),
-        kernel_name(network): asdict(kernel),
-        **asdict(precision_recall_density_coverage(reference, features)),
-    }
-    if network.name.startswith("CLIP"):
-        row["CMMD"] = cmmd(features, reference)
-    return row
+    return {**halves_intervals(distances, features, reference), kernel_name(network): kernel}
 
 
 def kernel_name(network: FeatureNetwork) -> str:
@@ -102,11 +104,15 @@ def _plain(value: object) -> object:
 
 
 def distribution_lines(comparison: Mapping[str, Any]) -> list[str]:
-    """A comparison as the lines of a table, the sets in their order."""
+    """A comparison as the lines of a table, the sets in their order, with half-widths of 95%."""
     names = list(next(iter(comparison["sets"].values())))
-    head = f"{'set':32s}" + "".join(f"{name[:24]:>26s}" for name in names)
-    lines = [head]
+    lines = [f"{'set':24s}" + "".join(f"{name[:22]:>24s}" for name in names)]
     for name, row in comparison["sets"].items():
-        cells = [v["mean"] if isinstance(v, dict) else v for v in row.values()]
-        lines.append(f"{name:32s}" + "".join(f"{cell:26.4f}" for cell in cells))
+        lines.append(f"{name:24s}" + "".join(f"{_cell(value):>24s}" for value in row.values()))
     return [*lines, comparison["note"]] if comparison["note"] else lines
+
+
+def _cell(value: Estimate | KernelDistance) -> str:
+    if isinstance(value, Estimate):
+        return f"{value.value:.3f} ± {value.high - value.value:.3f}"
+    return f"{value.mean:.5f} ± {1.96 * value.std:.5f}"
