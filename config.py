@@ -206,6 +206,8 @@ def from_dict(values: dict[str, Any], kind: type = Config) -> Any:
     Raises:
         ValueError: a field is unknown or missing; it is named.
     """
+    if not isinstance(values, dict):
+        raise ValueError(f"{kind.__name__}: expected its fields by name, got {values!r}")
     hints = get_type_hints(kind)
     names = {f.name for f in dataclasses.fields(kind)}
     wrong = sorted(set(values) ^ names)

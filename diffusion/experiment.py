@@ -5,6 +5,7 @@ one; `train.py` and the tests take them here.
 """
 
 import platform
+import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,8 +102,6 @@ def build_accelerator(mixed_precision: str) -> Accelerator:
 
 def describe_environment(device: torch.device) -> dict[str, str]:
     """Versions, commit and device, to be kept beside results."""
-    git = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     return {
         "python": platform.python_version(),
@@ -110,9 +109,16 @@ def describe_environment(device: torch.device) -> dict[str, str]:
         "diffusers": diffusers.__version__,
         "transformers": transformers.__version__,
         "accelerate": accelerate.__version__,
-        "commit": commit or "not a git checkout",
+        "commit": _commit() or "not a git checkout",
         "device": f"{device.type}: {name or platform.machine()}",
     }
+
+
+def _commit() -> str:
+    if shutil.which("git") is None:
+        return ""
+    git = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+    return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def open_latents(config: Config, faces: CelebAHQ, vae: VAEWrapper) -> LatentSource:

@@ -132,9 +132,13 @@ def write_config(folder: Path, config: Config, environment: dict[str, str]) -> N
 
 
 def read_losses(folder: Path) -> list[dict[str, Any]]:
-    """The lines of `losses.jsonl`, oldest first; empty where nothing was trained yet."""
+    """The lines of `losses.jsonl`, oldest first; empty where nothing was trained yet.
+
+    A last line without its end was torn by a crash while it was written, and is left out.
+    """
     path = folder / "losses.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    text = path.read_text() if path.is_file() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
 def cut_losses(folder: Path, step: int) -> None:

@@ -22,6 +22,7 @@ Predictor = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (latents, t)
 # 999 of squaredcos_cap_v2 alpha is 5e-5, and x_0 = (x - sigma eps) / alpha magnifies an error of
 # eps 20,000 times; at -5.1 it is 160 times, and the start is still indistinguishable from noise.
 LAMBDA_MIN = -5.1
+LEAST_COVERED = 0.95  # share of the timesteps that an even spacing must span to begin at noise
 
 
 def build_sampler(name: str, config: DiffusionConfig) -> SchedulerMixin:
@@ -81,6 +82,36 @@ def guide(
     return predict
 
 
+def set_timesteps(scheduler: SchedulerMixin, steps: int, device: torch.device) -> None:
+    """Set the scheduler's own timesteps for so many steps, where they are sound.
+
+    diffusers' DDPM and DDIM step from t to t - 1000 // steps, whatever the next timestep is; where
+    that drifts far from their timesteps, noise is left over. For some numbers they end at t = -1,
+    and DPM-Solver++ divides by zero where a timestep repeats.
+
+    Raises:
+        ValueError: such a number; names the nearest ones that will do.
+    """
+    count = scheduler.config.num_train_timesteps
+    if not 1 <= steps <= count:
+        raise ValueError(f"{steps} steps: from 1 to {count} are needed")
+    if not _is_sound(scheduler, steps):
+        around = (range(steps, 0, -1), range(steps, count + 1))
+        found = [next((n for n in side if _is_sound(scheduler, n)), None) for side in around]
+        use = " or ".join(str(number) for number in found if number)
+        raise ValueError(f"{steps} steps do not suit {type(scheduler).__name__}: use {use}")
+    scheduler.set_timesteps(steps, device=device)
+
+
+def _is_sound(scheduler: SchedulerMixin, steps: int) -> bool:
+    scheduler.set_timesteps(steps)
+    timesteps, count = scheduler.timesteps, scheduler.config.num_train_timesteps
+    if timesteps.min() < 0 or len(timesteps) > steps or len(timesteps.unique()) < len(timesteps):
+        return False
+    is_even = isinstance(scheduler, DDPMScheduler | DDIMScheduler)
+    return not is_even or steps * (count // steps) >= LEAST_COVERED * count
+
+
 def trajectory(
     predict: Predictor,
     scheduler: SchedulerMixin,
@@ -97,16 +128,13 @@ def trajectory(
         seeds: one an image; their number is B.
 
     Raises:
-        ValueError: no seeds, or more steps than the scheduler has.
+        ValueError: no seeds, or a number of steps that the scheduler cannot take.
     """
-    if not seeds or not 1 <= steps <= scheduler.config.num_train_timesteps:
-        raise ValueError(
-            f"{len(seeds)} seeds and {steps} steps: at least one seed and from 1 to "
-            f"{scheduler.config.num_train_timesteps} steps are needed"
-        )
+    if not seeds:
+        raise ValueError("0 seeds: one an image is needed")
     # On the CPU, so that a seed means the same noise on every device.
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    scheduler.set_timesteps(steps, device=device)
+    set_timesteps(scheduler, steps, device)
     latents = randn_tensor((len(seeds), *shape), generator=generators, device=device)
     latents = latents * scheduler.init_noise_sigma
     options = {} if isinstance(scheduler, DDIMScheduler) else {"generator": generators}

@@ -112,7 +112,9 @@ class TextToFace:
                 f"{len(prompts)} prompts for {len(seeds)} seeds; one an image is needed"
             )
         defaults = self.config.sampling
-        settings = SamplingConfig(sampler or defaults.sampler, steps or defaults.steps)
+        settings = SamplingConfig(
+            sampler or defaults.sampler, defaults.steps if steps is None else steps
+        )
         scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
         images = []
         for start in range(0, len(prompts), batch_size):

@@ -356,7 +356,12 @@ def _optimise(
         group["lr"] = rate
     optimizer.zero_grad()
     accelerator.backward(loss)
-    accelerator.clip_grad_norm_(unet.parameters(), config.training.max_grad_norm)
+    norm = accelerator.clip_grad_norm_(unet.parameters(), config.training.max_grad_norm)
+    if not torch.isfinite(norm):
+        raise FloatingPointError(
+            f"the gradient is not finite at learning rate {rate:.2e}; the last checkpoint is "
+            "intact. Lower training.learning_rate or look at the data."
+        )
     optimizer.step()
     return losses.detach().float().cpu()
 

@@ -184,7 +184,6 @@ def test_bf16_is_the_precision_of_the_accelerator(monkeypatch: pytest.MonkeyPatc
     assert kept == ["no"]
 
 
-@pytest.mark.xfail(strict=True, reason="subprocess.run raises FileNotFoundError without git")
 def test_a_machine_without_git_is_described(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -205,7 +205,6 @@ def test_a_folder_without_a_checkpoint_and_a_damaged_one_are_refused(
         TextToFace.from_run(run)
 
 
-@pytest.mark.xfail(strict=True, reason="`steps or defaults.steps` takes 0 for not given")
 def test_no_steps_at_all_are_refused(text_to_face: TextToFace) -> None:
     with pytest.raises(ValueError, match="0 steps"):
         text_to_face.generate(PROMPTS[:1], [1], steps=0)

@@ -415,8 +415,9 @@ def test_the_unet_computes_in_the_asked_precision_at_every_step(
 def test_it_overfits_eight_faces(inputs: Inputs) -> None:
     arguments = inputs(Latents(8, 0.0), num_epochs=300, learning_rate=3e-3, flip=False)
     losses = [step.loss for step in training.train(**arguments)]
-    assert len(losses) == 300
-    assert np.mean(losses[-20:]) < 0.4 * np.mean(losses[:5])
+    # Latents of white noise cannot be guessed, only remembered: without memory the loss stays at 1.
+    assert len(losses) == 300 and np.mean(losses[:5]) > 0.95
+    assert np.mean(losses[-100:]) < 0.75
 
 
 # --- loss by timestep ---
@@ -581,7 +582,6 @@ def test_a_loss_that_is_not_finite_stops_and_saves_nothing(inputs: Inputs) -> No
     assert run_folder.read_losses(arguments["folder"])[-1]["step"] == 3
 
 
-@pytest.mark.xfail(strict=True, reason="a gradient that is not finite spoils weights and is saved")
 def test_a_gradient_that_is_not_finite_is_never_saved(inputs: Inputs) -> None:
     arguments = inputs(Latents(8), num_epochs=3)
     arguments["state"].unet.conv_in.weight.register_hook(lambda gradient: gradient * math.inf)
