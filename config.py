@@ -76,10 +76,14 @@ class TrainingConfig:
     batch_size: int = TRAIN_CELEBA_LDM_CONFIG["batch_size"]  # per process
     cfg_dropout_prob: float = TRAIN_CELEBA_LDM_CONFIG["cfg_dropout_prob"]
     checkpoint_every_n_epochs: int = TRAIN_CELEBA_LDM_CONFIG["checkpoint_every_n_epochs"]
+    save_every_minutes: float = 15.0  # within an epoch too: what a crash can cost
+    keep_last: int = 2  # checkpoints; beside them those of every n-th epoch and of the best one
+    keep_every_n_epochs: int = 10
     warmup_steps: int = 0
     lr_decay: str = "constant"  # or "cosine", to zero at the end of the last epoch
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
+    skip_not_finite: int = 0  # batches of a run whose loss or gradient may be infinite, then stop
     ema_decay: float = 0.9999  # ceiling; warmed up as 1 - (1 + step)^-3/4
     mixed_precision: str = "bf16"  # autocast; weights stay float32. "no" for float32 throughout
     seed: int = 0
@@ -247,7 +251,12 @@ def celeba_hq() -> Config:
 def celeba_hq_best() -> Config:
     """The same data and models, with the objective that measured best at small scale."""
     training = TrainingConfig(
-        num_epochs=500, learning_rate=2e-4, batch_size=64, warmup_steps=1000, lr_decay="cosine"
+        num_epochs=500,
+        learning_rate=2e-4,
+        batch_size=64,
+        keep_every_n_epochs=50,
+        warmup_steps=1000,
+        lr_decay="cosine",
     )
     return Config(
         "celeba_hq_best",

@@ -90,6 +90,7 @@ def plot_bars(values: dict[str, float], title: str, label: str) -> Figure:
 
 def plot_losses(losses: Sequence[dict[str, Any]], window: int = 20) -> Figure:
     """The loss over the steps, smoothed, and the last tenth of it by timestep."""
+    losses = [line for line in losses if line["loss"] is not None]  # skipped steps have none
     figure, (over_steps, by_timestep) = plt.subplots(1, 2, figsize=(10, 3))
     steps = np.array([line["step"] for line in losses])
     values = np.array([line["loss"] for line in losses])

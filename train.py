@@ -10,7 +10,7 @@ import argparse
 from torchvision.utils import save_image
 
 from config import get_config
-from diffusion import run_folder
+from diffusion import checkpointing
 from diffusion.experiment import open_experiment
 from diffusion.training import train
 
@@ -34,7 +34,7 @@ def main() -> None:
     except KeyboardInterrupt as stopped:
         print(f"{stopped}: run the same command")
         return
-    print(f"checkpoint: {run_folder.newest_checkpoint(experiment.folder)}")
+    print(f"checkpoint: {checkpointing.newest_checkpoint(experiment.folder)}")
 
 
 def save_samples(experiment, number: int) -> None:

@@ -5,6 +5,7 @@ Opens the official CelebAMask-HQ folder: `CelebA-HQ-img/<index>.jpg` of any size
 folder that brings its own mapping and partition files (the drawn faces do) is split by those.
 """
 
+import copy
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as transforms
 
@@ -52,16 +53,33 @@ def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
     return image
 
 
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any PIL mode as RGB: upright by its EXIF tag, transparency over white, 16 bits scaled to 8.
+
+    Pillow's own conversion ignores the tag, shows the colours that transparency hides, and clips
+    16-bit values to white.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        values = np.asarray(image, dtype=np.float64) / 257  # 65,535 becomes 255
+        return Image.fromarray(values.round().clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
 def read_image(path: Path, size: int) -> torch.Tensor:
     """Read one image of any size as uint8 RGB (3, size, size).
 
     Raises:
-        ValueError: the file is missing or is not an image; the message names it.
+        ValueError: the file is missing, is not an image, or is far too large; the message names it.
     """
     try:
         with Image.open(path) as image:
-            return transforms.pil_to_tensor(resize_and_crop(image.convert("RGB"), size))
-    except (UnidentifiedImageError, OSError) as error:
+            return transforms.pil_to_tensor(resize_and_crop(to_rgb(image), size))
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
         raise ValueError(
             f"cannot read the image {path}: {error}. Remove it or fetch it anew."
         ) from error
@@ -72,6 +90,14 @@ def to_model_range(images: torch.Tensor) -> torch.Tensor:
     return images.float() / 127.5 - 1
 
 
+def _read_lines(path: Path) -> list[str]:
+    """Lines of a text file, with either kind of line end, with or without a byte order mark."""
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a text file: {error}. Fetch it anew.") from error
+
+
 def read_attributes(path: Path) -> dict[int, np.ndarray]:
     """Read a CelebAMask-HQ attribute file into {index: bool (40,)}.
 
@@ -79,7 +105,7 @@ def read_attributes(path: Path) -> dict[int, np.ndarray]:
         ValueError: header, row length, values or the number of rows are not as announced; the line
             is named.
     """
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    lines = _read_lines(path)
     if len(lines) < 2 or tuple(lines[1].split()) != ATTRIBUTES:
         raise ValueError(
             f"{path}: line 2 does not hold CelebA's 40 attribute names in their order. "
@@ -119,10 +145,10 @@ def official_split() -> np.ndarray:
 
 def read_own_split(folder: Path) -> dict[int, int]:
     """Join a folder's mapping and partition files into {index: 0, 1 or 2}."""
-    rows = (line.split() for line in (folder / PARTITION_FILE).read_text().splitlines())
+    rows = (line.split() for line in _read_lines(folder / PARTITION_FILE))
     partition = {row[0]: int(row[1]) for row in rows if len(row) == 2}
     split = {}
-    for line in (folder / MAPPING_FILE).read_text().splitlines():
+    for line in _read_lines(folder / MAPPING_FILE):
         row = line.split()
         if len(row) == 3 and row[0].isdigit():  # the file comes with or without a header line
             if row[2] not in partition:
@@ -174,9 +200,9 @@ class CelebAHQ(Dataset):
             )
         _require_layout(self.folder)
         rows = read_attributes(self.folder / ATTRIBUTE_FILE)
-        present = sorted(
-            int(p.stem) for p in (self.folder / IMAGE_FOLDER).glob("*.jpg") if p.stem.isdigit()
-        )
+        names = (path.stem for path in (self.folder / IMAGE_FOLDER).glob("*.jpg"))
+        # As "7.jpg" and nothing else: "07.jpg" or digits of other scripts would be another file.
+        present = sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
         unlabelled = [index for index in present if index not in rows]
         if unlabelled or not present:
             raise ValueError(
@@ -212,6 +238,14 @@ class CelebAHQ(Dataset):
         paths = [self.path(position) for position in range(len(self))]
         with ThreadPoolExecutor(workers) as readers:
             return torch.stack(list(readers.map(read_image, paths, [self.image_size] * len(paths))))
+
+    def without(self, positions: Sequence[int]) -> "CelebAHQ":
+        """The same faces but those at these positions."""
+        kept = np.setdiff1d(np.arange(len(self)), positions)
+        fewer = copy.copy(self)
+        fewer.indices, fewer.splits = self.indices[kept], self.splits[kept]
+        fewer.attributes = self.attributes[kept]
+        return fewer
 
     def path(self, position: int) -> Path:
         """Where the image at this position lies."""

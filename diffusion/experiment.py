@@ -22,9 +22,10 @@ from custom_datasets.captions import describe
 from custom_datasets.celeba_hq_dataset import CelebAHQ
 from custom_datasets.drawn_faces import write_drawn_faces
 from custom_datasets.latent_cache import ImageLatents, LatentSource, open_latent_cache
+from custom_datasets.screening import screen
 from diffusion import run_folder
 from diffusion.text_to_face import TextToFace
-from diffusion.training import TrainingState, new_state, resume
+from diffusion.training_state import TrainingState, new_state, resume
 from models.custom_unet_celeba_ldm import build_unet, count_parameters
 from models.text_encoder import TextEncoder
 from models.vae_wrapper import VAEWrapper
@@ -82,10 +83,15 @@ class Experiment:
 
 
 def open_faces(config: DataConfig, folder: Path, split: str | None) -> CelebAHQ:
-    """The faces of a split; drawn first where the preset draws its own."""
+    """The usable faces of a split; drawn first where the preset draws its own.
+
+    Raises:
+        FileNotFoundError, ValueError: see `CelebAHQ` and `screen`.
+    """
     if config.drawn_counts:
         write_drawn_faces(folder, tuple(config.drawn_counts), workers=config.loader_workers)
-    return CelebAHQ(folder, split, config.image_size)
+    faces = CelebAHQ(folder, split, config.image_size)
+    return screen(faces, ROOT / "data" / "screened", config.loader_workers)
 
 
 def build_accelerator(mixed_precision: str) -> Accelerator:
@@ -138,9 +144,12 @@ def open_experiment(config: Config) -> Experiment:
     Raises:
         FileNotFoundError, ValueError: something is missing or does not fit; the message says what
             and how to mend it.
+        RunFolderInUse: the preset is being trained by another process.
     """
     torch.manual_seed(config.training.seed)
     accelerator = build_accelerator(config.training.mixed_precision)
+    if accelerator.is_main_process:
+        run_folder.require_free(config.run_folder)
     faces = open_faces(config.data, config.data_folder, "train")
     text_encoder = TextEncoder.from_pretrained(config.models.text_encoder).to(accelerator.device)
     vae = VAEWrapper.from_pretrained(config.models.autoencoder).to(accelerator.device)

@@ -1,134 +1,90 @@
-"""What training leaves behind: checkpoints, losses, and the config that made them.
+"""A run's folder: who trains into it, its config and its losses.
 
-A run folder holds `config.json`, `celeba_ldm_unet_checkpoint_epoch_<n>.pt`, `losses.jsonl` and
-`samples/`. One checkpoint is enough both to sample (EMA weights and the config that rebuilds the
-model) and to go on (live weights, optimiser, step). Loading never runs code from a file:
-`weights_only=True` throughout.
+It holds `config.json`, `celeba_ldm_unet_checkpoint_epoch_<n>.pt` (see `checkpointing`),
+`losses.jsonl`, `not_finite.jsonl` if there is cause, `run.lock` and `samples/`.
 """
 
+import fcntl
 import json
 import os
-import pickle
-import re
-from dataclasses import dataclass
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
+from config import Config
 
-from config import Config, from_dict
-
-CHECKPOINT_PATTERN = "celeba_ldm_unet_checkpoint_epoch_*.pt"
-FIELDS = ("config", "epoch", "step", "unet", "ema", "optimizer")
+NOT_FINITE = "not_finite.jsonl"
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """The state of a run after `step` optimiser steps; `epoch` counts finished epochs."""
-
-    config: Config
-    epoch: int
-    step: int
-    unet: dict[str, torch.Tensor]
-    ema: dict[str, torch.Tensor]
-    optimizer: dict[str, Any]
+class RunFolderInUse(RuntimeError):
+    """Another process trains into this run folder."""
 
 
-def checkpoint_path(folder: Path, epoch: int, step: int, epoch_is_finished: bool) -> Path:
-    """Where a checkpoint goes; one taken within an epoch carries its step as well."""
-    within = "" if epoch_is_finished else f"_step_{step}"
-    return folder / f"celeba_ldm_unet_checkpoint_epoch_{epoch}{within}.pt"
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Keep other processes from training into this folder.
 
-
-def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write beside and rename: a crash leaves the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    values = {name: getattr(checkpoint, name) for name in FIELDS} | {
-        "config": checkpoint.config.to_dict()
-    }
-    temporary = path.with_suffix(".tmp")
-    try:
-        with temporary.open("wb") as file:
-            torch.save(values, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def load_checkpoint(path: Path) -> Checkpoint:
-    """Open a checkpoint, memory-mapped: what is not used (the optimiser, when sampling) is not
-    read.
+    The system drops the lock when its process ends, however it ends, so one that a dead process
+    left behind is simply taken over.
 
     Raises:
-        ValueError: the file is torn, holds code, or is not one of this project's checkpoints.
+        RunFolderInUse: another process holds it; names that process and when it started.
     """
-    try:
-        values = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path} is not a whole checkpoint of this project: {error}") from error
-    missing = [name for name in FIELDS if not isinstance(values, dict) or name not in values]
-    if missing:
-        raise ValueError(f"{path} is no checkpoint of this project: it lacks {', '.join(missing)}")
-    return Checkpoint(**{**{n: values[n] for n in FIELDS}, "config": from_dict(values["config"])})
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "run.lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise RunFolderInUse(
+                f"{folder} is in use by {holder}: wait for it or stop it"
+            ) from None
+        file.truncate(0)
+        since = datetime.now().astimezone().isoformat(timespec="seconds")
+        file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}\n")
+        file.flush()
+        yield
 
 
-def progress_in_name(path: Path) -> tuple[int, int]:
-    """(finished epochs, step within the next one or 0), for finding the newest checkpoint by its
-    name.
-    """
-    match = re.search(r"epoch_(\d+)(?:_step_(\d+))?\.pt$", path.name)
-    return (int(match[1]), int(match[2] or 0)) if match else (-1, -1)
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint that has come furthest, or None where there is none."""
-    return max(folder.glob(CHECKPOINT_PATTERN), key=progress_in_name, default=None)
-
-
-def require_checkpoint(folder: Path) -> Path:
-    """The newest checkpoint.
+def require_free(folder: Path) -> None:
+    """Refuse a run folder that another process trains into, before any long work.
 
     Raises:
-        FileNotFoundError: the run has none yet; says how to make one.
+        RunFolderInUse: see `hold`.
     """
-    path = newest_checkpoint(folder)
-    if path is None:
-        raise FileNotFoundError(
-            f"no {CHECKPOINT_PATTERN} in {folder}: run the notebook train1 (or train.py) with "
-            "this preset first"
-        )
-    return path
-
-
-def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], origin: Path) -> None:
-    """Load weights into a model of the same shape.
-
-    Raises:
-        ValueError: another architecture; names the file and the first difference.
-    """
-    own = model.state_dict()
-    wrong = [n for n in sorted(own.keys() | weights.keys()) if n not in own or n not in weights]
-    wrong += [n for n in own if n in weights and own[n].shape != weights[n].shape]
-    if wrong:
-        shapes = [
-            str(tuple(d[wrong[0]].shape)) if wrong[0] in d else "absent" for d in (weights, own)
-        ]
-        raise ValueError(
-            f"{origin} was written by another architecture: {wrong[0]} is {shapes[0]} there and "
-            f"{shapes[1]} "
-            f"here ({len(wrong)} differences). Use the preset it was trained with, or another run "
-            "folder."
-        )
-    model.load_state_dict(weights)
+    if folder.is_dir():
+        with hold(folder):
+            pass
 
 
 def write_config(folder: Path, config: Config, environment: dict[str, str]) -> None:
     """Write `config.json` with the versions and the device that the run uses."""
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"config": config.to_dict(), "environment": environment}, indent=2)
-    (folder / "config.json").write_text(text + "\n")
+    _replace_text(folder / "config.json", text + "\n")
+
+
+def append_line(path: Path, values: dict[str, Any]) -> None:
+    """Append one JSON object as a line."""
+    with path.open("a") as file:
+        file.write(json.dumps(values) + "\n")
+
+
+def sync_losses(folder: Path) -> None:
+    """Make the losses so far outlast a power cut, as the checkpoint that follows does."""
+    with (folder / "losses.jsonl").open("a") as file:
+        os.fsync(file.fileno())
+
+
+def count_not_finite(folder: Path, step: int) -> int:
+    """How many steps up to this one were skipped because they were not finite."""
+    path = folder / NOT_FINITE
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return len({number for line in lines if (number := json.loads(line)["step"]) <= step})
 
 
 def read_losses(folder: Path) -> list[dict[str, Any]]:
@@ -143,6 +99,15 @@ def read_losses(folder: Path) -> list[dict[str, Any]]:
 
 def cut_losses(folder: Path, step: int) -> None:
     """Forget the losses after `step`: a run that goes on from there writes them anew."""
-    kept = [line for line in read_losses(folder) if line["step"] <= step]
-    if kept or (folder / "losses.jsonl").is_file():
-        (folder / "losses.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+    if (folder / "losses.jsonl").is_file():
+        kept = [line for line in read_losses(folder) if line["step"] <= step]
+        _replace_text(folder / "losses.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def _replace_text(path: Path, text: str) -> None:
+    temporary = path.with_suffix(".tmp")
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

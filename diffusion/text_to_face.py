@@ -7,7 +7,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from config import Config, SamplingConfig
-from diffusion import run_folder, sampling
+from diffusion import checkpointing, sampling
 from models.custom_unet_celeba_ldm import build_unet
 from models.text_encoder import TextEncoder
 from models.vae_wrapper import VAEWrapper
@@ -29,17 +29,17 @@ class TextToFace:
             FileNotFoundError: no checkpoint, or its frozen models cannot be had.
             ValueError: the checkpoint is damaged.
         """
-        return cls.from_checkpoint(run_folder.require_checkpoint(folder), device)
+        return cls.from_checkpoint(checkpointing.require_checkpoint(folder), device)
 
     @classmethod
     def from_checkpoint(cls, path: Path, device: torch.device | str = "cpu") -> "TextToFace":
         """Rebuild the model that a checkpoint describes, with its EMA weights."""
-        checkpoint = run_folder.load_checkpoint(path)
+        checkpoint = checkpointing.load_checkpoint(path)
         config = checkpoint.config
         unet = build_unet(config.unet)
         weights = {name.removeprefix("module."): value for name, value in checkpoint.ema.items()}
         weights.pop("n_averaged", None)
-        run_folder.load_weights(unet, weights, path)
+        checkpointing.load_weights(unet, weights, path)
         text_encoder = TextEncoder.from_pretrained(config.models.text_encoder)
         vae = VAEWrapper.from_pretrained(config.models.autoencoder)
         models = (m.to(device).eval().requires_grad_(False) for m in (unet, text_encoder, vae))

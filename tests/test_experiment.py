@@ -13,7 +13,7 @@ import config as config_module
 from config import Config
 from custom_datasets.captions import describe
 from custom_datasets.latent_cache import ImageLatents, LatentCache
-from diffusion import experiment, run_folder
+from diffusion import checkpointing, experiment
 from diffusion.training import train
 
 
@@ -168,7 +168,7 @@ def test_a_run_with_other_settings_is_refused_before_encoding(exact: Config, roo
     with pytest.raises(ValueError, match=r"data\.flip.*training\.learning_rate"):
         experiment.open_experiment(other)
     assert sorted((root / "data" / "latents").glob("*.npy")) == cached
-    assert run_folder.newest_checkpoint(opened.folder).name.endswith("epoch_1.pt")
+    assert checkpointing.newest_checkpoint(opened.folder).name.endswith("epoch_1.pt")
 
 
 def test_bf16_is_the_precision_of_the_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,8 @@ import config as config_module
 from config import Config, ModelsConfig
 from diffusion.experiment import check_fit
 from diffusion.text_to_face import TextToFace
-from diffusion.training import new_state, train
+from diffusion.training import train
+from diffusion.training_state import new_state
 from models.custom_unet_celeba_ldm import build_unet, count_parameters
 from models.text_encoder import TextEncoder
 from models.vae_wrapper import Posterior, VAEWrapper

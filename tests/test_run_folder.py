@@ -1,270 +1,78 @@
-"""Checkpoints that survive a crash, refuse what is not theirs, and are found in order."""
+"""The run folder: one run at a time, its config and its losses."""
 
-import dataclasses
 import json
 import os
-import pickle
-import random
+import signal
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 import config as config_module
-from config import Config, UNetConfig
+from config import Config
 from diffusion import run_folder
-from diffusion.run_folder import Checkpoint
-from models.custom_unet_celeba_ldm import build_unet
 
-NAME = "celeba_ldm_unet_checkpoint_epoch_1.pt"
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def small_config() -> Config:
-    return dataclasses.replace(
-        config_module.smoke(), name="test", unet=UNetConfig(8, 4, (32, 32), 1, 4, 16)
-    )
+    return config_module.smoke()
 
 
-def checkpoint(fill: float = 1.5) -> Checkpoint:
-    """A checkpoint with every kind of value that a real one has."""
-    weights = {"a": torch.full((3, 4), fill), "n_averaged": torch.tensor(7)}
-    moments = {"step": torch.tensor(3.0), "exp_avg": torch.full((2,), fill)}
-    optimizer = {"state": {0: moments}, "param_groups": [{"lr": 0.1, "betas": (0.9, 0.999)}]}
-    average = {name: value * 2 for name, value in weights.items()}
-    return Checkpoint(small_config(), 1, 3, weights, average, optimizer)
+# --- one run at a time ---
 
-
-def write(folder: Path, **values: Any) -> Path:
-    """A file of torch.save with the fields of a checkpoint, some of them replaced."""
-    fields = {name: getattr(checkpoint(), name) for name in run_folder.FIELDS}
-    torch.save(fields | {"config": small_config().to_dict()} | values, folder / NAME)
-    return folder / NAME
-
-
-def assert_whole(path: Path, fill: float = 1.5) -> None:
-    loaded, want = run_folder.load_checkpoint(path), checkpoint(fill)
-    assert loaded.config == want.config
-    assert (loaded.epoch, loaded.step) == (1, 3)
-    for part in ("unet", "ema"):
-        got, expected = getattr(loaded, part), getattr(want, part)
-        assert got.keys() == expected.keys()
-        assert all(torch.equal(got[n], expected[n]) for n in expected)
-    assert loaded.optimizer["param_groups"] == want.optimizer["param_groups"]
-    assert torch.equal(
-        loaded.optimizer["state"][0]["exp_avg"], want.optimizer["state"][0]["exp_avg"]
-    )
-
-
-def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
-    path = tmp_path / "not" / "there" / "yet" / NAME
-    run_folder.save_checkpoint(path, checkpoint())
-    assert_whole(path)
-    assert list(path.parent.iterdir()) == [path]
-    run_folder.save_checkpoint(path, checkpoint(2.5))
-    assert_whole(path, 2.5)
-
-
-def test_a_loaded_checkpoint_may_be_changed_without_changing_the_file(tmp_path: Path) -> None:
-    """The file is memory-mapped: an optimiser that goes on in place must not write into it."""
-    run_folder.save_checkpoint(tmp_path / NAME, checkpoint())
-    loaded = run_folder.load_checkpoint(tmp_path / NAME)
-    loaded.unet["a"].zero_()
-    loaded.optimizer["state"][0]["exp_avg"].zero_()
-    assert_whole(tmp_path / NAME)
-
-
-# --- files that are not whole, or not ours ---
+HOLDER = """
+import sys
+from pathlib import Path
+from diffusion import run_folder
+with run_folder.hold(Path(sys.argv[1])):
+    print("holding", flush=True)
+    sys.stdin.readline()
+"""
 
 
 @pytest.fixture
-def saved(tmp_path: Path) -> Path:
-    run_folder.save_checkpoint(tmp_path / NAME, checkpoint())
-    return tmp_path / NAME
+def holder(tmp_path: Path) -> subprocess.Popen:
+    """Another process that holds the folder `tmp_path`."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "holding\n"
+    yield process
+    process.kill()
+    process.wait()
 
 
-@pytest.mark.parametrize("part", [0.0, 0.01, 0.3, 0.5, 0.9, 0.999])
-def test_a_torn_file_is_refused(saved: Path, part: float) -> None:
-    os.truncate(saved, int(saved.stat().st_size * part))
-    with pytest.raises(ValueError, match=NAME):
-        run_folder.load_checkpoint(saved)
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"version https://git-lfs.github.com/spec/v1\n", b"\0" * 5000, b"PK\3\4"]
-)
-def test_a_file_that_is_no_checkpoint_is_refused(saved: Path, content: bytes) -> None:
-    saved.write_bytes(content)
-    with pytest.raises(ValueError, match=NAME):
-        run_folder.load_checkpoint(saved)
-
-
-class Attack:
-    """Creates a file when it is unpickled."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.target,)
-
-
-@pytest.mark.parametrize("plain", [True, False])
-def test_a_file_that_holds_code_is_refused_and_the_code_not_run(
-    tmp_path: Path, plain: bool
+def test_a_second_run_is_refused_with_the_first_ones_process_and_time(
+    holder: subprocess.Popen, tmp_path: Path
 ) -> None:
-    target = tmp_path / "attacked"
-    path = write(tmp_path, step=Attack(target))
-    if plain:
-        path.write_bytes(pickle.dumps({"unet": Attack(target)}))
-        pickle.loads(path.read_bytes())
-    else:
-        torch.load(path, weights_only=False)
-    assert target.exists()  # the attack works on who is careless
-    target.unlink()
-    with pytest.raises(ValueError, match=NAME):
-        run_folder.load_checkpoint(path)
-    assert not target.exists()
+    named = rf"process {holder.pid} on .* since 20"
+    for attempt in (run_folder.require_free, lambda folder: run_folder.hold(folder).__enter__()):
+        with pytest.raises(run_folder.RunFolderInUse, match=named):
+            attempt(tmp_path)
 
 
-@pytest.mark.parametrize("name", run_folder.FIELDS)
-def test_missing_fields_are_named(tmp_path: Path, name: str) -> None:
-    path = write(tmp_path)
-    values = torch.load(path, weights_only=True)
-    del values[name]
-    torch.save(values, path)
-    with pytest.raises(ValueError, match=f"{NAME}.*lacks {name}$"):
-        run_folder.load_checkpoint(path)
-
-
-def test_bare_weights_are_refused(tmp_path: Path) -> None:
-    torch.save({"conv.weight": torch.zeros(1)}, tmp_path / NAME)
-    with pytest.raises(ValueError, match="lacks config, epoch, step, unet, ema, optimizer"):
-        run_folder.load_checkpoint(tmp_path / NAME)
-    torch.save([1, 2], tmp_path / NAME)
-    with pytest.raises(ValueError, match="lacks config"):
-        run_folder.load_checkpoint(tmp_path / NAME)
-
-
-def test_a_config_of_another_version_is_refused(tmp_path: Path) -> None:
-    values = small_config().to_dict()
-    values["training"]["momentum"] = values["training"].pop("ema_decay")
-    with pytest.raises(ValueError, match="ema_decay"):
-        run_folder.load_checkpoint(write(tmp_path, config=values))
-
-
-@pytest.mark.xfail(
-    strict=True, reason="KeyError, TypeError and UnicodeDecodeError of the unpickler come through"
-)
-def test_a_damaged_byte_gives_the_checkpoint_or_an_error_that_names_it(saved: Path) -> None:
-    whole = saved.read_bytes()
-    rng = random.Random(0)
-    for _ in range(300):
-        damaged = bytearray(whole)
-        damaged[64 + rng.randrange(1500)] = rng.randrange(256)
-        saved.write_bytes(damaged)
-        try:
-            run_folder.load_checkpoint(saved)
-        except ValueError as error:
-            assert NAME in str(error)
-
-
-@pytest.mark.xfail(strict=True, reason="TypeError; and from_dict's ValueError does not say where")
-@pytest.mark.parametrize("config", [None, {}, {"name": "test"}])
-def test_a_config_that_is_none_is_refused_with_the_files_name(tmp_path: Path, config: Any) -> None:
-    with pytest.raises(ValueError, match=NAME):
-        run_folder.load_checkpoint(write(tmp_path, config=config))
-
-
-# --- a crash while writing ---
-
-
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-def test_a_crash_while_writing_leaves_the_old_file(
-    saved: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+def test_the_lock_of_a_killed_process_is_taken_over(
+    holder: subprocess.Popen, tmp_path: Path
 ) -> None:
-    def half(values: dict[str, Any], file: Any) -> None:
-        file.write(b"half a file")
-        raise error
-
-    monkeypatch.setattr(torch, "save", half)
-    with pytest.raises(type(error)):
-        run_folder.save_checkpoint(saved, checkpoint(9.0))
-    monkeypatch.undo()
-    assert_whole(saved)
-    assert list(saved.parent.iterdir()) == [saved]
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait()
+    assert f"process {holder.pid}" in (tmp_path / "run.lock").read_text()
+    run_folder.require_free(tmp_path)
+    with run_folder.hold(tmp_path):
+        assert f"process {os.getpid()}" in (tmp_path / "run.lock").read_text()
 
 
-def test_a_file_half_written_is_no_checkpoint(tmp_path: Path) -> None:
-    (tmp_path / NAME).with_suffix(".tmp").write_bytes(b"left by a power cut")
-    assert run_folder.newest_checkpoint(tmp_path) is None
-
-
-# --- which is the newest ---
-
-
-def test_names() -> None:
-    folder = Path("folder")
-    done = run_folder.checkpoint_path(folder, 10, 500, epoch_is_finished=True)
-    within = run_folder.checkpoint_path(folder, 10, 523, epoch_is_finished=False)
-    assert done == folder / "celeba_ldm_unet_checkpoint_epoch_10.pt"
-    assert within == folder / "celeba_ldm_unet_checkpoint_epoch_10_step_523.pt"
-
-
-@given(data=st.data())
-def test_the_newest_is_the_one_that_came_furthest(
-    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    points = st.tuples(st.integers(0, 120), st.none() | st.integers(1, 9999))
-    chosen = data.draw(st.lists(points, min_size=1, max_size=8, unique=True))
-    folder = tmp_path_factory.mktemp("run")
-    for epoch, step in chosen:
-        run_folder.checkpoint_path(folder, epoch, step or 0, step is None).touch()
-    epoch, step = max(chosen, key=lambda p: (p[0], p[1] or 0))
-    want = run_folder.checkpoint_path(folder, epoch, step or 0, step is None)
-    assert run_folder.newest_checkpoint(folder) == want
-
-
-def test_numbers_are_compared_as_numbers(tmp_path: Path) -> None:
-    order = ["epoch_2", "epoch_9_step_450", "epoch_10", "epoch_10_step_9", "epoch_10_step_523"]
-    for name in order:
-        path = tmp_path / f"celeba_ldm_unet_checkpoint_{name}.pt"
-        path.touch()
-        assert run_folder.newest_checkpoint(tmp_path) == path
-    (tmp_path / "another_model_epoch_99.pt").touch()
-    (tmp_path / "celeba_ldm_unet_checkpoint_epoch_best.pt").touch()
-    assert run_folder.newest_checkpoint(tmp_path) == path
-
-
-def test_without_a_checkpoint_the_message_says_how_to_make_one(tmp_path: Path) -> None:
-    for folder in (tmp_path, tmp_path / "absent"):
-        assert run_folder.newest_checkpoint(folder) is None
-        with pytest.raises(FileNotFoundError, match=r"train1 .*train\.py") as caught:
-            run_folder.require_checkpoint(folder)
-        assert str(folder) in str(caught.value)
-
-
-# --- weights ---
-
-
-def test_weights_of_another_architecture_are_refused_by_file_and_parameter() -> None:
-    unet = build_unet(small_config().unet)
-    before = {n: v.clone() for n, v in unet.state_dict().items()}
-    path = Path("folder") / NAME
-    wider = build_unet(UNetConfig(8, 4, (32, 64), 1, 4, 16)).state_dict()
-    with pytest.raises(ValueError, match=rf"{NAME}.*(down|mid|up)_block\S* is .*differences"):
-        run_folder.load_weights(unet, wider, path)
-    narrow = dict(before)
-    del narrow["conv_in.bias"]
-    with pytest.raises(ValueError, match=r"conv_in\.bias is absent there and \(32,\) here"):
-        run_folder.load_weights(unet, narrow, path)
-    with pytest.raises(ValueError, match=r"added is \(1,\) there and absent here \(1 differences"):
-        run_folder.load_weights(unet, before | {"added": torch.zeros(1)}, path)
-    assert all(torch.equal(v, before[n]) for n, v in unet.state_dict().items())
-    run_folder.load_weights(unet, {n: v + 1 for n, v in before.items()}, path)
-    assert all(torch.equal(v, before[n] + 1) for n, v in unet.state_dict().items())
+def test_a_folder_can_be_held_again_after_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), run_folder.hold(tmp_path):
+        raise ZeroDivisionError
+    with run_folder.hold(tmp_path), pytest.raises(run_folder.RunFolderInUse):
+        run_folder.require_free(tmp_path)
 
 
 # --- config and losses ---

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from config import Config
-from diffusion import run_folder, sampling
-from diffusion.run_folder import Checkpoint
+from diffusion import checkpointing, sampling
+from diffusion.checkpointing import Checkpoint
 from diffusion.text_to_face import TextToFace
-from diffusion.training import new_state
+from diffusion.training_state import new_state
 from models.custom_unet_celeba_ldm import build_unet
 from models.text_encoder import TextEncoder
 from models.vae_wrapper import VAEWrapper
@@ -34,7 +34,7 @@ def run(tiny_config: Config, tmp_path: Path) -> Path:
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
     live, average = state.unet.state_dict(), state.ema.state_dict()
     values = Checkpoint(config, 1, 3, live, average, state.optimizer.state_dict())
-    run_folder.save_checkpoint(run_folder.checkpoint_path(tmp_path, 1, 3, True), values)
+    checkpointing.save_checkpoint(checkpointing.checkpoint_path(tmp_path, 1, 3, True), values)
     return tmp_path
 
 
@@ -45,7 +45,7 @@ def text_to_face(run: Path) -> TextToFace:
 
 def from_weights(run: Path, part: str) -> TextToFace:
     """Built by hand from the live or the averaged weights of the checkpoint."""
-    checkpoint = run_folder.load_checkpoint(run_folder.require_checkpoint(run))
+    checkpoint = checkpointing.load_checkpoint(checkpointing.require_checkpoint(run))
     config = checkpoint.config
     unet = build_unet(config.unet).eval().requires_grad_(False)
     own = {n.removeprefix("module."): v for n, v in getattr(checkpoint, part).items()}
@@ -66,10 +66,10 @@ def test_a_run_is_opened_with_its_averaged_weights(run: Path, text_to_face: Text
 
 
 def test_the_newest_checkpoint_of_the_run_is_opened(run: Path) -> None:
-    older = run_folder.load_checkpoint(run_folder.require_checkpoint(run))
+    older = checkpointing.load_checkpoint(checkpointing.require_checkpoint(run))
     zeros = {name: torch.zeros_like(value) for name, value in older.ema.items()}
     newer = dataclasses.replace(older, epoch=10, ema=zeros)
-    run_folder.save_checkpoint(run_folder.checkpoint_path(run, 10, 30, True), newer)
+    checkpointing.save_checkpoint(checkpointing.checkpoint_path(run, 10, 30, True), newer)
     assert not any(p.any() for p in TextToFace.from_run(run).unet.parameters())
 
 
@@ -199,7 +199,7 @@ def test_a_folder_without_a_checkpoint_and_a_damaged_one_are_refused(
 ) -> None:
     with pytest.raises(FileNotFoundError, match="train1"):
         TextToFace.from_run(tmp_path / "empty")
-    path = run_folder.require_checkpoint(run)
+    path = checkpointing.require_checkpoint(run)
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match=path.name):
         TextToFace.from_run(run)

@@ -21,7 +21,15 @@ from hypothesis import strategies as st
 
 import config as config_module
 from config import Config, TrainingConfig
-from diffusion import experiment, objective, run_folder, training
+from diffusion import (
+    checkpointing,
+    determinism,
+    experiment,
+    objective,
+    run_folder,
+    training,
+    training_state,
+)
 from models.custom_unet_celeba_ldm import build_unet
 from models.text_encoder import TextEncoder
 from models.vae_wrapper import Posterior
@@ -79,9 +87,9 @@ def inputs(tiny_config: Config, tmp_path: Path) -> Callable[..., dict[str, Any]]
             training=dataclasses.replace(tiny_config.training, **changes),
         )
         torch.manual_seed(seed_of_init)
-        state = training.new_state(build_unet(config.unet), config.training)
+        state = training_state.new_state(build_unet(config.unet), config.training)
         return {
-            "state": training.resume(state, config, tmp_path / folder),
+            "state": training_state.resume(state, config, tmp_path / folder),
             "config": config,
             "latents": latents or Latents(),
             "caption": caption,
@@ -125,7 +133,7 @@ def assert_same(a: Any, b: Any, where: str = "") -> None:
         assert a == b, where
 
 
-def everything(state: training.TrainingState, folder: Path) -> dict[str, Any]:
+def everything(state: training_state.TrainingState, folder: Path) -> dict[str, Any]:
     losses = run_folder.read_losses(folder)
     for line in losses:
         line.pop("images_per_second")
@@ -174,7 +182,7 @@ def test_the_average_is_its_recursion(inputs: Inputs, decay: float) -> None:
 
 
 def test_the_decay_grows_to_its_ceiling() -> None:
-    update = training.ema_rule(0.99)
+    update = training_state.ema_rule(0.99)
     for count, weight in ((1, 2**-0.75), (99, 100**-0.75), (10**6, 0.01)):
         averaged = [torch.zeros(3)]
         update(averaged, [torch.ones(3)], torch.tensor(count))
@@ -189,11 +197,11 @@ def test_the_decay_grows_to_its_ceiling() -> None:
 def test_the_shape_of_the_learning_rate(warmup: int, total: int, peak: float) -> None:
     constant = TrainingConfig(learning_rate=peak, warmup_steps=warmup, lr_decay="constant")
     cosine = dataclasses.replace(constant, lr_decay="cosine")
-    rates = [training.learning_rate_at(s, total, constant) for s in range(total + 1)]
+    rates = [training_state.learning_rate_at(s, total, constant) for s in range(total + 1)]
     want = [peak * min(1, (s + 1) / (warmup + 1)) for s in range(total + 1)]
     assert rates == pytest.approx(want, rel=1e-9)
     assert rates[warmup] == peak and rates[0] > 0 and (warmup == 0 or rates[warmup - 1] < peak)
-    cosined = [training.learning_rate_at(s, total, cosine) for s in range(total + 1)]
+    cosined = [training_state.learning_rate_at(s, total, cosine) for s in range(total + 1)]
     halves = [r * (1 + math.cos(math.pi * s / total)) / 2 for s, r in enumerate(rates)]
     assert cosined == pytest.approx(halves, rel=1e-9, abs=1e-15)
     assert cosined[total] == pytest.approx(0, abs=1e-12)
@@ -202,7 +210,7 @@ def test_the_shape_of_the_learning_rate(warmup: int, total: int, peak: float) ->
 
 def test_an_unknown_decay_is_refused() -> None:
     with pytest.raises(ValueError, match="'linear'"):
-        training.learning_rate_at(0, 10, TrainingConfig(lr_decay="linear"))
+        training_state.learning_rate_at(0, 10, TrainingConfig(lr_decay="linear"))
 
 
 @pytest.mark.parametrize("decay", ["constant", "cosine"])
@@ -210,7 +218,7 @@ def test_the_optimiser_runs_at_the_rate_of_its_step(inputs: Inputs, decay: str) 
     arguments = inputs(lr_decay=decay, learning_rate=3e-3, weight_decay=0.07)
     for step in training.train(**arguments):
         (group,) = arguments["state"].optimizer.param_groups
-        want = training.learning_rate_at(step.number - 1, 6, arguments["config"].training)
+        want = training_state.learning_rate_at(step.number - 1, 6, arguments["config"].training)
         assert group["lr"] == step.learning_rate == want
         assert group["weight_decay"] == 0.07
 
@@ -254,7 +262,7 @@ def test_an_epoch_shows_every_face_at_most_once(
 
     def epoch(number: int) -> list[int]:
         faces = [
-            training.positions_at(step, count, settings_, process, processes)
+            determinism.positions_at(step, count, settings_, process, processes)
             for step in range(number * steps, (number + 1) * steps)
             for process in range(processes)
         ]
@@ -264,20 +272,22 @@ def test_an_epoch_shows_every_face_at_most_once(
     first, second = epoch(0), epoch(1)
     assert len(set(first)) == len(first) == steps * batch * processes
     assert set(first) <= set(range(count)) and count - len(first) < batch * processes
-    training.epoch_order.cache_clear()  # as after a restart
+    determinism.epoch_order.cache_clear()  # as after a restart
     assert epoch(1) == second and epoch(0) == first
     if len(first) >= 12:
         assert first != second != sorted(second)
 
 
 def test_another_seed_is_another_order() -> None:
-    orders = {tuple(training.epoch_order(50, seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}
+    orders = {
+        tuple(determinism.epoch_order(50, seed, epoch)) for seed in (0, 1) for epoch in (0, 1)
+    }
     assert len(orders) == 4
 
 
 def test_every_step_of_every_process_has_its_own_generator() -> None:
     def numbers(seed: int, step: int, process: int) -> tuple[float, ...]:
-        generator = training.step_generator(seed, step, process)
+        generator = determinism.step_generator(seed, step, process)
         return tuple(torch.randn(4, generator=generator).tolist())
 
     keys = [(s, n, p) for s in (0, 1, 11) for n in (0, 1, 11, 12) for p in (0, 1, 2)]
@@ -294,7 +304,7 @@ def test_a_process_fetches_its_own_share(inputs: Inputs, process: int) -> None:
     asked = [positions for positions, _ in arguments["latents"].asked]
     settings_ = arguments["config"].training
     assert asked == [
-        training.positions_at(s, COUNT, settings_, process, 2).tolist() for s in range(6)
+        determinism.positions_at(s, COUNT, settings_, process, 2).tolist() for s in range(6)
     ]
 
 
@@ -462,7 +472,7 @@ def test_going_on_is_as_never_having_stopped(
     assert_same(
         everything(resumed["state"], resumed["folder"]), everything(whole["state"], whole["folder"])
     )
-    last = run_folder.load_checkpoint(run_folder.require_checkpoint(whole["folder"]))
+    last = checkpointing.load_checkpoint(checkpointing.require_checkpoint(whole["folder"]))
     assert (last.step, last.epoch) == (6, 2)
     assert_same(last.ema, dict(resumed["state"].ema.state_dict()))
 
@@ -588,7 +598,7 @@ def test_a_gradient_that_is_not_finite_is_never_saved(inputs: Inputs) -> None:
     with pytest.raises(FloatingPointError):
         finish(arguments)
     for path in arguments["folder"].glob("*.pt"):
-        weights = run_folder.load_checkpoint(path).unet
+        weights = checkpointing.load_checkpoint(path).unet
         assert all(value.isfinite().all() for value in weights.values())
 
 
@@ -626,9 +636,9 @@ def test_changed_settings_are_refused_by_name(
     part = dataclasses.replace(getattr(config, section), **{name: value})
     changed = dataclasses.replace(config, **{section: part})
     with pytest.raises(ValueError, match=rf"epoch_1\.pt.*{section}\.{name}: "):
-        training.resume(state, changed, arguments["folder"])
+        training_state.resume(state, changed, arguments["folder"])
     old = getattr(getattr(config, section), name)
-    assert training.changed_settings(config, changed) == [
+    assert training_state.changed_settings(config, changed) == [
         f"{section}.{name}: {old!r} there, {value!r} here"
     ]
 
@@ -640,7 +650,7 @@ def test_what_does_not_shape_the_weights_may_change(tiny_config: Config) -> None
     longer = dataclasses.replace(tiny_config.training, num_epochs=99, checkpoint_every_n_epochs=7)
     sampling = dataclasses.replace(tiny_config.sampling, steps=3, sampler="ddim")
     changed = dataclasses.replace(tiny_config, data=data, training=longer, sampling=sampling)
-    assert training.changed_settings(tiny_config, changed) == []
+    assert training_state.changed_settings(tiny_config, changed) == []
 
 
 def test_resume_without_a_checkpoint_is_a_fresh_start(inputs: Inputs) -> None:

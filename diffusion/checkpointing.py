@@ -1,0 +1,208 @@
+"""Checkpoints: written whole or not at all, verified before they are believed.
+
+One is enough both to sample (EMA weights and the config that rebuilds the model) and to go on (live
+weights, optimiser, step). It is opened memory-mapped, so sampling never touches the optimiser.
+Loading never runs code from a file: `weights_only=True` throughout.
+"""
+
+import os
+import pickle
+import re
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from config import Config, from_dict
+from diffusion.run_folder import read_losses
+
+CHECKPOINT_PATTERN = "celeba_ldm_unet_checkpoint_epoch_*.pt"
+FIELDS = ("config", "epoch", "step", "processes", "unet", "ema", "optimizer")
+# What unpickling of bytes that nobody vouches for can raise, beside the archive's own errors.
+UNREADABLE = (
+    *(zipfile.BadZipFile, pickle.UnpicklingError, EOFError, OSError, RuntimeError, ValueError),
+    *(KeyError, IndexError, TypeError, AttributeError, NotImplementedError, OverflowError),
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a run after `step` optimiser steps; `epoch` counts finished epochs."""
+
+    config: Config
+    epoch: int
+    step: int
+    processes: int  # how many trained together: the global batch is so many times larger
+    unet: dict[str, torch.Tensor]
+    ema: dict[str, torch.Tensor]
+    optimizer: dict[str, Any]
+
+
+def checkpoint_path(folder: Path, epoch: int, step: int, epoch_is_finished: bool) -> Path:
+    """Where a checkpoint goes; one taken within an epoch carries its step as well."""
+    within = "" if epoch_is_finished else f"_step_{step}"
+    return folder / f"celeba_ldm_unet_checkpoint_epoch_{epoch}{within}.pt"
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write beside and rename: a crash leaves the old file or the new one, never half of one.
+
+    Raises:
+        OSError: it cannot be written (a full disk); what was there before is intact.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = {name: getattr(checkpoint, name) for name in FIELDS} | {
+        "config": checkpoint.config.to_dict()
+    }
+    temporary = path.with_suffix(".tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(values, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # torch's archive writer raises the latter
+        raise OSError(
+            f"cannot save {path}: {error}. What was saved before is intact: make room on the disk "
+            "and start the run again, it goes on from there."
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename outlast a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Verify and open a checkpoint, memory-mapped.
+
+    Every record of the file carries a CRC-32, and all are checked: torch alone reads altered
+    weights without complaint.
+
+    Raises:
+        ValueError: the file is torn, altered, holds code, or is not one of this project's.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            altered = archive.testzip()
+        if altered:
+            raise zipfile.BadZipFile(f"its record {altered} was altered")
+        values = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except UNREADABLE as error:
+        raise ValueError(f"{path} is not a whole checkpoint of this project: {error}") from error
+    missing = [name for name in FIELDS if not isinstance(values, dict) or name not in values]
+    if missing:
+        raise ValueError(f"{path} is no checkpoint of this project: it lacks {', '.join(missing)}")
+    try:
+        config = from_dict(values["config"])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return Checkpoint(**{**{n: values[n] for n in FIELDS}, "config": config})
+
+
+def progress_in_name(path: Path) -> tuple[int, int]:
+    """(finished epochs, step within the next one or 0), for finding the newest checkpoint by its
+    name.
+    """
+    match = re.search(r"epoch_(\d+)(?:_step_(\d+))?\.pt$", path.name)
+    return (int(match[1]), int(match[2] or 0)) if match else (-1, -1)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """All checkpoints of the folder, the one that has come furthest first."""
+    found = (p for p in folder.glob(CHECKPOINT_PATTERN) if progress_in_name(p) >= (0, 0))
+    return sorted(found, key=progress_in_name, reverse=True)
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint that has come furthest, by its name; None where there is none."""
+    return next(iter(checkpoints(folder)), None)
+
+
+def open_newest(folder: Path) -> tuple[Path, Checkpoint] | None:
+    """The furthest checkpoint that is whole, opened, or None where there is none at all.
+
+    Damaged ones are named on the way.
+
+    Raises:
+        ValueError: there are checkpoints, and none of them is whole.
+    """
+    found = checkpoints(folder)
+    for path in found:
+        try:
+            return path, load_checkpoint(path)
+        except ValueError as error:
+            print(f"passed over: {error}")
+    if found:
+        raise ValueError(
+            f"none of the {len(found)} checkpoints in {folder} is whole: move them away to start "
+            "anew, or bring back a copy"
+        )
+    return None
+
+
+def require_checkpoint(folder: Path) -> Path:
+    """The furthest checkpoint that is whole.
+
+    Raises:
+        FileNotFoundError: the run has none yet; says how to make one.
+        ValueError: all are damaged.
+    """
+    opened = open_newest(folder)
+    if opened is None:
+        raise FileNotFoundError(
+            f"no {CHECKPOINT_PATTERN} in {folder}: run the notebook train1 (or train.py) with "
+            "this preset first"
+        )
+    return opened[0]
+
+
+def prune_checkpoints(folder: Path, last: int, every_n_epochs: int, best: int | None) -> None:
+    """Delete all checkpoints but the last ones, every n-th epoch's, and the best epoch's."""
+    for path in checkpoints(folder)[last:]:
+        epoch, within = progress_in_name(path)
+        if within or (epoch % every_n_epochs and epoch != best):
+            path.unlink()
+
+
+def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], origin: Path) -> None:
+    """Load weights into a model of the same shape.
+
+    Raises:
+        ValueError: another architecture; names the file and the first difference.
+    """
+    own = model.state_dict()
+    wrong = [n for n in sorted(own.keys() | weights.keys()) if n not in own or n not in weights]
+    wrong += [n for n in own if n in weights and own[n].shape != weights[n].shape]
+    if wrong:
+        shapes = [
+            str(tuple(d[wrong[0]].shape)) if wrong[0] in d else "absent" for d in (weights, own)
+        ]
+        raise ValueError(
+            f"{origin} was written by another architecture: {wrong[0]} is {shapes[0]} there and "
+            f"{shapes[1]} here ({len(wrong)} differences). Use the preset it was trained with, or "
+            "another run folder."
+        )
+    model.load_state_dict(weights)
+
+
+def best_epoch(folder: Path, steps_per_epoch: int) -> int | None:
+    """The epoch (counted from 1) with the lowest mean loss, of those that have a checkpoint."""
+    losses = {line["step"]: line["loss"] for line in read_losses(folder)}
+    means = {}
+    for epoch, within in map(progress_in_name, checkpoints(folder)):
+        steps = range((epoch - 1) * steps_per_epoch + 1, epoch * steps_per_epoch + 1)
+        known = [losses[step] for step in steps if losses.get(step) is not None]
+        if not within and known:
+            means[epoch] = float(np.mean(known))
+    return min(means, key=means.__getitem__, default=None)

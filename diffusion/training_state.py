@@ -1,0 +1,111 @@
+"""What training changes: live weights, their moving average, the optimiser, the steps taken."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch.optim.swa_utils import AveragedModel
+
+from config import Config, TrainingConfig
+from diffusion import checkpointing
+
+# Settings that do not shape the weights: where the data lie, how often to save, how long to train.
+FREE = frozenset(
+    "folder loader_workers cache_latents checkpoint_every_n_epochs save_every_minutes keep_last "
+    "keep_every_n_epochs num_epochs skip_not_finite".split()
+)
+
+
+@dataclass
+class TrainingState:
+    """The state of a run after `step` optimiser steps."""
+
+    unet: UNet2DConditionModel
+    ema: AveragedModel
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    processes: int | None = None  # how many trained it; None: it is new
+
+    @property
+    def ema_unet(self) -> UNet2DConditionModel:
+        """The averaged model, which is the one to sample from."""
+        return self.ema.module
+
+
+def learning_rate_at(step: int, total_steps: int, config: TrainingConfig) -> float:
+    """Linear warm-up, then constant or a cosine to zero; a function of the step alone.
+
+    Raises:
+        ValueError: unknown `lr_decay`.
+    """
+    warmup = min(1.0, (step + 1) / (config.warmup_steps + 1))
+    if config.lr_decay == "constant":
+        return config.learning_rate * warmup
+    if config.lr_decay == "cosine":
+        return config.learning_rate * warmup * _cosine(step / total_steps)
+    raise ValueError(f"unknown lr_decay {config.lr_decay!r}: 'constant' or 'cosine'")
+
+
+def _cosine(part: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, part)))
+
+
+def ema_rule(decay: float) -> Callable[..., None]:
+    """Moving average whose decay grows as 1 - (1 + n)^-3/4 up to `decay`, so that short runs are
+    not blurred.
+    """
+
+    def update(
+        averaged: list[torch.Tensor], current: list[torch.Tensor], count: torch.Tensor
+    ) -> None:
+        weight = max((1 + float(count)) ** -0.75, 1 - decay)
+        torch._foreach_lerp_(averaged, current, weight)
+
+    return update
+
+
+def new_state(unet: UNet2DConditionModel, config: TrainingConfig) -> TrainingState:
+    """The state before the first step."""
+    ema = AveragedModel(unet, multi_avg_fn=torch.no_grad()(ema_rule(config.ema_decay)))
+    ema.module.requires_grad_(False).eval()
+    optimizer = torch.optim.AdamW(
+        unet.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )
+    return TrainingState(unet, ema, optimizer)
+
+
+def resume(state: TrainingState, config: Config, folder: Path) -> TrainingState:
+    """Go on from the furthest whole checkpoint of the folder, if there is one.
+
+    Raises:
+        ValueError: it was trained with other settings (names them), or all are damaged.
+    """
+    opened = checkpointing.open_newest(folder)
+    if opened is None:
+        return state
+    path, checkpoint = opened
+    changed = changed_settings(checkpoint.config, config)
+    if changed:
+        raise ValueError(
+            f"{path} was trained with other settings: {'; '.join(changed)}. Restore them, or move "
+            f"{folder} away to start a new run."
+        )
+    checkpointing.load_weights(state.unet, checkpoint.unet, path)
+    checkpointing.load_weights(state.ema, checkpoint.ema, path)
+    state.optimizer.load_state_dict(checkpoint.optimizer)
+    state.step, state.processes = checkpoint.step, checkpoint.processes
+    return state
+
+
+def changed_settings(old: Config, new: Config) -> list[str]:
+    """Settings that shape the weights and differ: "training.seed: 0 there, 1 here"."""
+    before, after = old.to_dict(), new.to_dict()
+    return [
+        f"{section}.{name}: {value!r} there, {after[section][name]!r} here"
+        for section in ("data", "models", "unet", "diffusion", "training")
+        for name, value in before[section].items()
+        if name not in FREE and value != after[section][name]
+    ]
