@@ -6,7 +6,7 @@ PRESET ?= demo
 NOTEBOOKS = train1_t2i_celeba_hq_ldm_cfg inference1_t2i_celeba_hq_ldm_cfg \
             train2_train_celeba_attribute_classifier metrics1_evaluate_celeba_hq
 
-.PHONY: demo test train
+.PHONY: demo test torture train
 
 # The notebooks headless and in order; executed copies, also as HTML, go to outputs/<preset>/notebooks.
 demo: $(VENV)/run-time
@@ -20,12 +20,16 @@ demo: $(VENV)/run-time
 	@echo "Pictures:   outputs/$(PRESET)/pictures"
 	@echo "Numbers:    outputs/$(PRESET)/metrics.json"
 	@echo "Notebooks:  outputs/$(PRESET)/notebooks (open the .html files)"
-	@echo "Checkpoint: $$(ls -t checkpoints/$(PRESET)/*.pt | head -1)"
+	@echo "Checkpoint: $$(ls -t checkpoints/$(PRESET)/celeba_ldm_unet_*.pt | head -1)"
 
 test: $(VENV)/development
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pytest
+
+# Several hundred kills at random instants, and more of everything in tests/test_faults.py.
+torture: $(VENV)/development
+	LDM_TORTURE_KILLS=250 $(VENV)/bin/pytest tests/test_faults.py -s
 
 train: $(VENV)/run-time
 	$(VENV)/bin/accelerate launch train.py --preset $(PRESET)

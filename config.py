@@ -305,10 +305,10 @@ def demo() -> Config:
         diffusion=DiffusionConfig(prediction_type="v_prediction", snr_gamma=5.0),
         training=TrainingConfig(
             num_epochs=12,
-            learning_rate=1e-3,
-            batch_size=64,
+            learning_rate=7e-4,
+            batch_size=32,
             checkpoint_every_n_epochs=4,
-            warmup_steps=50,
+            warmup_steps=100,
             lr_decay="cosine",
         ),
         sampling=SamplingConfig(sampler="dpm++", steps=20, guidance_scale=2.5),

@@ -58,10 +58,12 @@ def show_table(
     width: float = 1.3,
 ) -> Figure:
     """Images in rows and columns that both have names, such as prompts by guidance scales."""
+    titles = [title_lines(name, width) for name in column_names]
+    lines = max(title.count("\n") + 1 for title in titles)
     figure, axes = plt.subplots(
         len(rows),
-        len(column_names),
-        figsize=(len(column_names) * width + 1.2, len(rows) * width + 0.4),
+        len(titles),
+        figsize=(len(titles) * width + 1.2, len(rows) * width + 0.16 * lines + 0.3),
         squeeze=False,
     )
     for row, (axis_row, images) in enumerate(zip(axes, rows, strict=True)):
@@ -69,7 +71,7 @@ def show_table(
             axis.imshow(as_array(image), interpolation="bilinear")
             axis.set(xticks=[], yticks=[], frame_on=False)
             if row == 0:
-                axis.set_title(column_names[column], fontsize=8)
+                axis.set_title(titles[column], fontsize=7)
         name = "\n".join(textwrap.wrap(row_names[row], 24))
         axis_row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=7)
     figure.suptitle(title, fontsize=10)

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import resvg_py
@@ -34,7 +35,7 @@ from custom_datasets.celeba_hq_dataset import (
     PARTITION_FILE,
 )
 
-DRAWING_VERSION = 1  # raise when the drawing changes: folders drawn by another version are refused
+DRAWING_VERSION = 2  # raise when the drawing changes: folders drawn by another version are refused
 MARKER_FILE = "drawn_faces.json"
 
 DRAWN_ATTRIBUTES: tuple[str, ...] = tuple(
@@ -82,14 +83,15 @@ TOPS = {  # sex -> top -> hair attributes that the shape shows
     },
 }
 HATS = ("hat", "winterHat02", "winterHat03", "winterHat04", "winterHat1")
+HATS_OVER_HAIR = ("hat", "winterHat03", "winterHat04")  # those that leave the ears free
+TOPS_UNDER_HATS = ("bob", "straight01", "straight02", "miaWallace", "curly", "curvy")
 GLASSES = ("prescription01", "prescription02", "round")  # the others hide the eyes
 CLOTHES = {
     "man": ("blazerAndShirt", "blazerAndSweater", "collarAndSweater", "hoodie"),
     "woman": ("shirtScoopNeck", "shirtVNeck", "overall"),
 }
-MOUTHS = {  # mouth -> (Smiling, Mouth_Slightly_Open)
+MOUTHS = {  # mouth -> (Smiling, Mouth_Slightly_Open); a closed smile is a pixel or two at 64
     "smile": (True, True),
-    "twinkle": (True, False),
     "serious": (False, False),
     "disbelief": (False, True),
 }
@@ -119,6 +121,7 @@ class Drawing:
 
     options: dict[str, object] = field(default_factory=dict)
     attributes: set[str] = field(default_factory=set)
+    hair_below: str | None = None  # the top that shows from under a hat
 
 
 def imagine(index: int, seed: int = 0) -> Drawing:
@@ -165,9 +168,8 @@ def _head(drawing: Drawing, rng: random.Random, sex: str, skin: str) -> str:
     shade = rng.choice(HAIR[color])
     drawing.options |= {"hairColor": shade, "topProbability": 100}
     kind = rng.random()
-    if kind < 0.2:  # a hat hides the hair, so no hair attribute is set
-        drawing.options |= {"topVariant": rng.choice(HATS), "hatColor": rng.choice(CLOTH_COLORS)}
-        drawing.attributes.add("Wearing_Hat")
+    if kind < 0.2:
+        _hat(drawing, rng, sex, color)
     elif kind < 0.32 and sex == "man":
         drawing.options |= {"topProbability": 0}
         drawing.attributes.add("Bald")
@@ -178,8 +180,21 @@ def _head(drawing: Drawing, rng: random.Random, sex: str, skin: str) -> str:
     return shade
 
 
+def _hat(drawing: Drawing, rng: random.Random, sex: str, color: str) -> None:
+    """Long hair shows from under a hat; short hair does not, and no hair attribute is set."""
+    drawing.options["hatColor"] = rng.choice(CLOTH_COLORS)
+    drawing.attributes.add("Wearing_Hat")
+    if sex == "man":
+        drawing.options["topVariant"] = rng.choice(HATS)
+        return
+    drawing.options["topVariant"] = rng.choice(HATS_OVER_HAIR)
+    drawing.hair_below = rng.choice(TOPS_UNDER_HATS)
+    textures = set(TOPS[sex][drawing.hair_below]) - {"Bangs"}  # the hat covers the forehead
+    drawing.attributes |= {color, *textures}
+
+
 def _face(drawing: Drawing, rng: random.Random) -> None:
-    mouth = rng.choice(tuple(MOUTHS))
+    mouth = rng.choice(("smile", "smile", "serious", "disbelief"))
     eyes = rng.choice(("default", "default", "happy", "squint"))
     brows = rng.choice(("default", "flatNatural", "raisedExcitedNatural"))
     glasses = rng.random() < 0.35
@@ -215,9 +230,29 @@ def _style() -> Style:
     return Style(json.loads(files("dicebear_styles").joinpath("avataaars.json").read_text("utf-8")))
 
 
+def _over_hair(hatted: str, haired: str) -> str:
+    """The SVG `hatted` with the hair of the SVG `haired` drawn under its hat.
+
+    DiceBear draws one "top", hat or hair: a definition whose id starts with "top-", and a `use`.
+    """
+    hat, hair = ElementTree.fromstring(hatted), ElementTree.fromstring(haired)
+    shape = next(e for e in hair.iter() if e.get("id", "").startswith("top-"))
+    use = next(e for e in hair.iter() if e.get("href", "").startswith("#top-"))
+    hat.find("{*}defs").append(shape)
+    for parent in hat.iter():
+        for place, child in enumerate(parent):
+            if child.get("href", "").startswith("#top-"):
+                parent.insert(place, use)
+                return ElementTree.tostring(hat, encoding="unicode")
+    raise ValueError("the drawing has no hat")
+
+
 def draw(drawing: Drawing, size: int) -> Image.Image:
     """Rasterise a drawing as an RGB image of size x size."""
     svg = str(Avatar(_style(), {**drawing.options, "size": size}))
+    if drawing.hair_below:
+        options = {**drawing.options, "topVariant": drawing.hair_below, "size": size}
+        svg = _over_hair(svg, str(Avatar(_style(), options)))
     png = resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, skip_system_fonts=True)
     return Image.open(io.BytesIO(bytes(png))).convert("RGB")
 

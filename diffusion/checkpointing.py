@@ -1,10 +1,11 @@
 """Checkpoints: written whole or not at all, verified before they are believed.
 
 One is enough both to sample (EMA weights and the config that rebuilds the model) and to go on (live
-weights, optimiser, step). It is opened memory-mapped, so sampling never touches the optimiser.
+weights, optimiser, step). For sampling it is memory-mapped, so the optimiser is never read.
 Loading never runs code from a file: `weights_only=True` throughout.
 """
 
+import hashlib
 import os
 import pickle
 import re
@@ -65,10 +66,12 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
         _sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # torch's archive writer raises the latter
+    except (OSError, RuntimeError) as error:
+        # torch's archive writer, closing, covers the system's error with one of its own.
+        reason = error.__context__ if isinstance(error.__context__, OSError) else error
         raise OSError(
-            f"cannot save {path}: {error}. What was saved before is intact: make room on the disk "
-            "and start the run again, it goes on from there."
+            f"cannot save {path}: {reason}. What was saved before is intact: make room on the "
+            "disk and start the run again, it goes on from there."
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -83,11 +86,15 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
-    """Verify and open a checkpoint, memory-mapped.
+def load_checkpoint(path: Path, map_memory: bool = True) -> Checkpoint:
+    """Verify and open a checkpoint.
 
     Every record of the file carries a CRC-32, and all are checked: torch alone reads altered
     weights without complaint.
+
+    Args:
+        map_memory: read only what is used, as sampling does. A run that goes on reads all: mapped,
+            the file would keep its place on the disk after it is deleted.
 
     Raises:
         ValueError: the file is torn, altered, holds code, or is not one of this project's.
@@ -97,7 +104,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             altered = archive.testzip()
         if altered:
             raise zipfile.BadZipFile(f"its record {altered} was altered")
-        values = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        values = torch.load(path, map_location="cpu", weights_only=True, mmap=map_memory)
     except UNREADABLE as error:
         raise ValueError(f"{path} is not a whole checkpoint of this project: {error}") from error
     missing = [name for name in FIELDS if not isinstance(values, dict) or name not in values]
@@ -108,6 +115,17 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return Checkpoint(**{**{n: values[n] for n in FIELDS}, "config": config})
+
+
+def identity(path: Path) -> str:
+    """Name and content of a checkpoint, "<name> <12 hex digits>", without reading its weights.
+
+    The digits are a hash of the CRC-32 of every record: a run that was trained anew has checkpoints
+    of the same names.
+    """
+    with zipfile.ZipFile(path) as archive:
+        records = sorted((info.filename, info.CRC) for info in archive.infolist())
+    return f"{path.name} {hashlib.sha256(repr(records).encode()).hexdigest()[:12]}"
 
 
 def progress_in_name(path: Path) -> tuple[int, int]:
@@ -129,7 +147,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return next(iter(checkpoints(folder)), None)
 
 
-def open_newest(folder: Path) -> tuple[Path, Checkpoint] | None:
+def open_newest(folder: Path, map_memory: bool = True) -> tuple[Path, Checkpoint] | None:
     """The furthest checkpoint that is whole, opened, or None where there is none at all.
 
     Damaged ones are named on the way.
@@ -140,7 +158,7 @@ def open_newest(folder: Path) -> tuple[Path, Checkpoint] | None:
     found = checkpoints(folder)
     for path in found:
         try:
-            return path, load_checkpoint(path)
+            return path, load_checkpoint(path, map_memory)
         except ValueError as error:
             print(f"passed over: {error}")
     if found:

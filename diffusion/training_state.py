@@ -83,7 +83,7 @@ def resume(state: TrainingState, config: Config, folder: Path) -> TrainingState:
     Raises:
         ValueError: it was trained with other settings (names them), or all are damaged.
     """
-    opened = checkpointing.open_newest(folder)
+    opened = checkpointing.open_newest(folder, map_memory=False)
     if opened is None:
         return state
     path, checkpoint = opened

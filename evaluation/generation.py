@@ -27,7 +27,7 @@ class Request:
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
     sampling: SamplingConfig
-    model: str  # what the weights are: checkpoint name and step
+    model: str  # what the weights are: `checkpointing.identity`
 
     def protocol(self) -> dict[str, object]:
         """How the pictures are made, to stand beside every number drawn from them."""

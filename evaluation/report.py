@@ -9,7 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evaluation.checks import require_enough, require_images, require_same_channel_order
+from evaluation.checks import (
+    require_enough,
+    require_images,
+    require_same_channel_order,
+    require_same_size,
+)
 from evaluation.distribution import (
     KernelDistance,
     cmmd,
@@ -78,12 +83,13 @@ def kernel_name(network: FeatureNetwork) -> str:
 
 
 def check_set(images: Tensor, reference: Tensor, name: str) -> None:
-    """Refuse pictures that could only be scored wrongly: type, range, layout, channel order.
+    """Refuse pictures that could only be scored wrongly: type, range, layout, size, channel order.
 
     Raises:
         TypeError, ValueError: see `checks.require_images`.
     """
     require_images(images, name)
+    require_same_size(images, reference, name)
     require_same_channel_order(images, reference, name)
 
 

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from diffusers import AutoencoderKL
+from transformers import CLIPModel, CLIPTokenizer
 
 from config import ROOT
 from custom_datasets.captions import describe
@@ -40,28 +42,33 @@ def load_images(faces: CelebAHQ) -> torch.Tensor:
 
 
 def make_autoencoder(
-    train: CelebAHQ, test: CelebAHQ, minutes: float, out: Path
+    train: CelebAHQ, test: CelebAHQ, minutes: float, out: Path, go_on: bool
 ) -> dict[str, float]:
     """Train, save and measure an autoencoder."""
     settings = ae.AutoencoderSettings(minutes=minutes)
     images = load_images(train)
-    model = watch(ae.train_autoencoder(images, settings, pick_device()))
+    start = AutoencoderKL.from_pretrained(out, torch_dtype=torch.float32) if go_on else None
+    model = watch(ae.train_autoencoder(images, settings, pick_device(), start))
     factor = ae.set_scaling_factor(model, images[:1000])
     facts = {"psnr_db": ae.reconstruction_psnr(model, load_images(test)), "scaling_factor": factor}
     save_half(model, out)
     return facts
 
 
-def make_clip(train: CelebAHQ, test: CelebAHQ, minutes: float, out: Path) -> dict[str, float]:
+def make_clip(
+    train: CelebAHQ, test: CelebAHQ, minutes: float, out: Path, go_on: bool
+) -> dict[str, float]:
     """Train, save and measure a CLIP with its tokenizer and image processor."""
     settings = clip.ClipSettings(minutes=minutes)
     images = load_images(train)
-    tokenizer = clip.train_tokenizer(corpus(), settings.max_tokens)
+    anew = None if go_on else clip.train_tokenizer(corpus(), settings.max_tokens)
+    tokenizer = anew or CLIPTokenizer.from_pretrained(out)
 
     def caption(position: int, epoch: int) -> str:
         return describe(train.attributes[position], position, epoch)
 
-    model = watch(clip.train_clip(images, caption, settings, tokenizer, pick_device()))
+    start = CLIPModel.from_pretrained(out, dtype=torch.float32) if go_on else None
+    model = watch(clip.train_clip(images, caption, settings, tokenizer, pick_device(), start))
     shown = [describe(row, i, seed=7) for i, row in enumerate(test.attributes[:100])]
     facts = clip.retrieval_accuracy(model, tokenizer, load_images(test)[:100], shown)
     save_half(model, out)
@@ -99,6 +106,7 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, help="default: assets/demo_autoencoder or assets/demo_clip"
     )
+    parser.add_argument("--go-on", action="store_true", help="start from the weights in --out")
     arguments = parser.parse_args()
     drawn = ROOT / "data" / "drawn_faces_for_pretraining"
     folder = arguments.faces or write_drawn_faces(drawn, DRAWN_COUNTS, size=128, seed=DRAWN_SEED)
@@ -106,8 +114,10 @@ def main() -> None:
     test = CelebAHQ(folder, "test", arguments.image_size)
     out = arguments.out or ROOT / "assets" / f"demo_{arguments.what}"
     make = {"autoencoder": make_autoencoder, "clip": make_clip}[arguments.what]
-    facts = make(train, test, arguments.minutes, out)
+    before = json.loads((out / "measured.json").read_text())["made_by"] if arguments.go_on else ""
+    facts = make(train, test, arguments.minutes, out, arguments.go_on)
     made_by = f"python -m pretraining {arguments.what} --minutes {arguments.minutes:g}"
+    made_by = f"{before}, then {made_by} --go-on" if arguments.go_on else made_by
     source = "drawn faces" if arguments.faces is None else "the faces of another folder"
     (out / "measured.json").write_text(
         json.dumps({"made_by": made_by, "from": source, **facts}, indent=2) + "\n"

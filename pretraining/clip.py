@@ -105,16 +105,19 @@ def train_clip(
     settings: ClipSettings,
     tokenizer: CLIPTokenizer,
     device: torch.device,
+    model: CLIPModel | None = None,
 ) -> Iterator[tuple[CLIPModel, int, float, float]]:
     """Contrastive training (Radford et al. 2021) for the given minutes; yields (model, step, loss,
     part done).
+
+    Starts from `model`, or anew.
 
     Args:
         images: uint8 (N, 3, S, S).
         caption: (position, epoch) -> the caption of that image.
     """
     torch.manual_seed(settings.seed)
-    model = build_clip(settings, tokenizer, images.shape[-1]).to(device).train()
+    model = (model or build_clip(settings, tokenizer, images.shape[-1])).to(device).train()
     processor = build_image_processor(images.shape[-1])
     optimizer = torch.optim.AdamW(model.parameters(), settings.learning_rate, weight_decay=0.05)
     start, step, done = time.monotonic(), 0, 0.0

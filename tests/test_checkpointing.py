@@ -1,6 +1,7 @@
 """Checkpoints that survive a crash, refuse what is not theirs, and are found in order."""
 
 import dataclasses
+import json
 import os
 import pickle
 import random
@@ -195,6 +196,79 @@ def test_a_crash_while_writing_leaves_the_old_file(
 def test_a_file_half_written_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / NAME).with_suffix(".tmp").write_bytes(b"left by a power cut")
     assert checkpointing.newest_checkpoint(tmp_path) is None
+
+
+def test_a_run_trained_anew_has_another_identity(tmp_path: Path) -> None:
+    checkpointing.save_checkpoint(tmp_path / NAME, checkpoint())
+    first = checkpointing.identity(tmp_path / NAME)
+    assert first.startswith(f"{NAME} ")
+    checkpointing.save_checkpoint(tmp_path / NAME, checkpoint(1.5000001))
+    assert checkpointing.identity(tmp_path / NAME) != first
+    checkpointing.save_checkpoint(tmp_path / NAME, checkpoint())
+    assert checkpointing.identity(tmp_path / NAME) == first
+
+
+def test_any_altered_byte_of_the_weights_is_noticed(tmp_path: Path) -> None:
+    """torch alone reads altered weights without complaint."""
+    path = tmp_path / NAME
+    checkpointing.save_checkpoint(path, checkpoint())
+    whole, rng = path.read_bytes(), random.Random(1)
+    want = checkpointing.load_checkpoint(path)
+    for place in rng.sample(range(len(whole)), 150):
+        altered = bytearray(whole)
+        altered[place] ^= 1 << rng.randrange(8)
+        path.write_bytes(altered)
+        try:
+            found = checkpointing.load_checkpoint(path)
+        except ValueError as error:
+            assert NAME in str(error)
+            continue
+        for part in ("unet", "ema"):  # a bit of padding, then: what is read is what was written
+            assert all(
+                torch.equal(getattr(found, part)[n], v) for n, v in getattr(want, part).items()
+            )
+        assert found.config == want.config and found.step == want.step
+
+
+# --- retention, and going on past damage ---
+
+
+def test_a_damaged_checkpoint_is_passed_over_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    paths = [checkpointing.checkpoint_path(tmp_path, n, n, True) for n in (1, 2, 3)]
+    for path in paths:
+        checkpointing.save_checkpoint(path, checkpoint())
+    os.truncate(paths[2], 900)
+    path, opened = checkpointing.open_newest(tmp_path)
+    assert path == paths[1] and opened.step == 3
+    assert f"passed over: {paths[2]} is not a whole checkpoint" in capsys.readouterr().out
+    assert checkpointing.require_checkpoint(tmp_path) == paths[1]
+    for path in paths:
+        path.write_bytes(b"lost")
+    with pytest.raises(ValueError, match=r"none of the 3 checkpoints in .* is whole"):
+        checkpointing.open_newest(tmp_path)
+
+
+def test_the_last_the_best_and_every_nth_are_kept(tmp_path: Path) -> None:
+    for epoch in range(1, 13):
+        checkpointing.checkpoint_path(tmp_path, epoch, epoch, True).touch()
+        checkpointing.checkpoint_path(tmp_path, epoch, 10 * epoch + 5, False).touch()
+    checkpointing.prune_checkpoints(tmp_path, last=3, every_n_epochs=5, best=7)
+    found = [checkpointing.progress_in_name(path) for path in checkpointing.checkpoints(tmp_path)]
+    assert found == [(12, 125), (12, 0), (11, 115), (10, 0), (7, 0), (5, 0)]
+
+
+def test_the_best_epoch_is_that_of_the_lowest_mean_loss(tmp_path: Path) -> None:
+    losses = [3.0, 3.0, 1.0, 1.5, 0.5, 9.0, 2.0, None]  # two steps an epoch; one was skipped
+    lines = [json.dumps({"step": n, "loss": loss}) for n, loss in enumerate(losses, start=1)]
+    (tmp_path / "losses.jsonl").write_text("\n".join(lines) + "\n")
+    assert checkpointing.best_epoch(tmp_path, 2) is None
+    for epoch in (1, 3, 4):
+        checkpointing.checkpoint_path(tmp_path, epoch, 2 * epoch, True).touch()
+    assert checkpointing.best_epoch(tmp_path, 2) == 4
+    checkpointing.checkpoint_path(tmp_path, 2, 4, True).touch()
+    assert checkpointing.best_epoch(tmp_path, 2) == 2
 
 
 # --- which is the newest ---

@@ -1,0 +1,129 @@
+"""Kills a training at random instants, starts it again, and compares it with one never stopped.
+
+Run as a process of its own: `kill_campaign.py FOLDER CONFIG KILLS SEED`, with CONFIG a config in
+JSON. Children are forked from this process, which imports everything and computes nothing, so that
+a start costs a tenth of a second. Prints a summary as JSON; exits 1 if any run ended differently.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+import config as config_module
+
+SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+
+
+def train_in(root: Path, config: config_module.Config) -> int:
+    """Fork a child that trains to the end in `root`; returns its process id."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        log = os.open(root.parent / f"{root.name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        config_module.ROOT = root
+        from diffusion import experiment
+        from diffusion.training import train
+
+        experiment.ROOT = root
+        torch.set_num_threads(1)
+        for _ in train(**experiment.open_experiment(config).training_inputs()):
+            pass
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+def outcome(root: Path) -> dict[str, object]:
+    """Everything that a finished run leaves, but for its timings."""
+    from diffusion import checkpointing, run_folder
+
+    folder = root / "checkpoints" / "test"
+    _, checkpoint = checkpointing.open_newest(folder)
+    losses = [
+        {key: value for key, value in line.items() if key != "images_per_second"}
+        for line in run_folder.read_losses(folder)
+    ]
+    states = (checkpoint.unet, checkpoint.ema, checkpoint.optimizer)
+    return {"step": checkpoint.step, "losses": losses, "states": states}
+
+
+def same(a: object, b: object) -> bool:
+    """Equal bit for bit, through containers."""
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def wait_for_write(folder: Path, child: int) -> None:
+    """Return as soon as a checkpoint is being written, or the child has ended."""
+    while (
+        not any(folder.glob("*.tmp"))
+        and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+    ):
+        time.sleep(0.0005)
+
+
+def main() -> None:
+    """Run the campaign."""
+    home, kills, rng = Path(sys.argv[1]), int(sys.argv[3]), random.Random(int(sys.argv[4]))
+    config = config_module.from_dict(json.loads(Path(sys.argv[2]).read_text()))
+    import diffusion.experiment  # so that every child has it already
+
+    assert diffusion.experiment
+    started = time.monotonic()
+    (home / "whole").mkdir(parents=True)
+    _, status = os.waitpid(train_in(home / "whole", config), 0)
+    assert status == 0, (home / "whole.log").read_text()
+    seconds = time.monotonic() - started
+    want, counts = outcome(home / "whole"), Counter()
+    root = home / "killed"
+    while counts["kills"] < kills:
+        root.mkdir(exist_ok=True)
+        child = train_in(root, config)
+        if rng.random() < 0.5:
+            wait_for_write(root / "checkpoints" / "test", child)
+            time.sleep(rng.uniform(0, 0.004))
+        else:
+            time.sleep(rng.uniform(0, seconds))
+        number = rng.choice(SIGNALS)
+        writing = any((root / "checkpoints" / "test").glob("*.tmp"))
+        os.kill(child, number)
+        _, status = os.waitpid(child, 0)
+        if status == 0:  # it had finished
+            counts["runs"] += 1
+            counts["different"] += not same(outcome(root), want)
+            shutil.rmtree(root)
+            continue
+        counts["kills"] += 1
+        counts[signal.Signals(number).name] += 1
+        counts["while writing a checkpoint"] += writing
+    while root.exists():
+        _, status = os.waitpid(train_in(root, config), 0)
+        assert status == 0, (home / "killed.log").read_text()[-3000:]
+        counts["runs"] += 1
+        counts["different"] += not same(outcome(root), want)
+        shutil.rmtree(root)
+    print(json.dumps(dict(counts)))
+    sys.exit(counts["different"] > 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""The judge: how it learns, how its reading is measured, and what it refuses."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import average_precision_score, balanced_accuracy_score
+from torchvision.models import resnet18
+
+from config import ClassifierConfig
+from custom_datasets.celeba_hq_dataset import ATTRIBUTES
+from evaluation import judge
+from models.attribute_classifier import AttributeClassifier
+
+SETTINGS = ClassifierConfig(image_size=32, num_epochs=3, batch_size=16, learning_rate=2e-3)
+SMILING, MALE = ATTRIBUTES.index("Smiling"), ATTRIBUTES.index("Male")
+
+
+def faces(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pictures that are red for a man and bright below for a smile, and their attributes."""
+    generator = torch.Generator().manual_seed(seed)
+    attributes = torch.zeros(count, 40, dtype=torch.bool)
+    attributes[:, [SMILING, MALE]] = torch.rand(count, 2, generator=generator) < 0.5
+    images = torch.randint(60, 120, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    images[attributes[:, MALE], 0] += 100
+    images[attributes[:, SMILING], 1, 16:] += 100
+    return images, attributes
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[AttributeClassifier, list[judge.Epoch]]:
+    torch.manual_seed(0)
+    classifier = AttributeClassifier(SETTINGS)
+    epochs = list(judge.train_judge(classifier, faces(256, 1), faces(96, 2), SETTINGS))
+    return classifier.eval(), epochs
+
+
+def test_it_learns_and_keeps_the_best_epoch(
+    trained: tuple[AttributeClassifier, list[judge.Epoch]],
+) -> None:
+    classifier, epochs = trained
+    assert [epoch.number for epoch in epochs] == [1, 2, 3]
+    images, attributes = faces(96, 2)
+    kept = judge.mean_accuracy(classifier.probabilities(images), attributes)
+    assert kept == max(epoch.validation_accuracy for epoch in epochs)
+    assert kept > 0.97
+    decided = classifier.decide(faces(96, 3)[0])[:, [SMILING, MALE]]
+    assert (decided == faces(96, 3)[1][:, [SMILING, MALE]]).float().mean() > 0.9
+
+
+def test_the_order_of_an_epoch_and_its_noise_follow_the_seed() -> None:
+    def train(seed: int) -> list[float]:
+        settings = dataclasses.replace(SETTINGS, num_epochs=1, seed=seed)
+        torch.manual_seed(5)
+        classifier = AttributeClassifier(settings)
+        return [e.loss for e in judge.train_judge(classifier, faces(64, 1), faces(32, 2), settings)]
+
+    assert train(0) == train(0) != train(1)
+
+
+class Fixed(AttributeClassifier):
+    """Answers with given probabilities whatever it sees."""
+
+    def __init__(self, probabilities: torch.Tensor) -> None:
+        super().__init__(SETTINGS)
+        self.answer = probabilities
+
+    def probabilities(self, images: torch.Tensor, batch_size: int = 128) -> torch.Tensor:
+        return self.answer
+
+
+def test_readings_equal_scikit_learns() -> None:
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.rand(300, 40, generator=generator) < torch.linspace(0.05, 0.95, 40)
+    noise = torch.rand(300, 40, generator=generator)
+    probabilities = (0.6 * truth.float() + 0.4 * noise).clamp(0, 1)
+    truth[:, 7] = False  # an attribute that never occurs has no reading
+    classifier = Fixed(probabilities)
+    classifier.thresholds.fill_(0.62)
+    readings = judge.read_well(classifier, torch.empty(300), truth)
+    assert [r.name for r in readings] == [n for i, n in enumerate(ATTRIBUTES) if i != 7]
+    for reading in readings:
+        column = ATTRIBUTES.index(reading.name)
+        wanted, given = truth[:, column].numpy(), probabilities[:, column].numpy()
+        assert reading.positives == wanted.sum()
+        assert reading.accuracy == pytest.approx(((given > 0.5) == wanted).mean())
+        assert reading.majority == pytest.approx(max(wanted.mean(), 1 - wanted.mean()))
+        balanced = balanced_accuracy_score(wanted, given > 0.62)
+        assert reading.balanced_accuracy == pytest.approx(balanced)
+        precision = average_precision_score(wanted, given)
+        assert reading.average_precision == pytest.approx(precision, abs=1e-5)
+
+
+def test_a_judge_that_knows_how_sure_it_is_has_no_calibration_error() -> None:
+    generator = torch.Generator().manual_seed(0)
+    probabilities = torch.rand(20_000, 40, generator=generator)
+    truth = torch.rand(20_000, 40, generator=generator) < probabilities
+    readings = judge.read_well(Fixed(probabilities), torch.empty(20_000), truth)
+    assert max(reading.calibration_error for reading in readings) < 0.03
+    sure = judge.read_well(Fixed(probabilities.round()), torch.empty(20_000), truth)
+    assert min(reading.calibration_error for reading in sure) > 0.2
+
+
+def test_thresholds_are_the_best_of_all_and_in_the_middle_of_their_plateau() -> None:
+    truth = torch.zeros(100, 40, dtype=torch.bool)
+    truth[:10] = True
+    probabilities = torch.where(truth, 0.30, 0.10)  # rare, never above one half, and yet plain
+    thresholds = judge.best_thresholds(probabilities, truth)
+    assert ((thresholds > 0.17) & (thresholds < 0.23)).all()
+    assert ((probabilities > thresholds) == truth).all()
+    assert (judge.best_thresholds(probabilities, truth & False) == 0.5).all()
+
+
+def test_what_people_dispute_is_not_reliable() -> None:
+    reading = judge.Reading("Smiling", 50, 0.9, 0.5, 0.9, 0.9, 0.0)
+    assert reading.is_reliable(0.85) and not reading.is_reliable(0.95)
+    assert not dataclasses.replace(reading, name="Oval_Face").is_reliable(0.85)
+
+
+def test_the_worst_mistakes_come_first() -> None:
+    truth = torch.zeros(5, 40, dtype=torch.bool)
+    truth[1, SMILING] = True
+    probabilities = torch.full((5, 40), 0.1)
+    probabilities[:, SMILING] = torch.tensor([0.2, 0.05, 0.9, 0.5, 0.1])
+    worst = judge.worst_mistakes(Fixed(probabilities), torch.empty(5), truth, "Smiling", 3)
+    assert worst.tolist() == [1, 2, 3]
+
+
+# --- the classifier itself ---
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        torch.rand(2, 3, 32, 32),
+        torch.zeros(3, 32, 32, dtype=torch.uint8),
+        torch.zeros(2, 32, 32, 3, dtype=torch.uint8),
+    ],
+    ids=["float", "no batch", "channels last"],
+)
+def test_other_images_are_refused(images: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="expected uint8"):
+        AttributeClassifier(SETTINGS)(images)
+
+
+def test_it_is_a_resnet_18_with_40_logits_at_any_image_size() -> None:
+    classifier = AttributeClassifier(SETTINGS).eval()
+    reference = resnet18(num_classes=40)
+    assert classifier.network.state_dict().keys() == reference.state_dict().keys()
+    for side in (32, 64, 50):
+        images = torch.randint(256, (2, 3, side, side), dtype=torch.uint8)
+        assert classifier(images).shape == (2, 40)
+        features = classifier.features(images)
+        assert features.shape == (2, 512)
+        assert torch.allclose(classifier.network.fc(features), classifier(images), atol=1e-5)
+
+
+def test_imagenet_weights_are_taken_but_for_the_last_layer(tmp_path: Path) -> None:
+    published = resnet18(num_classes=1000)
+    torch.save(published.state_dict(), tmp_path / "resnet18.pth")
+    classifier = AttributeClassifier(SETTINGS)
+    last = classifier.network.fc.weight.clone()
+    classifier.start_from_imagenet(tmp_path / "resnet18.pth")
+    assert torch.equal(classifier.network.conv1.weight, published.conv1.weight)
+    assert torch.equal(classifier.network.fc.weight, last)
+    with pytest.raises(FileNotFoundError, match="imagenet_weights to None"):
+        classifier.start_from_imagenet(tmp_path / "absent.pth")
+
+
+def test_a_saved_judge_decides_as_before(
+    trained: tuple[AttributeClassifier, list[judge.Epoch]], tmp_path: Path
+) -> None:
+    classifier, _ = trained
+    classifier.save(tmp_path / "new" / "judge.pt", {"reliable": ["Smiling"]})
+    loaded, facts = AttributeClassifier.load(tmp_path / "new" / "judge.pt")
+    images, _ = faces(20, 4)
+    assert facts == {"reliable": ["Smiling"]} and loaded.config == SETTINGS
+    assert torch.equal(loaded.thresholds, classifier.thresholds)
+    assert np.array_equal(loaded.decide(images), classifier.decide(images))
+    with pytest.raises(FileNotFoundError, match="train2"):
+        AttributeClassifier.load(tmp_path / "absent.pt")
