@@ -107,14 +107,23 @@ def open_latent_cache(
 ) -> LatentCache:
     """Open the cache of these faces under this autoencoder, encoding what is not there yet.
 
-    An interrupted encode goes on where it stopped; a second process waits for the first.
+    An interrupted encode goes on where it stopped; a second process waits for the first. A cache
+    that is cut short is named and made anew.
+
+    Raises:
+        FloatingPointError: the autoencoder gives values that are not finite; names the image.
     """
     key = fingerprint(faces, vae, flip, precision)
     path = folder / f"latents_{faces.split or 'all'}_{faces.image_size}_{key}.npy"
     folder.mkdir(parents=True, exist_ok=True)
+    latent, sides = faces.image_size // vae.downsampling, 2 if flip else 1
+    shape = (len(faces), sides, 2, vae.latent_channels, latent, latent)
     with _locked(path.with_suffix(".lock")):
+        if path.is_file() and not _is_whole(path, shape):
+            print(f"{path} is not whole: encoding anew")
+            path.unlink()
         if not path.is_file():
-            _encode_all(faces, vae, path, 2 if flip else 1, batch_size, workers, precision)
+            _encode_all(faces, vae, path, shape, batch_size, workers, precision)
     return LatentCache(path)
 
 
@@ -126,11 +135,28 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
+def _is_whole(path: Path, shape: tuple[int, ...]) -> bool:
+    try:
+        values = np.load(path, mmap_mode="r")  # refuses a file shorter than its header says
+    except (ValueError, EOFError, OSError):
+        return False
+    return values.shape == shape and values.dtype == np.float16
+
+
+def _encoded_before(partial: Path, progress: Path, shape: tuple[int, ...]) -> int:
+    """How many faces an interrupted encode has finished; 0 where its files do not fit."""
+    try:
+        done = json.loads(progress.read_text())["done"]
+    except (OSError, ValueError):
+        return 0
+    return done if partial.is_file() and _is_whole(partial, shape) else 0
+
+
 def _encode_all(
     faces: CelebAHQ,
     vae: VAEWrapper,
     path: Path,
-    sides: int,
+    shape: tuple[int, ...],
     batch_size: int,
     workers: int,
     precision: str,
@@ -138,12 +164,8 @@ def _encode_all(
     device = next(vae.parameters()).device
     autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
     source = ImageLatents(faces, vae, workers, autocast)
-    latent = faces.image_size // vae.downsampling
-    shape = (len(faces), sides, 2, vae.latent_channels, latent, latent)
     partial, progress = path.with_suffix(".partial.npy"), path.with_suffix(".progress.json")
-    done = (
-        json.loads(progress.read_text())["done"] if progress.is_file() and partial.is_file() else 0
-    )
+    done = _encoded_before(partial, progress, shape)
     if not done:
         progress.unlink(missing_ok=True)  # left by an encode whose file is gone
     values = np.lib.format.open_memmap(partial, "r+" if done else "w+", np.float16, shape)
@@ -152,12 +174,27 @@ def _encode_all(
         tqdm(starts, desc="encoding latents", mininterval=5, leave=False)
     ):
         positions = np.arange(start, min(start + batch_size, len(faces)))
-        for side in range(sides):
+        for side in range(shape[1]):
             mean, std = source.fetch(positions, np.full(len(positions), bool(side)))
-            values[positions, side] = torch.stack([mean, std], dim=1).numpy()
+            values[positions, side] = _finite(torch.stack([mean, std], dim=1), faces, positions)
         if batch % SAVE_EVERY == 0:
             values.flush()
-            progress.write_text(json.dumps({"done": int(positions[-1]) + 1}))
+            recorded = progress.with_suffix(".tmp")
+            recorded.write_text(json.dumps({"done": int(positions[-1]) + 1}))
+            recorded.replace(progress)
     values.flush()
     partial.replace(path)
     progress.unlink(missing_ok=True)
+
+
+def _finite(latents: torch.Tensor, faces: CelebAHQ, positions: np.ndarray) -> np.ndarray:
+    """Latents (B, 2, C, h, w) as float16 that hold neither infinities nor NaN."""
+    halves = latents.half()
+    wrong = ~halves.isfinite().flatten(1).all(dim=1)
+    if wrong.any():
+        path = faces.path(int(positions[int(wrong.nonzero()[0])]))
+        raise FloatingPointError(
+            f"the latent of {path} is not finite: the autoencoder overflows in this precision; "
+            "set training.mixed_precision to 'no'"
+        )
+    return halves.numpy()

@@ -199,6 +199,47 @@ def test_a_stale_record_of_progress_is_not_believed(
     assert np.array_equal(again.values, expected)
 
 
+@pytest.mark.parametrize("part", [0.0, 0.001, 0.5, 0.999])
+def test_a_cache_cut_short_is_never_read(
+    faces: CelebAHQ, vae: CountingVAE, tmp_path: Path, capsys: pytest.CaptureFixture, part: float
+) -> None:
+    cache = open_latent_cache(faces, vae, tmp_path, batch_size=4, workers=1)
+    expected = np.array(cache.values)
+    os.truncate(cache.path, int(part * cache.path.stat().st_size))
+    again = open_latent_cache(faces, vae, tmp_path, batch_size=4, workers=1)
+    assert np.array_equal(again.values, expected) and vae.images == 2 * 48
+    assert f"{cache.path} is not whole" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("spoiled", ["partial.npy", "progress.json"])
+def test_a_torn_record_of_an_interrupted_encode_starts_it_again(
+    faces: CelebAHQ, vae: CountingVAE, tmp_path: Path, spoiled: str
+) -> None:
+    expected = open_latent_cache(faces, vae, tmp_path / "whole", batch_size=1, workers=1)
+    with pytest.raises(RuntimeError, match="power"):
+        open_latent_cache(faces, breaking_after(30, vae), tmp_path / "cut", batch_size=1, workers=1)
+    (path,) = (tmp_path / "cut").glob(f"*.{spoiled}")
+    os.truncate(path, path.stat().st_size // 2)
+    last = breaking_after(10**9, vae)
+    resumed = open_latent_cache(faces, last, tmp_path / "cut", batch_size=1, workers=1)
+    assert last.images == 48 and np.array_equal(resumed.values, expected.values)
+
+
+def test_latents_that_are_not_finite_are_refused_by_image(
+    faces: CelebAHQ, autoencoder_folder: Path, tmp_path: Path
+) -> None:
+    class Overflowing(VAEWrapper):
+        def encode(self, images: torch.Tensor) -> Posterior:
+            posterior = super().encode(images)
+            posterior.mean[1] *= 1e9  # finite in float32, not in float16
+            return posterior
+
+    vae = Overflowing(AutoencoderKL.from_pretrained(autoencoder_folder))
+    with pytest.raises(FloatingPointError, match=r"1\.jpg is not finite"):
+        open_latent_cache(faces, vae, tmp_path, batch_size=4, workers=1)
+    assert not list(tmp_path.glob("latents_*[0-9a-f].npy"))
+
+
 PROCESS = """
 import sys
 from pathlib import Path
