@@ -11,10 +11,8 @@ from torchvision.utils import save_image
 
 from config import get_config
 from diffusion import checkpointing
-from diffusion.experiment import open_experiment
+from diffusion.experiment import Experiment, open_experiment
 from diffusion.training import train
-
-SAMPLES_EVERY_N_EPOCHS = 1
 
 
 def main() -> None:
@@ -23,21 +21,21 @@ def main() -> None:
     parser.add_argument("--preset", default=None)
     experiment = open_experiment(get_config(parser.parse_args().preset))
     print(experiment.summary())
-    epoch = None
+    is_main, epoch = experiment.accelerator.is_main_process, None
     try:
         for step in train(**experiment.training_inputs()):
-            if step.number % 10 == 0:
+            if is_main and step.number % 10 == 0:
                 print(step.line(), flush=True)
-            if step.epoch != epoch and experiment.accelerator.is_main_process:
-                epoch = step.epoch
+            if is_main and epoch is not None and step.epoch != epoch:
                 save_samples(experiment, step.number)
+            epoch = step.epoch
     except KeyboardInterrupt as stopped:
         print(f"{stopped}: run the same command")
         return
     print(f"checkpoint: {checkpointing.newest_checkpoint(experiment.folder)}")
 
 
-def save_samples(experiment, number: int) -> None:
+def save_samples(experiment: Experiment, number: int) -> None:
     """Draw the preset's fixed prompts from fixed seeds into `samples/`."""
     prompts = experiment.config.sampling.prompts
     images = experiment.text_to_face().generate(prompts, range(len(prompts)))

@@ -12,6 +12,7 @@ not young; flat brows are bushy, raised ones arched. Attributes that a drawing c
 set.
 """
 
+import fcntl
 import io
 import json
 import random
@@ -273,30 +274,48 @@ def write_drawn_faces(
     folder: Path, counts: tuple[int, int, int], size: int = 128, seed: int = 0, workers: int = 2
 ) -> Path:
     """Draw train, val and test faces into `folder` in CelebA-HQ's on-disk form; an existing set is
-    kept.
+    kept, one that was interrupted is drawn again. Of several processes one draws, the others wait.
 
     Raises:
         FileExistsError: the folder holds something else, or faces drawn with other settings.
     """
-    marker = {"version": DRAWING_VERSION, "counts": list(counts), "size": size, "seed": seed}
-    marker_path = folder / MARKER_FILE
-    if marker_path.is_file():
-        if json.loads(marker_path.read_text()) == marker:
-            return folder
-        raise FileExistsError(
-            f"{folder} holds faces drawn with other settings ({marker_path.name}); remove it"
-        )
-    if any(folder.glob("*.txt")):
+    settings = {"version": DRAWING_VERSION, "counts": list(counts), "size": size, "seed": seed}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f".{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not _is_drawn(folder, settings):
+            _draw_all(folder, counts, settings, workers)
+    return folder
+
+
+def _is_drawn(folder: Path, settings: dict[str, object]) -> bool:
+    marker = folder / MARKER_FILE
+    if marker.is_file():
+        found = json.loads(marker.read_text())
+        if found.pop("whole") and found == settings:
+            return True
+        if found != settings:
+            raise FileExistsError(
+                f"{folder} holds faces drawn with other settings ({marker.name}); remove it"
+            )
+    elif any(folder.glob("*.txt")):
         raise FileExistsError(
             f"{folder} is not empty and was not drawn by this program; name another folder"
         )
+    return False
+
+
+def _draw_all(
+    folder: Path, counts: tuple[int, int, int], settings: dict[str, object], workers: int
+) -> None:
     (folder / IMAGE_FOLDER).mkdir(parents=True, exist_ok=True)
+    marker, (size, seed) = folder / MARKER_FILE, (settings["size"], settings["seed"])
+    marker.write_text(json.dumps({**settings, "whole": False}))
     tasks = [(folder / IMAGE_FOLDER / f"{i}.jpg", i, seed, size) for i in range(sum(counts))]
     with ProcessPoolExecutor(workers) as pool:
         attributes = list(pool.map(_write_one, tasks, chunksize=32))
     _write_tables(folder, attributes, counts)
-    marker_path.write_text(json.dumps(marker))  # last: its presence says that the set is whole
-    return folder
+    marker.write_text(json.dumps({**settings, "whole": True}))
 
 
 def _write_tables(folder: Path, attributes: list[np.ndarray], counts: tuple[int, int, int]) -> None:

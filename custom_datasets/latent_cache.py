@@ -20,6 +20,8 @@ import torch
 from tqdm import tqdm
 
 from custom_datasets.celeba_hq_dataset import CelebAHQ, read_image, to_model_range
+from models.loading import fingerprint as models_fingerprint
+from models.precision import autocast
 from models.vae_wrapper import Posterior, VAEWrapper
 
 CACHE_VERSION = 1
@@ -39,11 +41,11 @@ class ImageLatents:
     """Encodes the images of every batch when it is asked for: slower, and no file is written."""
 
     def __init__(
-        self, faces: CelebAHQ, vae: VAEWrapper, workers: int, autocast: torch.autocast | None = None
+        self, faces: CelebAHQ, vae: VAEWrapper, workers: int, precision: str = "no"
     ) -> None:
         self.faces, self.vae = faces, vae
         self.readers = ThreadPoolExecutor(max(1, workers))
-        self.autocast = autocast or torch.autocast("cpu", enabled=False)
+        self.precision = precision
 
     def __len__(self) -> int:
         return len(self.faces)
@@ -56,7 +58,7 @@ class ImageLatents:
         )
         images = torch.where(torch.as_tensor(flipped).view(-1, 1, 1, 1), images.flip(-1), images)
         device = next(self.vae.parameters()).device
-        with self.autocast:
+        with autocast(self.precision, device):
             mean, std = self.vae.encode(to_model_range(images).to(device))
         return Posterior(mean.float().cpu(), std.float().cpu())
 
@@ -90,9 +92,7 @@ def fingerprint(faces: CelebAHQ, vae: VAEWrapper, flip: bool, precision: str) ->
     for position in range(len(faces)):
         stat = faces.path(position).stat()
         digest.update(f"{faces.indices[position]},{stat.st_size},{stat.st_mtime_ns};".encode())
-    for name, tensor in vae.state_dict().items():
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-    digest.update(f"{vae.scale}/{vae.shift}".encode())
+    digest.update(f"{models_fingerprint(vae)}/{vae.scale}/{vae.shift}".encode())
     return digest.hexdigest()[:16]
 
 
@@ -161,9 +161,7 @@ def _encode_all(
     workers: int,
     precision: str,
 ) -> None:
-    device = next(vae.parameters()).device
-    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
-    source = ImageLatents(faces, vae, workers, autocast)
+    source = ImageLatents(faces, vae, workers, precision)
     partial, progress = path.with_suffix(".partial.npy"), path.with_suffix(".progress.json")
     done = _encoded_before(partial, progress, shape)
     if not done:

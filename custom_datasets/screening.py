@@ -7,6 +7,7 @@ fingerprint of the files, so the same folder is looked through once.
 
 import hashlib
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def screen(faces: CelebAHQ, records: Path, workers: int = 4) -> CelebAHQ:
     Raises:
         ValueError: more than 1% cannot be used; names the first of them.
     """
-    record = records / f"screened_{_fingerprint(faces)}.json"
+    record = records / f"screened_{fingerprint(faces)}.json"
     if record.is_file():
         unusable = {int(key): reason for key, reason in json.loads(record.read_text()).items()}
     else:
@@ -58,7 +59,7 @@ def screen(faces: CelebAHQ, records: Path, workers: int = 4) -> CelebAHQ:
             reasons = readers.map(examine, map(faces.path, range(len(faces))))
             unusable = {i: reason for i, reason in enumerate(reasons) if reason}
         records.mkdir(parents=True, exist_ok=True)
-        temporary = record.with_suffix(".tmp")
+        temporary = record.with_suffix(f".{os.getpid()}.tmp")  # every process looks for itself
         temporary.write_text(json.dumps(unusable))
         temporary.replace(record)
     lines = [f"  {faces.path(i).name}: {reason}" for i, reason in unusable.items()]
@@ -72,7 +73,8 @@ def screen(faces: CelebAHQ, records: Path, workers: int = 4) -> CelebAHQ:
     return faces.without(list(unusable)) if unusable else faces
 
 
-def _fingerprint(faces: CelebAHQ) -> str:
+def fingerprint(faces: CelebAHQ) -> str:
+    """Sixteen hex digits of where the images lie, which they are, their sizes and times."""
     digest = hashlib.sha256(str(faces.folder.resolve()).encode())
     for position in range(len(faces)):
         path = faces.path(position)

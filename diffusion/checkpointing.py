@@ -10,7 +10,7 @@ import os
 import pickle
 import re
 import zipfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,30 @@ from config import Config, from_dict
 from diffusion.run_folder import read_losses
 
 CHECKPOINT_PATTERN = "celeba_ldm_unet_checkpoint_epoch_*.pt"
-FIELDS = ("config", "epoch", "step", "processes", "unet", "ema", "optimizer")
+FIELDS = ("config", "epoch", "step", "circumstances", "unet", "ema", "optimizer")
 # What unpickling of bytes that nobody vouches for can raise, beside the archive's own errors.
 UNREADABLE = (
     *(zipfile.BadZipFile, pickle.UnpicklingError, EOFError, OSError, RuntimeError, ValueError),
     *(KeyError, IndexError, TypeError, AttributeError, NotImplementedError, OverflowError),
 )
+
+
+class OtherVersion(ValueError):
+    """A whole checkpoint whose settings this version of the code does not know."""
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What a run must find again to go on as if it had never stopped, beside its settings."""
+
+    processes: int  # that train together: the global batch is so many times larger
+    faces: int  # in the training set
+    frozen: str  # fingerprint of autoencoder and text encoder, `models.loading.fingerprint`
+
+    def differences(self, here: "Circumstances") -> list[str]:
+        """What is not the same here: "faces: 8000 there, 24183 here"."""
+        before, now = asdict(self), asdict(here)
+        return [f"{n}: {before[n]} there, {now[n]} here" for n in before if before[n] != now[n]]
 
 
 @dataclass(frozen=True)
@@ -36,7 +54,7 @@ class Checkpoint:
     config: Config
     epoch: int
     step: int
-    processes: int  # how many trained together: the global batch is so many times larger
+    circumstances: Circumstances
     unet: dict[str, torch.Tensor]
     ema: dict[str, torch.Tensor]
     optimizer: dict[str, Any]
@@ -56,7 +74,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     values = {name: getattr(checkpoint, name) for name in FIELDS} | {
-        "config": checkpoint.config.to_dict()
+        "config": checkpoint.config.to_dict(),
+        "circumstances": asdict(checkpoint.circumstances),
     }
     temporary = path.with_suffix(".tmp")
     try:
@@ -98,6 +117,7 @@ def load_checkpoint(path: Path, map_memory: bool = True) -> Checkpoint:
 
     Raises:
         ValueError: the file is torn, altered, holds code, or is not one of this project's.
+        OtherVersion: it is whole, but its settings are not those of this version.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -111,10 +131,10 @@ def load_checkpoint(path: Path, map_memory: bool = True) -> Checkpoint:
     if missing:
         raise ValueError(f"{path} is no checkpoint of this project: it lacks {', '.join(missing)}")
     try:
-        config = from_dict(values["config"])
+        read = {key: from_dict(values[key], kind) for key, kind in _SECTIONS.items()}
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    return Checkpoint(**{**{n: values[n] for n in FIELDS}, "config": config})
+        raise OtherVersion(f"{path}: {error}") from error
+    return Checkpoint(**{name: read.get(name, values[name]) for name in FIELDS})
 
 
 def identity(path: Path) -> str:
@@ -126,6 +146,9 @@ def identity(path: Path) -> str:
     with zipfile.ZipFile(path) as archive:
         records = sorted((info.filename, info.CRC) for info in archive.infolist())
     return f"{path.name} {hashlib.sha256(repr(records).encode()).hexdigest()[:12]}"
+
+
+_SECTIONS = {"config": Config, "circumstances": Circumstances}
 
 
 def progress_in_name(path: Path) -> tuple[int, int]:
@@ -154,11 +177,14 @@ def open_newest(folder: Path, map_memory: bool = True) -> tuple[Path, Checkpoint
 
     Raises:
         ValueError: there are checkpoints, and none of them is whole.
+        OtherVersion: the furthest whole one was written by another version of the code.
     """
     found = checkpoints(folder)
     for path in found:
         try:
             return path, load_checkpoint(path, map_memory)
+        except OtherVersion:
+            raise
         except ValueError as error:
             print(f"passed over: {error}")
     if found:

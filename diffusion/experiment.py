@@ -27,6 +27,8 @@ from diffusion import run_folder
 from diffusion.text_to_face import TextToFace
 from diffusion.training_state import TrainingState, new_state, resume
 from models.custom_unet_celeba_ldm import build_unet, count_parameters
+from models.loading import fingerprint
+from models.precision import supported
 from models.text_encoder import TextEncoder
 from models.vae_wrapper import VAEWrapper
 
@@ -63,6 +65,7 @@ class Experiment:
             "text_encoder": self.text_encoder,
             "folder": self.folder,
             "accelerator": self.accelerator,
+            "frozen": fingerprint(self.text_encoder, self.vae),
         }
 
     def text_to_face(self) -> TextToFace:
@@ -96,14 +99,11 @@ def open_faces(config: DataConfig, folder: Path, split: str | None) -> CelebAHQ:
 
 def build_accelerator(mixed_precision: str) -> Accelerator:
     """Accelerator with this precision; where there is no bfloat16, float32, and it says so."""
-    if (
-        mixed_precision == "bf16"
-        and torch.cuda.is_available()
-        and not torch.cuda.is_bf16_supported()
-    ):
-        print("this GPU has no bfloat16: training in float32")
-        mixed_precision = "no"
-    return Accelerator(mixed_precision=mixed_precision)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    usable = supported(mixed_precision, device)
+    if usable != mixed_precision:
+        print(f"this GPU has no {mixed_precision}: training in float32")
+    return Accelerator(mixed_precision=usable)
 
 
 def describe_environment(device: torch.device) -> dict[str, str]:
@@ -133,9 +133,18 @@ def open_latents(config: Config, faces: CelebAHQ, vae: VAEWrapper) -> LatentSour
     if config.data.cache_latents:
         folder = ROOT / "data" / "latents"
         return open_latent_cache(faces, vae, folder, config.data.flip, 16, workers, precision)
-    device = next(vae.parameters()).device
-    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
-    return ImageLatents(faces, vae, workers, autocast)
+    return ImageLatents(faces, vae, workers, precision)
+
+
+def open_state(config: Config, device: torch.device) -> TrainingState:
+    """The UNet with weights drawn from the preset's seed, or those of its newest checkpoint.
+
+    Raises:
+        ValueError: see `training_state.resume`.
+    """
+    torch.manual_seed(config.training.seed)
+    state = new_state(build_unet(config.unet).to(device), config.training)
+    return resume(state, config, config.run_folder)
 
 
 def open_experiment(config: Config) -> Experiment:
@@ -146,7 +155,6 @@ def open_experiment(config: Config) -> Experiment:
             and how to mend it.
         RunFolderInUse: the preset is being trained by another process.
     """
-    torch.manual_seed(config.training.seed)
     accelerator = build_accelerator(config.training.mixed_precision)
     if accelerator.is_main_process:
         run_folder.require_free(config.run_folder)
@@ -154,10 +162,8 @@ def open_experiment(config: Config) -> Experiment:
     text_encoder = TextEncoder.from_pretrained(config.models.text_encoder).to(accelerator.device)
     vae = VAEWrapper.from_pretrained(config.models.autoencoder).to(accelerator.device)
     check_fit(config, text_encoder, vae)
-    state = new_state(build_unet(config.unet).to(accelerator.device), config.training)
-    state = resume(state, config, config.run_folder)
-    with accelerator.main_process_first():
-        latents = open_latents(config, faces, vae)
+    state = open_state(config, accelerator.device)
+    latents = open_latents(config, faces, vae)  # one process encodes, the others wait for its lock
     if accelerator.is_main_process:
         run_folder.write_config(config.run_folder, config, describe_environment(accelerator.device))
     return Experiment(config, accelerator, faces, vae, text_encoder, latents, state)

@@ -82,9 +82,8 @@ def sync_losses(folder: Path) -> None:
 
 def count_not_finite(folder: Path, step: int) -> int:
     """How many steps up to this one were skipped because they were not finite."""
-    path = folder / NOT_FINITE
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return len({number for line in lines if (number := json.loads(line)["step"]) <= step})
+    numbers = {line["step"] for line in _read_whole_lines(folder / NOT_FINITE)}
+    return sum(number <= step for number in numbers)
 
 
 def read_losses(folder: Path) -> list[dict[str, Any]]:
@@ -92,7 +91,10 @@ def read_losses(folder: Path) -> list[dict[str, Any]]:
 
     A last line without its end was torn by a crash while it was written, and is left out.
     """
-    path = folder / "losses.jsonl"
+    return _read_whole_lines(folder / "losses.jsonl")
+
+
+def _read_whole_lines(path: Path) -> list[dict[str, Any]]:
     text = path.read_text() if path.is_file() else ""
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 

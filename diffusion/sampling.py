@@ -28,7 +28,7 @@ LEAST_COVERED = 0.95  # share of the timesteps that an even spacing must span to
 def build_sampler(name: str, config: DiffusionConfig) -> SchedulerMixin:
     """The scheduler that samples a model trained under `config`; never clips latents.
 
-    With epsilon prediction DDIM takes "leading" timesteps (its first is 1000 - 1000/steps), because
+    With epsilon prediction DDIM takes "leading" timesteps (its first is 1001 - 1000/steps), because
     at t = 999 any error of the model is magnified beyond repair; with v-prediction it starts at
     pure noise.
 
@@ -45,7 +45,8 @@ def build_sampler(name: str, config: DiffusionConfig) -> SchedulerMixin:
         return DDPMScheduler(**common, clip_sample=False, timestep_spacing="leading")
     if name == "ddim":
         spacing = "leading" if predicts_noise else "trailing"
-        return DDIMScheduler(**common, clip_sample=False, timestep_spacing=spacing)
+        # An offset of 1 is what StableDiffusionPipeline would put in: an export samples alike.
+        return DDIMScheduler(**common, clip_sample=False, timestep_spacing=spacing, steps_offset=1)
     if name == "dpm++":
         lambda_min = LAMBDA_MIN if predicts_noise else -float("inf")
         return DPMSolverMultistepScheduler(**common, lambda_min_clipped=lambda_min)
@@ -85,8 +86,9 @@ def guide(
 def set_timesteps(scheduler: SchedulerMixin, steps: int, device: torch.device) -> None:
     """Set the scheduler's own timesteps for so many steps, where they are sound.
 
-    diffusers' DDPM and DDIM step from t to t - 1000 // steps, whatever the next timestep is; where
-    that drifts far from their timesteps, noise is left over. For some numbers they end at t = -1,
+    diffusers' DDIM steps from t to t - 1000 // steps, whatever the next timestep is; where that
+    drifts far from its timesteps, noise is left over. "Leading" timesteps are 1000 // steps apart
+    too, so that 600 steps would take pure noise for t = 599. For some numbers DDIM ends at t = -1,
     and DPM-Solver++ divides by zero where a timestep repeats.
 
     Raises:
@@ -106,7 +108,9 @@ def set_timesteps(scheduler: SchedulerMixin, steps: int, device: torch.device) -
 def _is_sound(scheduler: SchedulerMixin, steps: int) -> bool:
     scheduler.set_timesteps(steps)
     timesteps, count = scheduler.timesteps, scheduler.config.num_train_timesteps
-    if timesteps.min() < 0 or len(timesteps) > steps or len(timesteps.unique()) < len(timesteps):
+    if timesteps.min() < 0 or timesteps.max() >= count:
+        return False
+    if len(timesteps) > steps or len(timesteps.unique()) < len(timesteps):
         return False
     is_even = isinstance(scheduler, DDPMScheduler | DDIMScheduler)
     return not is_even or steps * (count // steps) >= LEAST_COVERED * count

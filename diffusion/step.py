@@ -16,7 +16,7 @@ class Step:
 
     number: int  # counts from 1 over the whole run
     epoch: int  # finished epochs after this step
-    loss: float  # unweighted mean squared error of the batch
+    loss: float  # unweighted mean squared error, of the main process's share of the batch
     loss_by_timestep: tuple[float | None, ...]  # in ten equal bins of t; None: no sample fell in it
     learning_rate: float
     images_per_second: float

@@ -9,6 +9,8 @@ from diffusers import UNet2DConditionModel
 from config import Config, SamplingConfig
 from diffusion import checkpointing, sampling
 from models.custom_unet_celeba_ldm import build_unet
+from models.loading import fingerprint
+from models.precision import autocast
 from models.text_encoder import TextEncoder
 from models.vae_wrapper import VAEWrapper
 
@@ -33,7 +35,12 @@ class TextToFace:
 
     @classmethod
     def from_checkpoint(cls, path: Path, device: torch.device | str = "cpu") -> "TextToFace":
-        """Rebuild the model that a checkpoint describes, with its EMA weights."""
+        """Rebuild the model that a checkpoint describes, with its EMA weights.
+
+        Raises:
+            FileNotFoundError: its frozen models cannot be had.
+            ValueError: the checkpoint is damaged, or its frozen models have changed.
+        """
         checkpoint = checkpointing.load_checkpoint(path)
         config = checkpoint.config
         unet = build_unet(config.unet)
@@ -42,6 +49,11 @@ class TextToFace:
         checkpointing.load_weights(unet, weights, path)
         text_encoder = TextEncoder.from_pretrained(config.models.text_encoder)
         vae = VAEWrapper.from_pretrained(config.models.autoencoder)
+        if checkpoint.circumstances.frozen not in ("", fingerprint(text_encoder, vae)):
+            raise ValueError(
+                f"{path} was trained with other weights of {config.models.autoencoder} or "
+                f"{config.models.text_encoder} than are there now: bring those back, or train anew"
+            )
         models = (m.to(device).eval().requires_grad_(False) for m in (unet, text_encoder, vae))
         return cls(config, *models)
 
@@ -71,8 +83,7 @@ class TextToFace:
         self, latents: torch.Tensor, timesteps: torch.Tensor, hidden_states: torch.Tensor
     ) -> torch.Tensor:
         """One evaluation of the UNet under the run's autocast."""
-        use_bf16 = self.config.training.mixed_precision == "bf16"
-        with torch.autocast(latents.device.type, dtype=torch.bfloat16, enabled=use_bf16):
+        with autocast(self.config.training.mixed_precision, latents.device):
             return self.unet(latents, timesteps, encoder_hidden_states=hidden_states).sample
 
     @torch.no_grad()

@@ -34,6 +34,7 @@ def train(
     text_encoder: TextEncoder,
     folder: Path,
     accelerator: Accelerator,
+    frozen: str = "",
 ) -> Iterator[Step]:
     """Train from `state.step` to the last epoch; yields each finished step and writes the run
     folder.
@@ -44,16 +45,17 @@ def train(
     Args:
         latents: posteriors of the training faces.
         caption: (position, epoch) -> that face's caption in that epoch.
+        frozen: fingerprint of the frozen models, kept in the checkpoints.
 
     Raises:
-        ValueError: fewer faces than one global batch, or a run begun by another number of
-            processes.
+        ValueError: fewer faces than one global batch, or a run begun with other faces, frozen
+            models or another number of processes.
         RunFolderInUse: another process trains into the folder.
         FloatingPointError: loss or gradient is not finite (more often than
             `training.skip_not_finite`); the last checkpoint is intact.
         OSError: a checkpoint cannot be written; the last one is intact.
     """
-    run = _Run(state, config, latents, caption, text_encoder, folder, accelerator)
+    run = _Run(state, config, latents, caption, text_encoder, folder, accelerator, frozen)
     if not accelerator.is_main_process:
         yield from run.steps()
         return
@@ -82,6 +84,7 @@ class _Run:
     text_encoder: TextEncoder
     folder: Path
     accelerator: Accelerator
+    frozen: str
     noise_scheduler: DDPMScheduler = field(init=False)
     steps_per_epoch: int = field(init=False)
     skipped: int = field(init=False)
@@ -93,13 +96,20 @@ class _Run:
             raise ValueError(
                 f"{len(self.latents)} faces do not fill one batch of {batch} x {processes}"
             )
-        if self.state.processes not in (None, processes):
+        before = self.state.circumstances
+        changed = before.differences(self._circumstances) if before else []
+        if changed:
             raise ValueError(
-                f"the run in {self.folder} was begun by {self.state.processes} processes, this is "
-                f"{processes}: the global batch would change. Start as many as before."
+                f"the run in {self.folder} was begun under other circumstances: "
+                f"{'; '.join(changed)}. Restore them, or move it away to start a new run."
             )
         self.noise_scheduler = objective.build_noise_scheduler(self.config.diffusion)
         self.skipped = run_folder.count_not_finite(self.folder, self.state.step)
+
+    @property
+    def _circumstances(self) -> checkpointing.Circumstances:
+        processes, faces = self.accelerator.num_processes, len(self.latents)
+        return checkpointing.Circumstances(processes, faces, self.frozen)
 
     @property
     def total(self) -> int:
@@ -243,7 +253,7 @@ class _Run:
             self.config,
             epoch,
             state.step,
-            self.accelerator.num_processes,
+            self._circumstances,
             *(part.state_dict() for part in parts),
         )
         run_folder.sync_losses(self.folder)

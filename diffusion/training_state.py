@@ -12,10 +12,11 @@ from torch.optim.swa_utils import AveragedModel
 from config import Config, TrainingConfig
 from diffusion import checkpointing
 
-# Settings that do not shape the weights: where the data lie, how often to save, how long to train.
+# Settings that do not shape the weights: where the data lie, how often to save. How long to train
+# is free as well where the learning rate does not fall towards the end.
 FREE = frozenset(
     "folder loader_workers cache_latents checkpoint_every_n_epochs save_every_minutes keep_last "
-    "keep_every_n_epochs num_epochs skip_not_finite".split()
+    "keep_every_n_epochs skip_not_finite".split()
 )
 
 
@@ -27,7 +28,7 @@ class TrainingState:
     ema: AveragedModel
     optimizer: torch.optim.Optimizer
     step: int = 0
-    processes: int | None = None  # how many trained it; None: it is new
+    circumstances: checkpointing.Circumstances | None = None  # None: it is new
 
     @property
     def ema_unet(self) -> UNet2DConditionModel:
@@ -96,16 +97,17 @@ def resume(state: TrainingState, config: Config, folder: Path) -> TrainingState:
     checkpointing.load_weights(state.unet, checkpoint.unet, path)
     checkpointing.load_weights(state.ema, checkpoint.ema, path)
     state.optimizer.load_state_dict(checkpoint.optimizer)
-    state.step, state.processes = checkpoint.step, checkpoint.processes
+    state.step, state.circumstances = checkpoint.step, checkpoint.circumstances
     return state
 
 
 def changed_settings(old: Config, new: Config) -> list[str]:
     """Settings that shape the weights and differ: "training.seed: 0 there, 1 here"."""
     before, after = old.to_dict(), new.to_dict()
+    free = FREE | ({"num_epochs"} if new.training.lr_decay == "constant" else set())
     return [
         f"{section}.{name}: {value!r} there, {after[section][name]!r} here"
         for section in ("data", "models", "unet", "diffusion", "training")
         for name, value in before[section].items()
-        if name not in FREE and value != after[section][name]
+        if name not in free and value != after[section][name]
     ]

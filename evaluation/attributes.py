@@ -87,6 +87,7 @@ def attribute_report(
     real: Judged,
     reconstructed: Judged | None = None,
     threshold: float = RELIABLE,
+    excluded: frozenset[str] = frozenset(),
     repeats: int = 1000,
     seed: int = 0,
 ) -> AttributeReport:
@@ -97,6 +98,7 @@ def attribute_report(
         stated: of each caption the values it asserts, `Caption.stated`.
         real, reconstructed: the judge on real test images and on those through the autoencoder.
         threshold: least balanced accuracy on real images, in [0, 1].
+        excluded: attributes whose labels are disputed, so that no judge of them is reliable.
 
     Raises:
         ValueError: predictions that are not bool (N, 40), or a stated name that is no attribute.
@@ -109,7 +111,13 @@ def attribute_report(
     real_rates = _rates_of(real, "real", options)
     other_rates = _rates_of(reconstructed, "reconstructed", options) if reconstructed else None
     rows = tuple(
-        _row(name, generated_rates[i], real_rates[i], other_rates and other_rates[i], threshold)
+        _row(
+            name,
+            generated_rates[i],
+            real_rates[i],
+            other_rates and other_rates[i],
+            1.1 if name in excluded else threshold,
+        )
         for i, name in enumerate(ATTRIBUTES)
     )
     headline = _summary(rows, "balanced_accuracy", balanced_accuracies, predicted, asked, options)

@@ -18,7 +18,6 @@ from torchvision.transforms.v2 import functional as transforms
 from tqdm import tqdm
 from transformers import AutoModel, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
-from custom_datasets.celeba_hq_dataset import to_model_range
 from evaluation.checks import require_images
 from models.loading import open_pretrained
 
@@ -180,32 +179,6 @@ def efficientnet_lite0_features() -> FeatureNetwork:
         return _beside(model, pixels).extract_features(pixels).mean((2, 3))  # (N, 1280)
 
     return FeatureNetwork("EfficientNet-Lite0", EFFICIENTNET_SIZE, extract)
-
-
-def classifier_features(
-    penultimate: Callable[[Tensor], Tensor], name: str, size: int
-) -> FeatureNetwork:
-    """Features of a classifier of one's own, where nothing better can be had.
-
-    Args:
-        penultimate: float images in [-1, 1] (N, 3, size, size) -> features (N, D); a module is
-            moved to its images and taken in evaluation mode.
-        name: told in every number's name; say what it was trained on.
-
-    Raises:
-        ValueError: the name is that of FID's Inception.
-    """
-    if name == INCEPTION:
-        raise ValueError(f"{name!r} names FID's own network: give the classifier another name")
-
-    def extract(images: Tensor) -> Tensor:
-        pixels = to_model_range(_squared(images, size, InterpolationMode.BILINEAR))
-        network = penultimate
-        if isinstance(penultimate, nn.Module):
-            network = _beside(penultimate.eval(), pixels)
-        return network(pixels)
-
-    return FeatureNetwork(name, size, extract)
 
 
 def open_network(

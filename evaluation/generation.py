@@ -65,6 +65,7 @@ def generate_set(
     paths = [folder / f"{number:06d}.png" for number in range(len(request.prompts))]
     processes = PartialState()
     missing = [number for number, path in enumerate(paths) if not path.is_file()]
+    processes.wait_for_everyone()  # all must list the same before any makes one
     with processes.split_between_processes(missing) as own:
         _make(model, request, paths, own, batch_size)
     processes.wait_for_everyone()

@@ -5,6 +5,7 @@ Trained on the official train split, chosen on validation, reported once on test
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,9 +16,10 @@ from torchmetrics.functional.classification import (
 )
 from torchvision.transforms import v2
 
-from config import ClassifierConfig
+from config import ROOT, ClassifierConfig
 from custom_datasets.celeba_hq_dataset import ATTRIBUTES
 from models.attribute_classifier import AttributeClassifier
+from models.precision import autocast
 
 # Wu et al. 2023 (arXiv 2210.07356): annotators agree on these least, or the labels are close to
 # random.
@@ -51,6 +53,15 @@ class Reading:
         return self.balanced_accuracy >= least and self.name not in DISPUTED
 
 
+def new_judge(config: ClassifierConfig, device: torch.device | str) -> AttributeClassifier:
+    """An untrained judge: weights from the config's seed, or ImageNet's where it names them."""
+    torch.manual_seed(config.seed)
+    classifier = AttributeClassifier(config)
+    if config.imagenet_weights:
+        classifier.start_from_imagenet(ROOT / Path(config.imagenet_weights).expanduser())
+    return classifier.to(device)
+
+
 def train_judge(
     classifier: AttributeClassifier,
     train: tuple[torch.Tensor, torch.Tensor],
@@ -61,9 +72,14 @@ def train_judge(
 
     At the end the classifier holds the weights of the best epoch on validation, and thresholds
     chosen there.
+
+    Raises:
+        ValueError: fewer faces than one batch.
     """
-    torch.manual_seed(config.seed)
     images, attributes = train
+    if len(images) < config.batch_size:
+        raise ValueError(f"{len(images)} faces do not fill one batch of {config.batch_size}")
+    torch.manual_seed(config.seed)
     device = classifier.thresholds.device
     batches = len(images) // config.batch_size
     optimizer = torch.optim.AdamW(classifier.parameters(), weight_decay=config.weight_decay)
@@ -109,7 +125,7 @@ def _step(
     images: torch.Tensor,
     attributes: torch.Tensor,
 ) -> float:
-    with torch.autocast(images.device.type, dtype=torch.bfloat16):
+    with autocast("bf16", images.device):
         logits = classifier(images)
     loss = F.binary_cross_entropy_with_logits(logits.float(), attributes.float())
     optimizer.zero_grad()

@@ -110,7 +110,10 @@ def _plain(value: object) -> object:
 
 
 def distribution_lines(comparison: Mapping[str, Any]) -> list[str]:
-    """A comparison as the lines of a table, the sets in their order, with half-widths of 95%."""
+    """A comparison as the lines of a table, the sets in their order.
+
+    Behind ± stands half the width of the 95% interval, behind "sd" the spread over subsets.
+    """
     names = list(next(iter(comparison["sets"].values())))
     lines = [f"{'set':24s}" + "".join(f"{name[:22]:>24s}" for name in names)]
     for name, row in comparison["sets"].items():
@@ -121,4 +124,4 @@ def distribution_lines(comparison: Mapping[str, Any]) -> list[str]:
 def _cell(value: Estimate | KernelDistance) -> str:
     if isinstance(value, Estimate):
         return f"{value.value:.3f} ± {value.high - value.value:.3f}"
-    return f"{value.mean:.5f} ± {1.96 * value.std:.5f}"
+    return f"{value.mean:.5f} (sd {value.std:.5f})"

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -64,6 +65,7 @@ def real_sets(test: CelebAHQ, train: CelebAHQ, vae: VAEWrapper, workers: int) ->
     """Read the real faces; of the train split as many as the test split has."""
     step = max(1, len(train) // len(test))
     chosen = range(0, min(len(train), step * len(test)), step)
-    train_images = torch.stack([train[i].image for i in chosen])
+    others = np.setdiff1d(np.arange(len(train)), chosen)
+    train_images = train.without(others).all_images(workers)
     test_images = test.all_images(workers)
     return RealSets(test_images, train_images, through_autoencoder(vae, test_images))

@@ -42,6 +42,7 @@ class AttributeClassifier(nn.Module):
 
         Raises:
             FileNotFoundError: no such file; says where to get it.
+            ValueError: the weights of another network.
         """
         if not Path(weights).is_file():
             raise FileNotFoundError(
@@ -51,10 +52,12 @@ class AttributeClassifier(nn.Module):
             )
         state = torch.load(weights, map_location="cpu", weights_only=True)
         kept = {name: value for name, value in state.items() if not name.startswith("fc.")}
-        self.network.load_state_dict(kept, strict=False)
+        missing, unexpected = self.network.load_state_dict(kept, strict=False)
+        if unexpected or set(missing) != {"fc.weight", "fc.bias"}:
+            raise ValueError(f"{weights} does not hold the weights of torchvision's ResNet-18")
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 (B, 3, H, W) -> normalised float (B, 3, S, S) of the network's own size.
+        """uint8 (B, 3, H, W) -> normalised float (B, 3, S, S) of the network's own size and device.
 
         Raises:
             ValueError: anything but uint8 RGB batches.
@@ -63,6 +66,7 @@ class AttributeClassifier(nn.Module):
             raise ValueError(
                 f"expected uint8 (B, 3, H, W), got {images.dtype} {tuple(images.shape)}"
             )
+        images = images.to(self.thresholds.device)
         size = [self.config.image_size] * 2
         resized = transforms.resize(images, size, antialias=True)
         return transforms.normalize(resized.float() / 255, list(MEAN), list(STD))
@@ -79,8 +83,7 @@ class AttributeClassifier(nn.Module):
     @torch.no_grad()
     def probabilities(self, images: torch.Tensor, batch_size: int = 128) -> torch.Tensor:
         """uint8 images (N, 3, H, W) of any number -> probabilities (N, 40) on the CPU."""
-        device = self.thresholds.device
-        logits = [self(batch.to(device)).float().cpu() for batch in images.split(batch_size)]
+        logits = [self(batch).float().cpu() for batch in images.split(batch_size)]
         return torch.cat(logits).sigmoid()
 
     def decide(self, images: torch.Tensor) -> torch.Tensor:

@@ -1,9 +1,12 @@
 """Where a frozen model's name leads: a local folder, or a hub id."""
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
+
+from torch import nn
 
 from config import ROOT
 
@@ -24,6 +27,15 @@ def locate(name: str) -> str:
     if models:
         places.append(Path(models).expanduser() / Path(name).name)
     return next((str(place) for place in places if (place / "config.json").is_file()), name)
+
+
+def fingerprint(*models: nn.Module) -> str:
+    """Sixteen hex digits of all weights: models of one name may be trained anew."""
+    digest = hashlib.sha256()
+    for model in models:
+        for name, tensor in model.state_dict().items():
+            digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def open_pretrained(

@@ -36,21 +36,16 @@ def watch(training: Iterator[tuple[torch.nn.Module, int, float, float]]) -> torc
     return model.eval()
 
 
-def load_images(faces: CelebAHQ) -> torch.Tensor:
-    """All images of a split in memory, uint8 (N, 3, S, S)."""
-    return torch.stack([faces[i].image for i in range(len(faces))])
-
-
 def make_autoencoder(
     train: CelebAHQ, test: CelebAHQ, minutes: float, out: Path, go_on: bool
 ) -> dict[str, float]:
     """Train, save and measure an autoencoder."""
     settings = ae.AutoencoderSettings(minutes=minutes)
-    images = load_images(train)
+    images = train.all_images()
     start = AutoencoderKL.from_pretrained(out, torch_dtype=torch.float32) if go_on else None
     model = watch(ae.train_autoencoder(images, settings, pick_device(), start))
     factor = ae.set_scaling_factor(model, images[:1000])
-    facts = {"psnr_db": ae.reconstruction_psnr(model, load_images(test)), "scaling_factor": factor}
+    facts = {"psnr_db": ae.reconstruction_psnr(model, test.all_images()), "scaling_factor": factor}
     save_half(model, out)
     return facts
 
@@ -60,7 +55,7 @@ def make_clip(
 ) -> dict[str, float]:
     """Train, save and measure a CLIP with its tokenizer and image processor."""
     settings = clip.ClipSettings(minutes=minutes)
-    images = load_images(train)
+    images = train.all_images()
     anew = None if go_on else clip.train_tokenizer(corpus(), settings.max_tokens)
     tokenizer = anew or CLIPTokenizer.from_pretrained(out)
 
@@ -70,7 +65,7 @@ def make_clip(
     start = CLIPModel.from_pretrained(out, dtype=torch.float32) if go_on else None
     model = watch(clip.train_clip(images, caption, settings, tokenizer, pick_device(), start))
     shown = [describe(row, i, seed=7) for i, row in enumerate(test.attributes[:100])]
-    facts = clip.retrieval_accuracy(model, tokenizer, load_images(test)[:100], shown)
+    facts = clip.retrieval_accuracy(model, tokenizer, test.all_images()[:100], shown)
     save_half(model, out)
     tokenizer.save_pretrained(out)
     clip.build_image_processor(train.image_size).save_pretrained(out)
@@ -79,9 +74,7 @@ def make_clip(
 
 def corpus() -> list[str]:
     """Captions of random attribute vectors, so that every word of the grammar becomes a token."""
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.rand(20_000, 40, generator=generator) < torch.rand(20_000, 1, generator=generator)
-    return [describe(row, i) for i, row in enumerate(rows.tolist())]
+    return [describe(row, i) for i, row in enumerate(clip.random_people(20_000, 0))]
 
 
 def save_half(model: torch.nn.Module, out: Path) -> None:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
 from custom_datasets.celeba_hq_dataset import to_model_range
+from models.precision import autocast
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def train_autoencoder(
         batch = batch.contiguous(memory_format=torch.channels_last)
         if step % 2:
             batch = batch.flip(-1)
-        with torch.autocast(device.type, dtype=torch.bfloat16):
+        with autocast("bf16", device):
             loss = reconstruction_loss(autoencoder, batch, settings)
         optimizer.zero_grad()
         loss.backward()

@@ -5,10 +5,16 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
+
+from custom_datasets.captions import compose
+from custom_datasets.celeba_hq_dataset import ATTRIBUTES
+from evaluation.attributes import asked_values
+from models.precision import autocast
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 # CLIP's own way of cutting text into words.
@@ -29,6 +35,7 @@ class ClipSettings:
     minutes: float = 12.0
     batch_size: int = 256
     learning_rate: float = 1e-3
+    telling_weight: float = 5.0
     seed: int = 0
 
 
@@ -110,6 +117,9 @@ def train_clip(
     """Contrastive training (Radford et al. 2021) for the given minutes; yields (model, step, loss,
     part done).
 
+    Beside it the text tower has to tell, of captions of all kinds, what they state: pictures alone
+    leave words faint that they show little of (a smile of a few pixels), or not at all (makeup).
+
     Starts from `model`, or anew.
 
     Args:
@@ -119,7 +129,10 @@ def train_clip(
     torch.manual_seed(settings.seed)
     model = (model or build_clip(settings, tokenizer, images.shape[-1])).to(device).train()
     processor = build_image_processor(images.shape[-1])
-    optimizer = torch.optim.AdamW(model.parameters(), settings.learning_rate, weight_decay=0.05)
+    readout = torch.nn.Linear(settings.text_width, 2 * len(ATTRIBUTES)).to(device)
+    parameters = [*model.parameters(), *readout.parameters()]
+    optimizer = torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=0.05)
+    all_words, stated = statements(tokenizer)
     start, step, done = time.monotonic(), 0, 0.0
     while done < 1:
         cosine = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * done)).item())
@@ -132,18 +145,41 @@ def train_clip(
             truncation=True,
             return_tensors="pt",
         )
-        with torch.autocast(device.type, dtype=torch.bfloat16):
+        with autocast("bf16", device):
             output = model(
                 pixel_values=pixel_values(pixels, processor).to(device), **words.to(device)
             )
+            few = torch.randint(len(stated), (settings.batch_size,))
+            pooled = model.text_model(all_words[few].to(device)).pooler_output
+            told = readout(pooled).float()
         logits, target = output.logits_per_text.float(), torch.arange(len(chosen), device=device)
         loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        telling = F.binary_cross_entropy_with_logits(told, stated[few].to(device))
+        loss = loss + settings.telling_weight * telling
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         model.logit_scale.data.clamp_(max=torch.tensor(100.0).log())
         step, done = step + 1, (time.monotonic() - start) / (60 * settings.minutes)
         yield model, step, loss.item(), done
+
+
+def random_people(count: int, seed: int) -> list[list[bool]]:
+    """Attribute vectors of all kinds, from people of whom nothing to people of whom all is true."""
+    generator = torch.Generator().manual_seed(seed)
+    share = torch.rand(count, 1, generator=generator)
+    return (torch.rand(count, len(ATTRIBUTES), generator=generator) < share).tolist()
+
+
+def statements(tokenizer: CLIPTokenizer, count: int = 20_000) -> tuple[torch.Tensor, torch.Tensor]:
+    """Captions of random people as tokens (N, L), and what they state (N, 80): of each attribute
+    whether it is said to be there, and whether it is said not to be.
+    """
+    captions = [compose(person, index) for index, person in enumerate(random_people(count, 1))]
+    words = tokenizer([c.text for c in captions], padding="max_length", return_tensors="pt")
+    asked = asked_values([caption.stated for caption in captions])
+    stated = np.concatenate(asked, axis=1).astype(np.float32)
+    return words.input_ids, torch.from_numpy(stated)
 
 
 @torch.no_grad()

@@ -13,6 +13,10 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 import config
 from custom_datasets.captions import describe
 from custom_datasets.drawn_faces import write_drawn_faces
+from diffusion import checkpointing
+from diffusion.checkpointing import Checkpoint, Circumstances
+from diffusion.training_state import new_state
+from models.custom_unet_celeba_ldm import build_unet
 from pretraining.clip import ClipSettings, build_clip, train_tokenizer
 
 DRAWN_COUNTS = (24, 6, 6)
@@ -102,11 +106,31 @@ def tiny_config(drawn_folder: Path, autoencoder_folder: Path, clip_folder: Path)
             smoke.data, folder=str(drawn_folder), drawn_counts=DRAWN_COUNTS, image_size=IMAGE_SIZE
         ),
         models=config.ModelsConfig(str(autoencoder_folder), str(clip_folder)),
-        unet=config.UNetConfig(IMAGE_SIZE // 8, 4, (32, 32), 1, 8, TEXT_WIDTH),
+        unet=config.UNetConfig(
+            IMAGE_SIZE // 8, 4, (32, 32), 1, 8, TEXT_WIDTH, text_at_every_layer=True
+        ),
         training=dataclasses.replace(
             smoke.training, num_epochs=2, batch_size=8, checkpoint_every_n_epochs=1
         ),
     )
+
+
+@pytest.fixture
+def run(tiny_config: config.Config, tmp_path: Path) -> Path:
+    """A run folder whose averaged weights are others than its live ones."""
+    training = dataclasses.replace(tiny_config.training, mixed_precision="no")
+    values = dataclasses.replace(tiny_config, training=training)
+    torch.manual_seed(5)
+    state = new_state(build_unet(values.unet), values.training)
+    state.ema.update_parameters(state.unet)
+    with torch.no_grad():
+        for parameter in state.unet.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    live, average = state.unet.state_dict(), state.ema.state_dict()
+    parts = (live, average, state.optimizer.state_dict())
+    checkpoint = Checkpoint(values, 1, 3, Circumstances(1, 24, ""), *parts)
+    checkpointing.save_checkpoint(checkpointing.checkpoint_path(tmp_path, 1, 3, True), checkpoint)
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

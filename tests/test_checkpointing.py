@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 import config as config_module
 from config import Config, UNetConfig
 from diffusion import checkpointing
-from diffusion.checkpointing import Checkpoint
+from diffusion.checkpointing import Checkpoint, Circumstances
 from models.custom_unet_celeba_ldm import build_unet
 
 NAME = "celeba_ldm_unet_checkpoint_epoch_1.pt"
+CIRCUMSTANCES = {"processes": 1, "faces": 24, "frozen": ""}
 
 
 def small_config() -> Config:
@@ -34,13 +35,14 @@ def checkpoint(fill: float = 1.5) -> Checkpoint:
     moments = {"step": torch.tensor(3.0), "exp_avg": torch.full((2,), fill)}
     optimizer = {"state": {0: moments}, "param_groups": [{"lr": 0.1, "betas": (0.9, 0.999)}]}
     average = {name: value * 2 for name, value in weights.items()}
-    return Checkpoint(small_config(), 1, 3, 1, weights, average, optimizer)
+    return Checkpoint(small_config(), 1, 3, Circumstances(1, 24, ""), weights, average, optimizer)
 
 
 def write(folder: Path, **values: Any) -> Path:
     """A file of torch.save with the fields of a checkpoint, some of them replaced."""
     fields = {name: getattr(checkpoint(), name) for name in checkpointing.FIELDS}
-    torch.save(fields | {"config": small_config().to_dict()} | values, folder / NAME)
+    own = {"config": small_config().to_dict(), "circumstances": CIRCUMSTANCES}
+    torch.save(fields | own | values, folder / NAME)
     return folder / NAME
 
 
@@ -141,7 +143,7 @@ def test_missing_fields_are_named(tmp_path: Path, name: str) -> None:
 
 def test_bare_weights_are_refused(tmp_path: Path) -> None:
     torch.save({"conv.weight": torch.zeros(1)}, tmp_path / NAME)
-    with pytest.raises(ValueError, match="lacks config, epoch, step, processes, unet"):
+    with pytest.raises(ValueError, match="lacks config, epoch, step, circumstances, unet"):
         checkpointing.load_checkpoint(tmp_path / NAME)
     torch.save([1, 2], tmp_path / NAME)
     with pytest.raises(ValueError, match="lacks config"):

@@ -8,11 +8,11 @@ from config import PRESETS, Config, UNetConfig, celeba_hq
 from models.custom_unet_celeba_ldm import build_unet, count_parameters
 
 
-@pytest.fixture
-def small() -> UNet2DConditionModel:
+@pytest.fixture(params=[False, True], ids=["cross-attention only", "text at every layer"])
+def small(request: pytest.FixtureRequest) -> UNet2DConditionModel:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return build_unet(UNetConfig(8, 4, (32, 64), 1, 4, 24))
+        return build_unet(UNetConfig(8, 4, (32, 64), 1, 4, 24, request.param))
 
 
 def inputs(batch: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -82,6 +82,19 @@ def test_output_depends_on_every_input(small: UNet2DConditionModel, part: str) -
         text[:, 60 if part == "a late word" else slice(None)] += 1
     difference = (small(latents, steps, text).sample - before).abs().amax(dim=(1, 2, 3))
     assert (difference > 1e-4).all()
+
+
+def test_only_with_text_at_every_layer_do_the_residual_blocks_hear_of_the_caption(
+    small: UNet2DConditionModel,
+) -> None:
+    latents, steps, text = inputs()
+    heard = []
+    small.down_blocks[0].resnets[0].register_forward_pre_hook(
+        lambda module, args: heard.append(args[1])  # the timestep embedding
+    )
+    small(latents, steps, text)
+    small(latents, steps, text + 1)
+    assert torch.equal(*heard) == (small.config.addition_embed_type is None)
 
 
 def test_samples_of_a_batch_do_not_mix(small: UNet2DConditionModel) -> None:

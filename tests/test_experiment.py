@@ -174,7 +174,7 @@ def test_a_run_with_other_settings_is_refused_before_encoding(exact: Config, roo
 def test_bf16_is_the_precision_of_the_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     assert experiment.build_accelerator("bf16").mixed_precision == "bf16"
     AcceleratorState._reset_state(reset_partial_state=True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     kept = []
     monkeypatch.setattr(

@@ -142,3 +142,43 @@ def test_a_second_run_is_refused_before_it_starts(tiny_config: Config, tmp_path:
     assert first.returncode == 0
     losses = run_folder.read_losses(tmp_path / "checkpoints" / "test")
     assert [line["step"] for line in losses] == list(range(1, len(losses) + 1))
+
+
+# --- several processes ---
+
+
+def launch(processes: int, *arguments: object) -> subprocess.CompletedProcess:
+    """TRAIN under `accelerate launch`, on the CPU."""
+    (script := Path(str(arguments[0])).parent / "train_many.py").write_text(TRAIN)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines=1"]
+    command += [f"--num_processes={processes}", "--mixed_precision=no", "--dynamo_backend=no"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*command, "--main_process_port=0", str(script), *map(str, arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+def test_two_processes_train_one_model(tiny_config: Config, tmp_path: Path) -> None:
+    config = training_config(tiny_config, batch_size=4, num_epochs=2, keep_last=100)
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    places = (tmp_path / "two", tmp_path / "config.json")
+    finished = launch(2, *places)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert finished.stdout.count("step 6\n") == 2  # 24 faces, 2 x 4 a step, two epochs
+    folder = tmp_path / "two" / "checkpoints" / "test"
+    path, checkpoint = checkpointing.open_newest(folder)
+    assert checkpoint.circumstances.processes == 2
+    assert (checkpoint.step, checkpoint.epoch) == (6, 2)
+    assert [line["step"] for line in run_folder.read_losses(folder)] == [1, 2, 3, 4, 5, 6]
+    path.unlink()  # as if it had stopped a step before
+    again = launch(2, *places)
+    assert again.returncode == 0 and again.stdout.count("step 6\n") == 2, again.stderr[-3000:]
+    _, resumed = checkpointing.open_newest(folder)
+    assert all(torch.equal(resumed.ema[name], value) for name, value in checkpoint.ema.items())
+    alone = run_script(TRAIN, *places)
+    assert alone.returncode != 0 and "processes: 2 there, 1 here" in alone.stderr

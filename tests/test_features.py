@@ -20,7 +20,6 @@ from evaluation.checks import (
 from evaluation.feature_cache import cached_features
 from evaluation.features import (
     FeatureNetwork,
-    classifier_features,
     clip_image_features,
     clip_pixels,
     dinov2_features,
@@ -163,8 +162,7 @@ def test_fids_network_has_2048_features_and_alone_may_be_called_fid(
     network = inception_fid(tmp_path / "weights.pth")
     assert extract_features(network, random_images(2, 32)).shape == (2, 2048)
     assert frechet_name(network) == "FID"
-    with pytest.raises(ValueError, match="another name"):
-        classifier_features(nn.Flatten(), network.name, 8)
+    assert frechet_name(FeatureNetwork("Inception of mine", 8, network.extract)).startswith("FD (")
 
 
 def test_efficientnet_lite0_tells_pictures_apart() -> None:
@@ -184,19 +182,6 @@ def test_efficientnet_without_its_packages_is_refused(monkeypatch: pytest.Monkey
         efficientnet_lite0_features()
 
 
-def test_a_classifier_sees_its_own_size_and_range() -> None:
-    seen = []
-
-    def penultimate(pixels: Tensor) -> Tensor:
-        seen.append(pixels)
-        return pixels.flatten(1)
-
-    network = classifier_features(penultimate, "mine", 4)
-    assert extract_features(network, random_images(3, 8)).shape == (3, 48)
-    assert seen[0].shape == (3, 3, 4, 4) and seen[0].min() < -0.1 < 0.1 < seen[0].max() <= 1
-    assert frechet_name(network) == "FD (mine)"
-
-
 def test_extraction_is_the_same_in_any_batch_and_refuses_floats() -> None:
     network = FeatureNetwork("mean", 8, lambda images: images.float().mean((2, 3)))
     images = random_images(7, 8)
@@ -211,7 +196,8 @@ def test_extraction_is_the_same_in_any_batch_and_refuses_floats() -> None:
 
 def linear(seed: int) -> FeatureNetwork:
     torch.manual_seed(seed)
-    return classifier_features(nn.Sequential(nn.Flatten(), nn.Linear(48, 5)), "linear", 4)
+    layer = nn.Linear(48, 5)
+    return FeatureNetwork("linear", 4, lambda images: layer(images[..., :4, :4].flatten(1) / 255))
 
 
 def test_stored_features_are_used_until_images_or_weights_change(tmp_path: Path) -> None:

@@ -7,35 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from config import Config
 from diffusion import checkpointing, sampling
-from diffusion.checkpointing import Checkpoint
 from diffusion.text_to_face import TextToFace
-from diffusion.training_state import new_state
 from models.custom_unet_celeba_ldm import build_unet
 from models.text_encoder import TextEncoder
 from models.vae_wrapper import VAEWrapper
 
 PROMPTS = [f"a {age} {who}" for age in ("young", "older") for who in ("man", "woman", "person")]
 SEEDS = [31, 4, 15, 92, 65, 35]
-
-
-@pytest.fixture
-def run(tiny_config: Config, tmp_path: Path) -> Path:
-    """A run folder whose averaged weights are others than its live ones."""
-    config = dataclasses.replace(
-        tiny_config, training=dataclasses.replace(tiny_config.training, mixed_precision="no")
-    )
-    torch.manual_seed(5)
-    state = new_state(build_unet(config.unet), config.training)
-    state.ema.update_parameters(state.unet)
-    with torch.no_grad():
-        for parameter in state.unet.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    live, average = state.unet.state_dict(), state.ema.state_dict()
-    values = Checkpoint(config, 1, 3, live, average, state.optimizer.state_dict())
-    checkpointing.save_checkpoint(checkpointing.checkpoint_path(tmp_path, 1, 3, True), values)
-    return tmp_path
 
 
 @pytest.fixture

@@ -1,0 +1,172 @@
+"""A run as a folder that diffusers opens alone: `python export.py --preset demo`.
+
+The parts of this experiment (autoencoder, CLIP text model, UNet with cross-attention, scheduler)
+are those of Stable Diffusion, so `StableDiffusionPipeline.from_pretrained` opens the folder, and
+the image-to-image and inpainting pipelines do too. Nothing of this repository is needed there.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+
+from config import get_config
+from diffusion import checkpointing
+from diffusion.sampling import build_sampler
+from diffusion.text_to_face import TextToFace
+
+CARD = """---
+library_name: diffusers
+pipeline_tag: text-to-image
+license: {licence}
+tags: [text-to-image, latent-diffusion, faces]
+---
+# Text-to-face latent diffusion, preset `{name}`
+
+A UNet of {parameters:.1f}M parameters, trained to predict {target} on the latents of {data} at
+{size} px, under captions made from the 40 attributes of CelebA. Autoencoder: `{autoencoder}`. Text
+encoder: `{text_encoder}`. Both were frozen. The weights are the moving average after {step} steps
+of {batch} faces ({epoch} epochs).
+
+```python
+import torch
+from diffusers import StableDiffusionPipeline
+
+pipeline = StableDiffusionPipeline.from_pretrained("this folder")
+generator = torch.Generator().manual_seed(0)
+image = pipeline(
+    "{prompt}",
+    num_inference_steps={steps}, guidance_scale={guidance_scale}, generator=generator,
+).images[0]
+```
+
+## Recipe
+
+{diffusion}
+
+{training}
+
+## Measured
+
+{measured}
+
+## Use and limits
+
+{limits}
+"""
+DRAWN = """The faces are drawings (Avataaars by Pablo Stanley), and the frozen models know nothing
+else. This model shows that a pipeline works; it is of no other use."""
+REAL = """For non-commercial research only, as CelebA-HQ is. CelebA's labels were given by few
+annotators, are noisy, and judge looks ("attractive", "big nose"); its people are celebrities,
+mostly young and light-skinned, and the model repeats that. Do not use it to judge people, to depict
+real ones, or to deceive."""
+
+
+def export(checkpoint_path: Path, out: Path, metrics: Path) -> Path:
+    """Write the averaged weights of a checkpoint as a Stable Diffusion pipeline with a model card.
+
+    Args:
+        metrics: `metrics.json` of the run; the card says so where there is none.
+
+    Raises:
+        FileNotFoundError: the frozen models cannot be had.
+        FileExistsError: `out` holds something that was not exported.
+    """
+    if out.is_dir() and any(out.iterdir()) and not (out / "model_index.json").is_file():
+        raise FileExistsError(f"{out} is not empty and no exported model: name another folder")
+    checkpoint = checkpointing.load_checkpoint(checkpoint_path)
+    model = TextToFace.from_checkpoint(checkpoint_path)
+    tokenizer = model.text_encoder.tokenizer
+    tokenizer.model_max_length = model.text_encoder.max_tokens  # the pipeline pads to it
+    pipeline = StableDiffusionPipeline(
+        vae=model.vae.autoencoder.to(memory_format=torch.contiguous_format),
+        text_encoder=model.text_encoder.model,
+        tokenizer=tokenizer,
+        unet=model.unet.to(memory_format=torch.contiguous_format),
+        scheduler=build_sampler(model.config.sampling.sampler, model.config.diffusion),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(out, safe_serialization=True)
+    measured = _measured(metrics, checkpointing.identity(checkpoint_path))
+    (out / "README.md").write_text(model_card(checkpoint, measured))
+    return out
+
+
+def model_card(checkpoint: checkpointing.Checkpoint, measured: str) -> str:
+    """The page that goes with an exported model: data, recipe, numbers and protocol, limits."""
+    config = checkpoint.config
+    drawn = bool(config.data.drawn_counts)
+    return CARD.format(
+        name=config.name,
+        parameters=sum(value.numel() for value in checkpoint.unet.values()) / 1e6,
+        target="the noise" if config.diffusion.prediction_type == "epsilon" else "v",
+        data="drawn faces" if drawn else "CelebA-HQ (train split)",
+        size=config.data.image_size,
+        autoencoder=config.models.autoencoder,
+        text_encoder=config.models.text_encoder,
+        step=checkpoint.step,
+        batch=config.training.batch_size * checkpoint.circumstances.processes,
+        epoch=checkpoint.epoch,
+        prompt=config.sampling.prompts[0],
+        steps=config.sampling.steps,
+        guidance_scale=config.sampling.guidance_scale,
+        diffusion=_table(config.to_dict()["diffusion"]),
+        training=_table(config.to_dict()["training"]),
+        measured=measured,
+        licence="mit" if drawn else "other\nlicense_name: non-commercial-research",
+        limits=DRAWN if drawn else REAL,
+    )
+
+
+def _table(values: dict[str, object]) -> str:
+    rows = [f"| `{name}` | {value} |" for name, value in values.items()]
+    return "\n".join(["| setting | value |", "|---|---|", *rows])
+
+
+def _measured(metrics: Path, model: str) -> str:
+    """The distances and the consistency of `metrics.json`, each with what stands beside it."""
+    results = json.loads(metrics.read_text()) if metrics.is_file() else None
+    if results is None or results["protocol"]["model"] != model:
+        return "Nothing was measured of these weights: run the notebook `metrics1`, export again."
+    lines = ["| number | value | 95% | n |", "|---|---|---|---|"]
+    for comparison in results["distribution"].values():
+        for name, row in comparison["sets"].items():
+            number, estimate = next(iter(row.items()))
+            lines.append(_row(f"{number}, {name}", estimate))
+    headline = results["attribute_consistency"]["headline"]
+    for name in ("generated", "shuffled"):
+        if headline[name]:
+            lines.append(_row(f"attribute consistency, {name} captions", headline[name]))
+    protocol = ", ".join(f"{key}: {value}" for key, value in results["protocol"].items())
+    return "\n".join([*lines, "", f"Protocol: {protocol}."])
+
+
+def _row(name: str, estimate: dict[str, float]) -> str:
+    low, high = estimate["low"], estimate["high"]
+    return f"| {name} | {estimate['value']:.3f} | {low:.3f} to {high:.3f} | {estimate['n']} |"
+
+
+def main() -> None:
+    """Export the newest checkpoint of a preset's run."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", default=None)
+    parser.add_argument("--out", type=Path, help="default: outputs/<preset>/pipeline")
+    parser.add_argument("--push-to-hub", metavar="OWNER/NAME", help="upload the folder as well")
+    arguments = parser.parse_args()
+    config = get_config(arguments.preset)
+    out = arguments.out or config.output_folder / "pipeline"
+    path = checkpointing.require_checkpoint(config.run_folder)
+    print(f"{path.name} -> {export(path, out, config.output_folder / 'metrics.json')}")
+    if arguments.push_to_hub:
+        from huggingface_hub import HfApi
+
+        HfApi().create_repo(arguments.push_to_hub, exist_ok=True, private=True)
+        HfApi().upload_folder(repo_id=arguments.push_to_hub, folder_path=out)
+
+
+if __name__ == "__main__":
+    main()

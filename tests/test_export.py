@@ -1,0 +1,133 @@
+"""An exported run: opened by diffusers alone, in a process that cannot see the repository."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from config import Config
+from diffusion import checkpointing
+from diffusion.sampling import build_sampler
+from diffusion.text_to_face import TextToFace
+from export import export
+
+PROMPTS = ["a young man with a beard", "a portrait of an older woman, smiling"]
+SEEDS = [31, 4]
+
+ALONE = """
+import sys
+import numpy as np
+import torch
+from diffusers import (
+    StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline, StableDiffusionPipeline,
+)
+from PIL import Image
+
+folder, prompts, seeds = sys.argv[1], sys.argv[2].split("|"), map(int, sys.argv[3].split())
+pipeline = StableDiffusionPipeline.from_pretrained(folder)
+options = {"num_inference_steps": 6, "guidance_scale": 2.5, "output_type": "np"}
+generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+np.save("images.npy", pipeline(prompts, generator=generators, **options).images)
+face = Image.new("RGB", (64, 64), (150, 110, 90))
+mask, size = Image.new("L", (64, 64), 255), {"height": 64, "width": 64}
+for kind, inputs in (
+    (StableDiffusionImg2ImgPipeline, {"image": face, "strength": 0.5}),
+    (StableDiffusionInpaintPipeline, {"image": face, "mask_image": mask, **size}),
+):
+    images = kind.from_pretrained(folder)(prompts[0], **inputs, **options).images
+    assert images.shape == (1, 64, 64, 3) and np.isfinite(images).all(), kind
+assert not any(name in sys.modules for name in ("config", "models", "diffusion"))
+"""
+
+
+@pytest.fixture
+def exported(run: Path, tmp_path: Path) -> Path:
+    return export(checkpointing.require_checkpoint(run), tmp_path / "out", tmp_path / "none.json")
+
+
+def test_diffusers_alone_finds_the_same_pictures(run: Path, exported: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    finished = subprocess.run(
+        [sys.executable, "-c", ALONE, str(exported), "|".join(PROMPTS), " ".join(map(str, SEEDS))],
+        cwd=tmp_path / "elsewhere",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    theirs = np.load(tmp_path / "elsewhere" / "images.npy")
+    model = TextToFace.from_run(run)
+    ours = model.generate(PROMPTS, SEEDS, guidance_scale=2.5, steps=6).permute(0, 2, 3, 1).numpy()
+    assert ours.std() > 0.02
+    np.testing.assert_allclose(theirs, ours, atol=2e-3)
+
+
+def test_what_is_written(exported: Path) -> None:
+    assert not list(exported.rglob("*.bin")) and list(exported.rglob("*.safetensors"))
+    index = json.loads((exported / "model_index.json").read_text())
+    assert index["_class_name"] == "StableDiffusionPipeline"
+    scheduler = json.loads((exported / "scheduler" / "scheduler_config.json").read_text())
+    assert scheduler["beta_schedule"] == "squaredcos_cap_v2"
+    assert scheduler["prediction_type"] == "v_prediction"
+    tokenizer = json.loads((exported / "tokenizer" / "tokenizer_config.json").read_text())
+    assert tokenizer["model_max_length"] == 77
+
+
+def test_an_export_may_be_repeated_but_overwrites_nothing_else(
+    run: Path, exported: Path, tmp_path: Path
+) -> None:
+    path = checkpointing.require_checkpoint(run)
+    export(path, exported, tmp_path / "none.json")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").touch()
+    with pytest.raises(FileExistsError, match="mine is not empty"):
+        export(path, tmp_path / "mine", tmp_path / "none.json")
+
+
+def test_the_card_says_what_was_measured_of_these_weights(run: Path, tmp_path: Path) -> None:
+    path = checkpointing.require_checkpoint(run)
+    without = (export(path, tmp_path / "a", tmp_path / "none.json") / "README.md").read_text()
+    assert "Nothing was measured" in without and "drawings" in without and "license: mit" in without
+    assert "| `snr_gamma` | 5.0 |" in without
+    estimate = {"value": 12.3456, "low": 11.0, "high": 13.0, "n": 400}
+    results = {
+        "distribution": {"x": {"sets": {"generated": {"FD (judge)": estimate}}}},
+        "attribute_consistency": {"headline": {"generated": estimate, "shuffled": None}},
+        "protocol": {"model": checkpointing.identity(path), "seeds": "0 to 399"},
+    }
+    (tmp_path / "metrics.json").write_text(json.dumps(results))
+    card = (export(path, tmp_path / "b", tmp_path / "metrics.json") / "README.md").read_text()
+    assert "| FD (judge), generated | 12.346 | 11.000 to 13.000 | 400 |" in card
+    assert "seeds: 0 to 399" in card
+    results["protocol"]["model"] = "celeba_ldm_unet_checkpoint_epoch_1.pt of another run"
+    (tmp_path / "metrics.json").write_text(json.dumps(results))
+    other = (export(path, tmp_path / "c", tmp_path / "metrics.json") / "README.md").read_text()
+    assert "Nothing was measured of these weights" in other
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpm++"])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_the_pipeline_keeps_the_timesteps(
+    tiny_config: Config, run: Path, tmp_path: Path, sampler: str, prediction_type: str
+) -> None:
+    """StableDiffusionPipeline rewrites the scheduler's offset; pictures must not change by it."""
+    path = checkpointing.require_checkpoint(run)
+    old = checkpointing.load_checkpoint(path)
+    config = dataclasses.replace(
+        old.config,
+        sampling=dataclasses.replace(old.config.sampling, sampler=sampler),
+        diffusion=dataclasses.replace(old.config.diffusion, prediction_type=prediction_type),
+    )
+    checkpointing.save_checkpoint(path, dataclasses.replace(old, config=config))
+    folder = export(path, tmp_path / "out", tmp_path / "none.json")
+    theirs = StableDiffusionPipeline.from_pretrained(folder).scheduler
+    ours = build_sampler(sampler, config.diffusion)
+    for scheduler in (theirs, ours):
+        scheduler.set_timesteps(20)
+    assert type(theirs) is type(ours) and torch.equal(theirs.timesteps, ours.timesteps)
