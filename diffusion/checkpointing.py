@@ -189,8 +189,9 @@ def open_newest(folder: Path, map_memory: bool = True) -> tuple[Path, Checkpoint
             print(f"passed over: {error}")
     if found:
         raise ValueError(
-            f"none of the {len(found)} checkpoints in {folder} is whole: move them away to start "
-            "anew, or bring back a copy"
+            f"none of the {len(found)} checkpoints in {folder} is whole "
+            f"({', '.join(path.name for path in found)}): move them away to start anew, or bring "
+            "back a copy"
         )
     return None
 

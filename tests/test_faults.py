@@ -147,15 +147,14 @@ def test_a_second_run_is_refused_before_it_starts(tiny_config: Config, tmp_path:
 # --- several processes ---
 
 
-def launch(processes: int, *arguments: object) -> subprocess.CompletedProcess:
-    """TRAIN under `accelerate launch`, on the CPU."""
-    (script := Path(str(arguments[0])).parent / "train_many.py").write_text(TRAIN)
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines=1"]
-    command += [f"--num_processes={processes}", "--mixed_precision=no", "--dynamo_backend=no"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+def launch(processes: int, root: Path, config: Path) -> subprocess.CompletedProcess:
+    """TRAIN in several processes on the CPU, as `accelerate launch` starts them."""
+    (script := root.parent / "train_many.py").write_text(TRAIN)
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
+    places = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     return subprocess.run(
-        [*command, "--main_process_port=0", str(script), *map(str, arguments)],
-        env=environment,
+        [*command, "--standalone", str(script), str(root), str(config)],
+        env=os.environ | places,
         capture_output=True,
         text=True,
         check=False,

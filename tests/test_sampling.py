@@ -117,7 +117,7 @@ def test_where_each_sampler_starts_and_ends() -> None:
         return int(scheduler.timesteps[0]), int(scheduler.timesteps[-1])
 
     assert first_and_last("ddpm", "epsilon") == first_and_last("ddpm", "v_prediction") == (999, 0)
-    assert first_and_last("ddim", "epsilon") == (980, 0)
+    assert first_and_last("ddim", "epsilon") == (981, 1)
     assert first_and_last("ddim", "v_prediction") == (999, 19)
     assert first_and_last("dpm++", "v_prediction")[0] == 999
     start = first_and_last("dpm++", "epsilon")[0]
@@ -152,7 +152,7 @@ def plain_scheduler(sampler: str, prediction_type: str) -> SchedulerMixin:
         return DDPMScheduler(**common, clip_sample=False)
     if sampler == "ddim":
         spacing = "leading" if epsilon else "trailing"
-        return DDIMScheduler(**common, clip_sample=False, timestep_spacing=spacing)
+        return DDIMScheduler(**common, clip_sample=False, timestep_spacing=spacing, steps_offset=1)
     options = {"lambda_min_clipped": -5.1} if epsilon else {}
     return DPMSolverMultistepScheduler(**common, **options)
 

@@ -494,12 +494,12 @@ def test_after_a_crash_the_run_goes_on_from_the_last_checkpoint(inputs: Inputs) 
 
 
 def test_a_finished_run_has_nothing_left_to_do(inputs: Inputs) -> None:
-    finish(inputs())
-    again = inputs()
+    finish(inputs(lr_decay="constant"))
+    again = inputs(lr_decay="constant")
     before = everything(again["state"], again["folder"])
     assert finish(again) == []
     assert_same(everything(again["state"], again["folder"]), before)
-    longer = inputs(num_epochs=3)
+    longer = inputs(num_epochs=3, lr_decay="constant")
     assert [step.number for step in training.train(**longer)] == [7, 8, 9]
 
 
@@ -602,6 +602,46 @@ def test_a_gradient_that_is_not_finite_is_never_saved(inputs: Inputs) -> None:
         assert all(value.isfinite().all() for value in weights.values())
 
 
+def test_a_run_begun_under_other_circumstances_is_refused(inputs: Inputs) -> None:
+    """Other faces would change the order of all of them; other frozen models, the latents."""
+    finish(inputs() | {"frozen": "0123"})
+    more = inputs(Latents(COUNT + 8)) | {"frozen": "0123"}
+    with pytest.raises(ValueError, match=f"faces: {COUNT} there, {COUNT + 8} here"):
+        finish(more)
+    with pytest.raises(ValueError, match="frozen: 0123 there, 4567 here"):
+        finish(inputs() | {"frozen": "4567"})
+    assert finish(inputs() | {"frozen": "0123"}) == []
+
+
+@pytest.mark.parametrize("allowed", [0, 1, 2])
+def test_batches_that_are_not_finite_are_skipped_up_to_a_bound(
+    inputs: Inputs, allowed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of the six steps blow up; what they would have done never reaches weights or average."""
+    real, calls = objective.loss_per_sample, []
+
+    def loss_per_sample(*arguments: Any) -> torch.Tensor:
+        calls.append(1)
+        return real(*arguments) * (math.nan if len(calls) in (2, 5) else 1.0)
+
+    monkeypatch.setattr(objective, "loss_per_sample", loss_per_sample)
+    arguments = inputs(skip_not_finite=allowed)
+    folder, steps = arguments["folder"], []
+    if allowed < 2:
+        with pytest.raises(FloatingPointError, match=r"not_finite\.jsonl"):
+            steps.extend(training.train(**arguments))
+    else:
+        steps = finish(arguments)
+        assert [step.skipped for step in steps] == [False, True, False, False, True, False]
+        assert int(arguments["state"].ema.n_averaged) == 4
+        losses = [line["loss"] for line in run_folder.read_losses(folder)]
+        assert [loss is None for loss in losses] == [step.skipped for step in steps]
+    lines = [json.loads(line) for line in (folder / "not_finite.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 5][: allowed + 1]
+    assert all(len(line["faces"]) == 8 and line["learning_rate"] > 0 for line in lines)
+    assert all(p.isfinite().all() for p in arguments["state"].unet.parameters())
+
+
 def test_too_few_faces_are_refused(inputs: Inputs) -> None:
     arguments = inputs(Latents(7))
     with pytest.raises(ValueError, match="7 faces do not fill one batch of 8"):
@@ -647,10 +687,23 @@ def test_what_does_not_shape_the_weights_may_change(tiny_config: Config) -> None
     data = dataclasses.replace(
         tiny_config.data, folder="elsewhere", loader_workers=9, cache_latents=False
     )
-    longer = dataclasses.replace(tiny_config.training, num_epochs=99, checkpoint_every_n_epochs=7)
+    often = dataclasses.replace(
+        tiny_config.training, checkpoint_every_n_epochs=7, save_every_minutes=1.0, keep_last=9
+    )
     sampling = dataclasses.replace(tiny_config.sampling, steps=3, sampler="ddim")
-    changed = dataclasses.replace(tiny_config, data=data, training=longer, sampling=sampling)
+    changed = dataclasses.replace(tiny_config, data=data, training=often, sampling=sampling)
     assert training_state.changed_settings(tiny_config, changed) == []
+
+
+@pytest.mark.parametrize(("decay", "free"), [("constant", True), ("cosine", False)])
+def test_a_run_may_be_made_longer_unless_its_rate_falls_towards_the_end(
+    tiny_config: Config, decay: str, free: bool
+) -> None:
+    training_ = dataclasses.replace(tiny_config.training, lr_decay=decay)
+    before = dataclasses.replace(tiny_config, training=training_)
+    longer = dataclasses.replace(before, training=dataclasses.replace(training_, num_epochs=99))
+    changed = training_state.changed_settings(before, longer)
+    assert changed == ([] if free else ["training.num_epochs: 2 there, 99 here"])
 
 
 def test_resume_without_a_checkpoint_is_a_fresh_start(inputs: Inputs) -> None:
