@@ -1,13 +1,12 @@
 """Checkpoints: written whole or not at all, verified before they are believed.
 
 One is enough both to sample (EMA weights and the config that rebuilds the model) and to go on (live
-weights, optimiser, step). For sampling it is memory-mapped, so the optimiser is never read.
+weights, optimiser, step). For sampling it is memory-mapped, so the optimiser takes no memory.
 Loading never runs code from a file: `weights_only=True` throughout.
 """
 
 import hashlib
 import os
-import pickle
 import re
 import zipfile
 from dataclasses import asdict, dataclass
@@ -19,14 +18,10 @@ import torch
 
 from config import Config, from_dict
 from diffusion.run_folder import read_losses
+from models.loading import read_archive
 
 CHECKPOINT_PATTERN = "celeba_ldm_unet_checkpoint_epoch_*.pt"
 FIELDS = ("config", "epoch", "step", "circumstances", "unet", "ema", "optimizer")
-# What unpickling of bytes that nobody vouches for can raise, beside the archive's own errors.
-UNREADABLE = (
-    *(zipfile.BadZipFile, pickle.UnpicklingError, EOFError, OSError, RuntimeError, ValueError),
-    *(KeyError, IndexError, TypeError, AttributeError, NotImplementedError, OverflowError),
-)
 
 
 class OtherVersion(ValueError):
@@ -108,25 +103,15 @@ def _sync_folder(folder: Path) -> None:
 def load_checkpoint(path: Path, map_memory: bool = True) -> Checkpoint:
     """Verify and open a checkpoint.
 
-    Every record of the file carries a CRC-32, and all are checked: torch alone reads altered
-    weights without complaint.
-
     Args:
-        map_memory: read only what is used, as sampling does. A run that goes on reads all: mapped,
-            the file would keep its place on the disk after it is deleted.
+        map_memory: hold in memory only what is used, as sampling does. A run that goes on reads
+            all: mapped, the file would keep its place on the disk after it is deleted.
 
     Raises:
         ValueError: the file is torn, altered, holds code, or is not one of this project's.
         OtherVersion: it is whole, but its settings are not those of this version.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            altered = archive.testzip()
-        if altered:
-            raise zipfile.BadZipFile(f"its record {altered} was altered")
-        values = torch.load(path, map_location="cpu", weights_only=True, mmap=map_memory)
-    except UNREADABLE as error:
-        raise ValueError(f"{path} is not a whole checkpoint of this project: {error}") from error
+    values = read_archive(path, "checkpoint", map_memory)
     missing = [name for name in FIELDS if not isinstance(values, dict) or name not in values]
     if missing:
         raise ValueError(f"{path} is no checkpoint of this project: it lacks {', '.join(missing)}")

@@ -16,6 +16,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 from config import ClassifierConfig, from_dict
 from custom_datasets.celeba_hq_dataset import ATTRIBUTES
+from models.loading import read_archive
 
 # ImageNet's statistics, so that ImageNet weights can be the start.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -104,12 +105,16 @@ class AttributeClassifier(nn.Module):
 
         Raises:
             FileNotFoundError: there is none yet; says how to make one.
+            ValueError: the file is damaged, holds code, or is something else.
         """
         if not path.is_file():
             raise FileNotFoundError(
                 f"no judge at {path}: run the notebook train2 with this preset first"
             )
-        values = torch.load(path, map_location="cpu", weights_only=True)
+        values = read_archive(path, "judge")
+        missing = {"config", "weights", "facts"} - set(values if isinstance(values, dict) else ())
+        if missing:
+            raise ValueError(f"{path} is no judge of this project: it lacks {sorted(missing)}")
         classifier = cls(from_dict(values["config"], ClassifierConfig))
         classifier.load_state_dict(values["weights"])
         return classifier.eval(), values["facts"]

@@ -1,6 +1,6 @@
 """Breaks runs for real: kills at random instants, a full disk, two runs in one folder.
 
-The quick form; `make torture` kills a few hundred times (LDM_TORTURE_KILLS).
+The quick form; `make torture` kills more than two hundred times (LDM_TORTURE_KILLS, a precision).
 """
 
 import dataclasses

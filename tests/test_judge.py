@@ -181,3 +181,9 @@ def test_a_saved_judge_decides_as_before(
     assert np.array_equal(loaded.decide(images), classifier.decide(images))
     with pytest.raises(FileNotFoundError, match="train2"):
         AttributeClassifier.load(tmp_path / "absent.pt")
+    torch.save({"weights": {}}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"other\.pt is no judge .*config"):
+        AttributeClassifier.load(tmp_path / "other.pt")
+    (tmp_path / "torn.pt").write_bytes((tmp_path / "new" / "judge.pt").read_bytes()[:-500])
+    with pytest.raises(ValueError, match=r"torn\.pt is not a whole judge"):
+        AttributeClassifier.load(tmp_path / "torn.pt")
