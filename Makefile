@@ -6,7 +6,7 @@ PRESET ?= demo
 NOTEBOOKS = train1_t2i_celeba_hq_ldm_cfg inference1_t2i_celeba_hq_ldm_cfg \
             train2_train_celeba_attribute_classifier metrics1_evaluate_celeba_hq
 
-.PHONY: demo test torture train
+.PHONY: data demo export test torture train
 
 # The notebooks headless and in order; executed copies, also as HTML, go to outputs/<preset>/notebooks.
 demo: $(VENV)/run-time
@@ -30,6 +30,14 @@ test: $(VENV)/development
 # 250 kills at random instants, half of them in bfloat16; about five minutes on two cores.
 torture: $(VENV)/development
 	LDM_TORTURE_KILLS=125 $(VENV)/bin/pytest tests/test_faults.py -s
+
+# Brings a copy of CelebA-HQ, in whatever form it is had, into data/celeba_hq: make data SOURCE=...
+data: $(VENV)/run-time
+	$(VENV)/bin/python -m custom_datasets.importing "$(SOURCE)"
+
+# A run as a folder that diffusers opens: outputs/<preset>/pipeline.
+export: $(VENV)/run-time
+	$(VENV)/bin/python export.py --preset $(PRESET)
 
 train: $(VENV)/run-time
 	$(VENV)/bin/accelerate launch train.py --preset $(PRESET)
