@@ -57,6 +57,7 @@ class AttributeRow:
     real: Rates
     reconstructed: Rates | None
     relative_hit_rate: float | None  # generated / real
+    relative_to_reconstructed: float | None  # generated / reconstructed: without the autoencoder
     reliable: bool  # the judge's balanced accuracy on real images reaches the threshold
 
 
@@ -116,7 +117,7 @@ def attribute_report(
             generated_rates[i],
             real_rates[i],
             other_rates and other_rates[i],
-            1.1 if name in excluded else threshold,
+            np.inf if name in excluded else threshold,
         )
         for i, name in enumerate(ATTRIBUTES)
     )
@@ -203,11 +204,16 @@ def _rates_of(judged: Judged, name: str, options: dict[str, int]) -> list[Rates]
 def _row(
     name: str, generated: Rates, real: Rates, reconstructed: Rates | None, threshold: float
 ) -> AttributeRow:
-    relative = None
-    if generated.hit_rate and real.hit_rate and real.hit_rate.value > 0:
-        relative = generated.hit_rate.value / real.hit_rate.value
     reliable = real.balanced_accuracy is not None and real.balanced_accuracy.value >= threshold
-    return AttributeRow(name, generated, real, reconstructed, relative, reliable)
+    relative = (_ratio(generated, real), _ratio(generated, reconstructed))
+    return AttributeRow(name, generated, real, reconstructed, *relative, reliable)
+
+
+def _ratio(generated: Rates, ceiling: Rates | None) -> float | None:
+    """Hit rate over the judge's own on other images; None where either cannot be told."""
+    if ceiling is None or not generated.hit_rate or not ceiling.hit_rate:
+        return None
+    return generated.hit_rate.value / ceiling.hit_rate.value if ceiling.hit_rate.value else None
 
 
 def _summary(

@@ -56,6 +56,7 @@ def compare_sets(
     width = reference.shape[1]
     return {
         "network": network.name,
+        "resize": f"to {network.size} px, antialiased",
         "n": n,
         "n_reference": len(reference),
         "dimensions": width,

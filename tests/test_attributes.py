@@ -90,6 +90,27 @@ def test_the_ratio_is_to_the_judges_own_recall() -> None:
     assert row.generated.hit_rate.value < 0.97
 
 
+def test_the_ratio_to_reconstructed_faces_leaves_the_autoencoder_out() -> None:
+    blurred = Judged(seen_by_judge(TRUTH, 0.3, 6), TRUTH)
+    generated = seen_by_judge(WANTED, 0.3, 7)
+    report = attribute_report(generated, STATED, REAL, blurred, repeats=20)
+    row = report.rows[SMILING]
+    hits = row.generated.hit_rate.value
+    assert row.relative_hit_rate == hits / row.real.hit_rate.value < 0.85
+    assert row.relative_to_reconstructed == hits / row.reconstructed.hit_rate.value
+    assert 0.85 < row.relative_to_reconstructed < 1.15
+    without = attribute_report(generated, STATED, REAL, repeats=20).rows[SMILING]
+    assert without.relative_to_reconstructed is None and without.relative_hit_rate is not None
+
+
+def test_disputed_attributes_are_never_reliable() -> None:
+    report = attribute_report(
+        seen_by_judge(WANTED, 0.05, 3), STATED, REAL, excluded=frozenset({"Smiling"}), repeats=20
+    )
+    assert not report.rows[SMILING].reliable and report.rows[MALE].reliable
+    assert "Smiling" not in report.headline.attributes + report.hit_rate.attributes
+
+
 def test_no_reliable_attribute_gives_no_headline() -> None:
     guesses = Judged(people(400, 7), TRUTH)
     report = attribute_report(WANTED, STATED, guesses, repeats=20)
