@@ -20,7 +20,7 @@ demo: $(VENV)/run-time
 	@echo "Pictures:   outputs/$(PRESET)/pictures"
 	@echo "Numbers:    outputs/$(PRESET)/metrics.json"
 	@echo "Notebooks:  outputs/$(PRESET)/notebooks (open the .html files)"
-	@echo "Checkpoint: $$(ls -t checkpoints/$(PRESET)/celeba_ldm_unet_*.pt | head -1)"
+	@echo "Checkpoint: $$(ls -t checkpoints/*.pt checkpoints/$(PRESET)/*.pt 2>/dev/null | grep unet | head -1)"
 
 test: $(VENV)/development
 	$(VENV)/bin/ruff check .
@@ -33,7 +33,7 @@ torture: $(VENV)/development
 
 # Brings a copy of CelebA-HQ, in whatever form it is had, into data/celeba_hq: make data SOURCE=...
 data: $(VENV)/run-time
-	$(VENV)/bin/python -m custom_datasets.importing "$(SOURCE)"
+	$(VENV)/bin/python -m custom_datasets.importing "$(or $(SOURCE),$(error name the copy: make data SOURCE=folder))"
 
 # A run as a folder that diffusers opens: outputs/<preset>/pipeline.
 export: $(VENV)/run-time

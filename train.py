@@ -6,6 +6,7 @@ if there is one, and writes the run folder and a grid of fixed prompts and seeds
 """
 
 import argparse
+import sys
 
 from torchvision.utils import save_image
 
@@ -30,8 +31,8 @@ def main() -> None:
                 save_samples(experiment, step.number)
             epoch = step.epoch
     except KeyboardInterrupt as stopped:
-        print(f"{stopped}: run the same command")
-        return
+        print(f"{stopped or 'stopped within a step; start again to go on'}: run the same command")
+        sys.exit(130)
     print(f"checkpoint: {checkpointing.newest_checkpoint(experiment.folder)}")
 
 

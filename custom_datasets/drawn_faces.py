@@ -292,7 +292,7 @@ def _is_drawn(folder: Path, settings: dict[str, object]) -> bool:
     marker = folder / MARKER_FILE
     if marker.is_file():
         found = json.loads(marker.read_text())
-        if found.pop("whole") and found == settings:
+        if found.pop("whole", False) and found == settings:
             return True
         if found != settings:
             raise FileExistsError(
@@ -310,12 +310,18 @@ def _draw_all(
 ) -> None:
     (folder / IMAGE_FOLDER).mkdir(parents=True, exist_ok=True)
     marker, (size, seed) = folder / MARKER_FILE, (settings["size"], settings["seed"])
-    marker.write_text(json.dumps({**settings, "whole": False}))
+    _mark(marker, {**settings, "whole": False})
     tasks = [(folder / IMAGE_FOLDER / f"{i}.jpg", i, seed, size) for i in range(sum(counts))]
     with ProcessPoolExecutor(workers) as pool:
         attributes = list(pool.map(_write_one, tasks, chunksize=32))
     _write_tables(folder, attributes, counts)
-    marker.write_text(json.dumps({**settings, "whole": True}))
+    _mark(marker, {**settings, "whole": True})
+
+
+def _mark(marker: Path, values: dict[str, object]) -> None:
+    unfinished = marker.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(values))
+    unfinished.replace(marker)
 
 
 def _write_tables(folder: Path, attributes: list[np.ndarray], counts: tuple[int, int, int]) -> None:

@@ -37,6 +37,7 @@ from custom_datasets.verification import (
 )
 
 ATTRIBUTE_LIST = "list_attr_celeba.txt"
+NUMBERED = re.compile(r"\D*\d+\.(jpe?g|png)", re.IGNORECASE)
 CELEBA_COUNTS = (162_770, 19_867, 19_962)
 LAST_TRAIN, LAST_VAL = 162_770, 182_637  # numbers in CelebA's file names, by its README
 WITH_ATTRIBUTES = "eurecom-ds/celeba-hq-256"
@@ -104,19 +105,22 @@ def as_attributes(record: Mapping[str, object]) -> np.ndarray | None:
 
 def parquet_rows(source: str) -> Iterator[Row]:
     """Faces of a hub data set, or of a folder of parquet files, through `datasets`."""
+    from datasets import Image as ImageFeature
     from datasets import load_dataset
 
     folder = Path(source).expanduser()
     if folder.is_dir():
-        files = [str(path) for path in sorted(folder.rglob("*.parquet"))]
-        parts = {"all": load_dataset("parquet", data_files=files, split="train")}
+        files: dict[str, list[str]] = {}
+        for path in sorted(folder.rglob("*.parquet")):  # such as train-00000-of-00007.parquet
+            files.setdefault(path.name.split("-")[0], []).append(str(path))
+        parts = load_dataset("parquet", data_files=files)
     else:
         parts = load_dataset(source)
     # Only CelebA's own division is by identity; a copy divided otherwise tells nothing.
     is_official = sorted(len(faces) for faces in parts.values()) == sorted(CELEBA_COUNTS)
     numbers = {"train": 0, "val": 1, "valid": 1, "validation": 1, "test": 2}
     for name, faces in parts.items():
-        for record in faces:
+        for record in faces.cast_column("image", ImageFeature()):
             attributes = as_attributes(record)
             if attributes is None:
                 raise ValueError(
@@ -142,7 +146,7 @@ def stargan_rows(folder: Path, attribute_list: Path) -> Iterator[Row]:
 def plain_rows(folder: Path, attribute_list: Path, mapping: Path) -> Iterator[Row]:
     """Faces named by their CelebA-HQ index, of any extension and with any number of zeros."""
     attributes, originals = read_attribute_list(attribute_list), read_mapping(mapping)
-    paths = [p for p in folder.iterdir() if re.fullmatch(r"\D*\d+\.(jpe?g|png)", p.name, re.I)]
+    paths = [path for path in folder.iterdir() if NUMBERED.fullmatch(path.name)]
     indexed = {int(re.search(r"(\d+)\.", path.name)[1]): path for path in paths}
     if len(indexed) != len(paths):
         raise ValueError(f"{folder}: two images have one number; keep one form of each")
@@ -152,6 +156,9 @@ def plain_rows(folder: Path, attribute_list: Path, mapping: Path) -> Iterator[Ro
             f"{folder}: {beyond[0]} is no index of CelebA-HQ (0 to {OFFICIAL_COUNT - 1}); does the "
             "copy count from 1?"
         )
+    missing = [name for name in map(originals.get, indexed) if name not in attributes]
+    if missing:
+        raise ValueError(f"{attribute_list} has no row for {missing[0]}, named in {mapping}")
     for index, path in sorted(indexed.items()):
         yield Row(path, attributes[originals[index]], originals[index], index)
 
@@ -181,7 +188,7 @@ def recognise(source: str, attribute_list: Path | None, mapping: Path | None) ->
 
 
 def _has_images(folder: Path) -> bool:
-    return any(next(folder.glob(f"*{kind}"), None) for kind in (".jpg", ".png"))
+    return folder.is_dir() and any(NUMBERED.fullmatch(path.name) for path in folder.iterdir())
 
 
 def _find(folder: Path, name: str) -> Path:

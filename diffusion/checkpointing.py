@@ -144,6 +144,12 @@ def progress_in_name(path: Path) -> tuple[int, int]:
     return (int(match[1]), int(match[2] or 0)) if match else (-1, -1)
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Delete what a process left behind that was killed while it saved."""
+    for path in folder.glob("celeba_ldm_unet_checkpoint_*.tmp"):
+        path.unlink()
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """All checkpoints of the folder, the one that has come furthest first."""
     found = (p for p in folder.glob(CHECKPOINT_PATTERN) if progress_in_name(p) >= (0, 0))
@@ -197,9 +203,14 @@ def require_checkpoint(folder: Path) -> Path:
     return opened[0]
 
 
-def prune_checkpoints(folder: Path, last: int, every_n_epochs: int, best: int | None) -> None:
-    """Delete all checkpoints but the last ones, every n-th epoch's, and the best epoch's."""
-    for path in checkpoints(folder)[last:]:
+def prune_checkpoints(saved: Path, last: int, every_n_epochs: int, best: int | None) -> None:
+    """Delete all checkpoints but the last ones, every n-th epoch's, and the best epoch's.
+
+    What lies beyond the one just saved is damaged or of no use, and takes no place among the last.
+    """
+    reached = progress_in_name(saved)
+    behind = [path for path in checkpoints(saved.parent) if progress_in_name(path) <= reached]
+    for path in behind[last:]:
         epoch, within = progress_in_name(path)
         if within or (epoch % every_n_epochs and epoch != best):
             path.unlink()

@@ -24,8 +24,14 @@ from custom_datasets.drawn_faces import write_drawn_faces
 from custom_datasets.latent_cache import ImageLatents, LatentSource, open_latent_cache
 from custom_datasets.screening import screen
 from diffusion import run_folder
+from diffusion.checkpointing import Circumstances
 from diffusion.text_to_face import TextToFace
-from diffusion.training_state import TrainingState, new_state, resume
+from diffusion.training_state import (
+    TrainingState,
+    new_state,
+    require_circumstances,
+    resume,
+)
 from models.custom_unet_celeba_ldm import build_unet, count_parameters
 from models.loading import fingerprint
 from models.precision import supported
@@ -102,7 +108,7 @@ def build_accelerator(mixed_precision: str) -> Accelerator:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     usable = supported(mixed_precision, device)
     if usable != mixed_precision:
-        print(f"this GPU has no {mixed_precision}: training in float32")
+        print(f"this device has no {mixed_precision}: training in float32")
     return Accelerator(mixed_precision=usable)
 
 
@@ -163,6 +169,9 @@ def open_experiment(config: Config) -> Experiment:
     vae = VAEWrapper.from_pretrained(config.models.autoencoder).to(accelerator.device)
     check_fit(config, text_encoder, vae)
     state = open_state(config, accelerator.device)
+    frozen = fingerprint(text_encoder, vae)
+    here = Circumstances(accelerator.num_processes, len(faces), frozen)
+    require_circumstances(state, here, config.run_folder)
     latents = open_latents(config, faces, vae)  # one process encodes, the others wait for its lock
     if accelerator.is_main_process:
         run_folder.write_config(config.run_folder, config, describe_environment(accelerator.device))

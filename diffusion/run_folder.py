@@ -100,10 +100,11 @@ def _read_whole_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def cut_losses(folder: Path, step: int) -> None:
-    """Forget the losses after `step`: a run that goes on from there writes them anew."""
-    if (folder / "losses.jsonl").is_file():
-        kept = [line for line in read_losses(folder) if line["step"] <= step]
-        _replace_text(folder / "losses.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+    """Forget what was logged after `step`: a run that goes on from there writes it anew."""
+    for path in (folder / "losses.jsonl", folder / NOT_FINITE):
+        if path.is_file():
+            kept = [line for line in _read_whole_lines(path) if line["step"] <= step]
+            _replace_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def _replace_text(path: Path, text: str) -> None:

@@ -22,7 +22,7 @@ from diffusion import checkpointing, objective, run_folder
 from diffusion.determinism import positions_at, step_generator
 from diffusion.interruption import stop_on_signal
 from diffusion.step import Step, Stopwatch, loss_by_bin
-from diffusion.training_state import TrainingState, learning_rate_at
+from diffusion.training_state import TrainingState, learning_rate_at, require_circumstances
 from models.text_encoder import TextEncoder
 
 
@@ -48,8 +48,8 @@ def train(
         frozen: fingerprint of the frozen models, kept in the checkpoints.
 
     Raises:
-        ValueError: fewer faces than one global batch, or a run begun with other faces, frozen
-            models or another number of processes.
+        ValueError: fewer faces than one global batch; a run begun with other faces, frozen models
+            or another number of processes; or a state that another process has overtaken.
         RunFolderInUse: another process trains into the folder.
         FloatingPointError: loss or gradient is not finite (more often than
             `training.skip_not_finite`); the last checkpoint is intact.
@@ -60,8 +60,20 @@ def train(
         yield from run.steps()
         return
     with run_folder.hold(folder):
+        checkpointing.remove_unfinished(folder)
+        _require_newest(folder, state.step)
         run_folder.cut_losses(folder, state.step)
         yield from run.steps()
+
+
+def _require_newest(folder: Path, step: int) -> None:
+    """Refuse a state that another process has overtaken since it was opened."""
+    opened = checkpointing.open_newest(folder)
+    if opened and opened[1].step > step:
+        raise ValueError(
+            f"the run in {folder} has gone on to step {opened[1].step} since this state (step "
+            f"{step}) was opened: open it again"
+        )
 
 
 @dataclass(frozen=True)
@@ -96,13 +108,7 @@ class _Run:
             raise ValueError(
                 f"{len(self.latents)} faces do not fill one batch of {batch} x {processes}"
             )
-        before = self.state.circumstances
-        changed = before.differences(self._circumstances) if before else []
-        if changed:
-            raise ValueError(
-                f"the run in {self.folder} was begun under other circumstances: "
-                f"{'; '.join(changed)}. Restore them, or move it away to start a new run."
-            )
+        require_circumstances(self.state, self._circumstances, self.folder)
         self.noise_scheduler = objective.build_noise_scheduler(self.config.diffusion)
         self.skipped = run_folder.count_not_finite(self.folder, self.state.step)
 
@@ -260,7 +266,7 @@ class _Run:
         checkpointing.save_checkpoint(path, checkpoint)
         best = checkpointing.best_epoch(self.folder, self.steps_per_epoch)
         checkpointing.prune_checkpoints(
-            self.folder, settings.keep_last, settings.keep_every_n_epochs, best
+            path, settings.keep_last, settings.keep_every_n_epochs, best
         )
 
     def _any_process(self, flag: bool) -> bool:

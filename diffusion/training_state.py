@@ -101,6 +101,22 @@ def resume(state: TrainingState, config: Config, folder: Path) -> TrainingState:
     return state
 
 
+def require_circumstances(
+    state: TrainingState, here: checkpointing.Circumstances, folder: Path
+) -> None:
+    """Refuse to go on where other faces, frozen models or processes would change the run.
+
+    Raises:
+        ValueError: names what is not as it was.
+    """
+    changed = state.circumstances.differences(here) if state.circumstances else []
+    if changed:
+        raise ValueError(
+            f"the run in {folder} was begun under other circumstances: {'; '.join(changed)}. "
+            "Restore them, or move it away to start a new run."
+        )
+
+
 def changed_settings(old: Config, new: Config) -> list[str]:
     """Settings that shape the weights and differ: "training.seed: 0 there, 1 here"."""
     before, after = old.to_dict(), new.to_dict()

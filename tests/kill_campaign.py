@@ -19,6 +19,7 @@ import torch
 
 import config as config_module
 
+WRITING = "celeba_ldm_unet_checkpoint_*.tmp"
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
 
@@ -75,7 +76,7 @@ def same(a: object, b: object) -> bool:
 def wait_for_write(folder: Path, child: int) -> None:
     """Return as soon as a checkpoint is being written, or the child has ended."""
     while (
-        not any(folder.glob("*.tmp"))
+        not any(folder.glob(WRITING))
         and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
     ):
         time.sleep(0.0005)
@@ -97,6 +98,8 @@ def main() -> None:
     root = home / "killed"
     while counts["kills"] < kills:
         root.mkdir(exist_ok=True)
+        for left in root.rglob(WRITING):  # by the kill before: it would look as if one was written
+            left.unlink()
         child = train_in(root, config)
         if rng.random() < 0.5:
             wait_for_write(root / "checkpoints" / "test", child)
@@ -104,7 +107,7 @@ def main() -> None:
         else:
             time.sleep(rng.uniform(0, seconds))
         number = rng.choice(SIGNALS)
-        writing = any((root / "checkpoints" / "test").glob("*.tmp"))
+        writing = any((root / "checkpoints" / "test").glob(WRITING))
         os.kill(child, number)
         _, status = os.waitpid(child, 0)
         if status == 0:  # it had finished

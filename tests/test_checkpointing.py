@@ -256,9 +256,28 @@ def test_the_last_the_best_and_every_nth_are_kept(tmp_path: Path) -> None:
     for epoch in range(1, 13):
         checkpointing.checkpoint_path(tmp_path, epoch, epoch, True).touch()
         checkpointing.checkpoint_path(tmp_path, epoch, 10 * epoch + 5, False).touch()
-    checkpointing.prune_checkpoints(tmp_path, last=3, every_n_epochs=5, best=7)
+    saved = checkpointing.checkpoint_path(tmp_path, 12, 125, False)
+    checkpointing.prune_checkpoints(saved, last=3, every_n_epochs=5, best=7)
     found = [checkpointing.progress_in_name(path) for path in checkpointing.checkpoints(tmp_path)]
     assert found == [(12, 125), (12, 0), (11, 115), (10, 0), (7, 0), (5, 0)]
+
+
+def test_damaged_ones_that_lie_ahead_take_no_place_among_the_last(tmp_path: Path) -> None:
+    ahead = [checkpointing.checkpoint_path(tmp_path, 30, n, False) for n in (900, 905)]
+    behind = [checkpointing.checkpoint_path(tmp_path, 20, n, False) for n in (601, 602, 603)]
+    for path in (*ahead, *behind):
+        path.touch()
+    checkpointing.prune_checkpoints(behind[-1], last=2, every_n_epochs=10, best=None)
+    assert set(tmp_path.iterdir()) == {*ahead, *behind[1:]}
+
+
+def test_what_a_killed_save_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    kept = [checkpointing.checkpoint_path(tmp_path, 1, 1, True), tmp_path / "notes.tmp"]
+    left = checkpointing.checkpoint_path(tmp_path, 1, 7, False).with_suffix(".tmp")
+    for path in (*kept, left):
+        path.touch()
+    checkpointing.remove_unfinished(tmp_path)
+    assert set(tmp_path.iterdir()) == set(kept)
 
 
 def test_the_best_epoch_is_that_of_the_lowest_mean_loss(tmp_path: Path) -> None:

@@ -613,6 +613,15 @@ def test_a_run_begun_under_other_circumstances_is_refused(inputs: Inputs) -> Non
     assert finish(inputs() | {"frozen": "0123"}) == []
 
 
+def test_a_state_that_another_process_has_overtaken_is_refused(inputs: Inputs) -> None:
+    early = inputs()
+    finish(inputs())
+    losses = (early["folder"] / "losses.jsonl").read_bytes()
+    with pytest.raises(ValueError, match=r"gone on to step 6 since this state \(step 0\)"):
+        finish(early)
+    assert (early["folder"] / "losses.jsonl").read_bytes() == losses
+
+
 @pytest.mark.parametrize("allowed", [0, 1, 2])
 def test_batches_that_are_not_finite_are_skipped_up_to_a_bound(
     inputs: Inputs, allowed: int, monkeypatch: pytest.MonkeyPatch
