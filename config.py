@@ -268,7 +268,7 @@ def celeba_hq_best() -> Config:
 
 
 def laptop() -> Config:
-    """Real faces at 128 px on a CPU or a small GPU, through TAESD; about two hours on two cores."""
+    """Real faces at 128 px on a CPU, through TAESD; with 8,000 faces under two hours of two cores."""
     return Config(
         "laptop",
         data=DataConfig(image_size=128, loader_workers=2),
@@ -276,7 +276,7 @@ def laptop() -> Config:
         unet=UNetConfig(16, 4, (128, 256, 256), 1, 4, 128, text_at_every_layer=True),
         diffusion=DiffusionConfig(prediction_type="v_prediction", snr_gamma=5.0),
         training=TrainingConfig(
-            num_epochs=20,
+            num_epochs=36,
             learning_rate=4e-4,
             batch_size=32,
             checkpoint_every_n_epochs=5,
