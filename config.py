@@ -268,7 +268,7 @@ def celeba_hq_best() -> Config:
 
 
 def laptop() -> Config:
-    """Real faces at 128 px on a CPU, through TAESD: 8,000 faces take under two hours of two cores."""
+    """Real faces at 128 px through TAESD; 8,000 take less than two hours of two CPU cores."""
     return Config(
         "laptop",
         data=DataConfig(image_size=128, loader_workers=2),
