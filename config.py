@@ -33,6 +33,7 @@ class DataConfig:
     image_size: int = 256  # pixels; other sizes are resized and centre-cropped
     drawn_counts: tuple[int, ...] = ()  # train, val, test faces to draw; empty: the folder is real
     flip: bool = True  # mirrored faces too: no attribute knows left from right
+    caption_wordings: int = 4  # of each face, in turn by epoch; CLIP reads each of them once
     cache_latents: bool = True  # encode once; False encodes every batch from its images
     loader_workers: int = 4  # processes that read images; the cache needs none
 
@@ -86,6 +87,8 @@ class TrainingConfig:
     max_grad_norm: float = 1.0
     skip_not_finite: int = 0  # batches of a run whose loss or gradient may be infinite, then stop
     ema_decay: float = 0.9999  # ceiling; warmed up as 1 - (1 + step)^-3/4
+    fused_attention: bool = False  # on a CPU, where its backward pass is slower; a GPU always fuses
+    compile: bool = False  # torch.compile: minutes at the start, and slower than without on a CPU
     mixed_precision: str = "bf16"  # autocast; weights stay float32. "no" for float32 throughout
     seed: int = 0
 
@@ -97,6 +100,8 @@ class SamplingConfig:
     sampler: str = "ddim"  # "ddpm", "ddim" or "dpm++"
     steps: int = 50
     guidance_scale: float = 3.0
+    # Share of the timesteps in which guidance acts; outside, the empty caption costs nothing.
+    guidance_interval: tuple[float, ...] = (0.0, 1.0)
     prompts: tuple[
         str, ...
     ] = (  # the grid that is drawn as training goes, always from the same seeds

@@ -59,7 +59,8 @@ class Experiment:
     def caption(self, position: int, epoch: int) -> str:
         """The caption of a training face in an epoch."""
         index = int(self.faces.indices[position])
-        return describe(self.faces.attributes[position], index, epoch, self.config.training.seed)
+        wording = epoch % self.config.data.caption_wordings
+        return describe(self.faces.attributes[position], index, wording, self.config.training.seed)
 
     def training_inputs(self) -> dict[str, Any]:
         """The arguments of `training.train`."""

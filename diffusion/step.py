@@ -48,10 +48,11 @@ def loss_by_bin(
     losses: torch.Tensor, timesteps: torch.Tensor, count: int
 ) -> tuple[float | None, ...]:
     """Mean of the losses (B,) in equal bins of t; None for a bin without a sample."""
-    bins = timesteps * TIMESTEP_BINS // count
-    return tuple(
-        losses[bins == b].mean().item() if (bins == b).any() else None for b in range(TIMESTEP_BINS)
-    )
+    bins = (timesteps * TIMESTEP_BINS // count).cpu()
+    sums = torch.zeros(TIMESTEP_BINS).index_add_(0, bins, losses)
+    counts = bins.bincount(minlength=TIMESTEP_BINS)
+    pairs = zip(sums.tolist(), counts.tolist(), strict=True)
+    return tuple(total / number if number else None for total, number in pairs)
 
 
 class Stopwatch:

@@ -14,6 +14,8 @@ from models.precision import autocast
 from models.text_encoder import TextEncoder
 from models.vae_wrapper import VAEWrapper
 
+DECODE_BATCH = 8
+
 
 class TextToFace:
     """Makes pictures from prompts with the weights of one run."""
@@ -77,7 +79,9 @@ class TextToFace:
     ) -> sampling.Predictor:
         """As `predict`, for hidden states (B, L, D) made otherwise, such as between two prompts."""
         null = self.text_encoder([negative_prompt])
-        return sampling.guide(self.denoise, hidden_states, null, guidance_scale)
+        count = self.config.diffusion.num_train_timesteps
+        interval = tuple(count * share for share in self.config.sampling.guidance_interval)
+        return sampling.guide(self.denoise, hidden_states, null, guidance_scale, interval)
 
     def denoise(
         self, latents: torch.Tensor, timesteps: torch.Tensor, hidden_states: torch.Tensor
@@ -132,5 +136,13 @@ class TextToFace:
             chosen = slice(start, start + batch_size)
             predict = self.predict(prompts[chosen], scale, negative_prompt)
             *_, latents = self.trajectory(predict, seeds[chosen], settings)
-            images.append(self.vae.decode(latents).cpu())
+            images.append(self.decode(latents))
         return torch.cat(images)  # (B, 3, H, W)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents (B, C, h, w) -> pictures (B, 3, H, W) in [0, 1] on the CPU, a few at a time: at
+        full size each takes half a gigabyte on its way through the autoencoder.
+        """
+        with autocast(self.config.training.mixed_precision, latents.device):
+            images = [self.vae.decode(part).cpu() for part in latents.split(DECODE_BATCH)]
+        return torch.cat(images)

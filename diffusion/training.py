@@ -19,10 +19,12 @@ from diffusers import DDPMScheduler
 from config import Config
 from custom_datasets.latent_cache import LatentSource
 from diffusion import checkpointing, objective, run_folder
+from diffusion.caption_states import CaptionStates
 from diffusion.determinism import positions_at, step_generator
 from diffusion.interruption import stop_on_signal
 from diffusion.step import Step, Stopwatch, loss_by_bin
 from diffusion.training_state import TrainingState, learning_rate_at, require_circumstances
+from models.custom_unet_celeba_ldm import use_plain_attention
 from models.text_encoder import TextEncoder
 
 
@@ -97,6 +99,7 @@ class _Run:
     folder: Path
     accelerator: Accelerator
     frozen: str
+    caption_states: CaptionStates = field(init=False)
     noise_scheduler: DDPMScheduler = field(init=False)
     steps_per_epoch: int = field(init=False)
     skipped: int = field(init=False)
@@ -109,6 +112,12 @@ class _Run:
                 f"{len(self.latents)} faces do not fill one batch of {batch} x {processes}"
             )
         require_circumstances(self.state, self._circumstances, self.folder)
+        self.caption_states = CaptionStates(
+            self.text_encoder,
+            self.accelerator.mixed_precision,
+            len(self.latents) * self.config.data.caption_wordings,
+            self.folder,
+        )
         self.noise_scheduler = objective.build_noise_scheduler(self.config.diffusion)
         self.skipped = run_folder.count_not_finite(self.folder, self.state.step)
 
@@ -122,6 +131,11 @@ class _Run:
         return self.steps_per_epoch * self.config.training.num_epochs
 
     def steps(self) -> Iterator[Step]:
+        settings = self.config.training
+        if self.accelerator.device.type == "cpu" and not settings.fused_attention:
+            use_plain_attention(self.state.unet)
+        if settings.compile:
+            self.state.unet.compile()
         unet, optimizer = self.accelerator.prepare(self.state.unet, self.state.optimizer)
         unet.train()
         stopwatch, saved = Stopwatch(), time.monotonic()
@@ -200,8 +214,7 @@ class _Run:
         """
         device = self.accelerator.device
         timesteps = batch.timesteps.to(device)
-        with self.accelerator.autocast():
-            hidden_states = self.text_encoder(batch.captions)
+        hidden_states = self.caption_states(batch.captions)
         losses = objective.loss_per_sample(
             lambda x, t, text: unet(x, t, encoder_hidden_states=text).sample,
             self.noise_scheduler,

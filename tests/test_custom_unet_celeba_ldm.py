@@ -5,7 +5,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from config import PRESETS, Config, UNetConfig, celeba_hq
-from models.custom_unet_celeba_ldm import build_unet, count_parameters
+from models.custom_unet_celeba_ldm import build_unet, count_parameters, use_plain_attention
 
 
 @pytest.fixture(params=[False, True], ids=["cross-attention only", "text at every layer"])
@@ -116,3 +116,11 @@ def test_the_tests_own_config_fits_together(tiny_config: Config) -> None:
     unet = build_unet(tiny_config.unet)
     text = torch.zeros(1, 77, tiny_config.unet.text_width)
     assert unet(torch.zeros(1, 4, 8, 8), 5, text).sample.shape == (1, 4, 8, 8)
+
+
+def test_plain_attention_predicts_what_the_fused_one_does(small: UNet2DConditionModel) -> None:
+    extra = {"encoder_hidden_states": inputs()[2]}
+    fused = small(*inputs()[:2], **extra).sample
+    use_plain_attention(small)
+    assert not any("2_0" in type(p).__name__ for p in small.attn_processors.values())
+    torch.testing.assert_close(small(*inputs()[:2], **extra).sample, fused, rtol=1e-4, atol=1e-5)

@@ -427,3 +427,25 @@ def test_what_is_accepted_starts_at_noise_and_ends_at_data(
         if steps >= 10:
             assert ALPHA[times[0]] < 0.25 and ALPHA[times[-1]] > 0.98
     assert accepted > 20
+
+
+def test_guidance_outside_its_interval_is_the_conditional_prediction_alone() -> None:
+    sizes = []
+
+    def denoiser(x: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(x))
+        return x * text.mean(dim=(1, 2)).view(-1, 1, 1, 1)
+
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(2, 4, 8, 8, generator=generator)
+    text, null = torch.randn(2, 3, 5, generator=generator), torch.zeros(1, 3, 5)
+    always = sampling.guide(denoiser, text, null, 3.0)
+    within = sampling.guide(denoiser, text, null, 3.0, (200, 700))
+    alone = sampling.guide(denoiser, text, null, 1.0)
+    for t, same in ((0, alone), (199, alone), (200, always), (700, always), (701, alone)):
+        timestep = torch.tensor(t)
+        assert torch.equal(within(latents, timestep), same(latents, timestep))
+    sizes.clear()
+    for t in (100, 500, 999):
+        within(latents, torch.tensor(t))
+    assert sizes == [2, 4, 2]

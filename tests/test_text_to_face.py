@@ -187,3 +187,24 @@ def test_a_folder_without_a_checkpoint_and_a_damaged_one_are_refused(
 def test_no_steps_at_all_are_refused(text_to_face: TextToFace) -> None:
     with pytest.raises(ValueError, match="0 steps"):
         text_to_face.generate(PROMPTS[:1], [1], steps=0)
+
+
+def test_pictures_decoded_in_the_runs_precision_are_those_of_float32(
+    text_to_face: TextToFace,
+) -> None:
+    config = text_to_face.config
+    training = dataclasses.replace(config.training, mixed_precision="bf16")
+    latents = torch.randn(11, *text_to_face.latent_shape)
+    want = text_to_face.vae.decode(latents)
+    text_to_face.config = dataclasses.replace(config, training=training)
+    difference = (text_to_face.decode(latents) - want).abs()
+    assert difference.mean() < 0.005  # a step of eight bits is 0.004
+    assert difference.max() < 0.1
+
+
+def test_the_configs_guidance_interval_is_used(text_to_face: TextToFace) -> None:
+    config = text_to_face.config
+    alone = text_to_face.generate(PROMPTS[:1], [8], 1.0)
+    sampling_settings = dataclasses.replace(config.sampling, guidance_interval=(0.0, -0.1))
+    text_to_face.config = dataclasses.replace(config, sampling=sampling_settings)
+    assert torch.equal(text_to_face.generate(PROMPTS[:1], [8], 4.0), alone)
