@@ -6,7 +6,7 @@ PRESET ?= demo
 NOTEBOOKS = train1_t2i_celeba_hq_ldm_cfg inference1_t2i_celeba_hq_ldm_cfg \
             train2_train_celeba_attribute_classifier metrics1_evaluate_celeba_hq
 
-.PHONY: data demo export test torture train
+.PHONY: app bench data demo export test torture train
 
 # The notebooks headless and in order; executed copies, also as HTML, go to outputs/<preset>/notebooks.
 demo: $(VENV)/run-time
@@ -31,6 +31,12 @@ test: $(VENV)/development
 torture: $(VENV)/development
 	LDM_TORTURE_KILLS=125 $(VENV)/bin/pytest tests/test_faults.py -s
 
+# Speed against diffusers' script and pipeline, in one run: outputs/bench/*.json. QUICK=--quick is faster.
+bench: $(VENV)/run-time
+	@for name in training sampling growth pixels; do \
+	  echo "== $$name"; $(VENV)/bin/python -m benchmarks.$$name $(QUICK) || exit 1; \
+	done
+
 # Brings a copy of CelebA-HQ, in whatever form it is had, into data/celeba_hq: make data SOURCE=...
 data: $(VENV)/run-time
 	$(VENV)/bin/python -m custom_datasets.importing "$(or $(SOURCE),$(error name the copy: make data SOURCE=folder))"
@@ -39,12 +45,20 @@ data: $(VENV)/run-time
 export: $(VENV)/run-time
 	$(VENV)/bin/python export.py --preset $(PRESET)
 
+# A page to ask for faces, on http://127.0.0.1:7860.
+app: $(VENV)/app
+	$(VENV)/bin/python app.py --preset $(PRESET)
+
 train: $(VENV)/run-time
 	$(VENV)/bin/accelerate launch train.py --preset $(PRESET)
 
 $(VENV)/run-time: requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --requirement requirements.txt
+	touch $@
+
+$(VENV)/app: requirements-app.txt $(VENV)/run-time
+	$(VENV)/bin/pip install --quiet --requirement requirements-app.txt
 	touch $@
 
 $(VENV)/development: requirements-dev.txt $(VENV)/run-time

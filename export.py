@@ -77,7 +77,7 @@ def export(checkpoint_path: Path, out: Path, metrics: Path) -> Path:
     if out.is_dir() and any(out.iterdir()) and not (out / "model_index.json").is_file():
         raise FileExistsError(f"{out} is not empty and no exported model: name another folder")
     checkpoint = checkpointing.load_checkpoint(checkpoint_path)
-    model = TextToFace.from_checkpoint(checkpoint_path)
+    model = TextToFace.from_checkpoint(checkpoint_path, for_sampling=False)
     tokenizer = model.text_encoder.tokenizer
     tokenizer.model_max_length = model.text_encoder.max_tokens  # the pipeline pads to it
     pipeline = StableDiffusionPipeline(

@@ -10,7 +10,7 @@ from config import Config, SamplingConfig
 from diffusion import checkpointing, sampling
 from models.custom_unet_celeba_ldm import build_unet
 from models.loading import fingerprint
-from models.precision import autocast
+from models.precision import autocast, cast_matrices
 from models.text_encoder import TextEncoder
 from models.vae_wrapper import VAEWrapper
 
@@ -36,8 +36,14 @@ class TextToFace:
         return cls.from_checkpoint(checkpointing.require_checkpoint(folder), device)
 
     @classmethod
-    def from_checkpoint(cls, path: Path, device: torch.device | str = "cpu") -> "TextToFace":
+    def from_checkpoint(
+        cls, path: Path, device: torch.device | str = "cpu", for_sampling: bool = True
+    ) -> "TextToFace":
         """Rebuild the model that a checkpoint describes, with its EMA weights.
+
+        Args:
+            for_sampling: keep the UNet's matrices in the precision that it computes in. False keeps
+                them as they were trained.
 
         Raises:
             FileNotFoundError: its frozen models cannot be had.
@@ -56,6 +62,8 @@ class TextToFace:
                 f"{path} was trained with other weights of {config.models.autoencoder} or "
                 f"{config.models.text_encoder} than are there now: bring those back, or train anew"
             )
+        if for_sampling:
+            cast_matrices(unet, config.training.mixed_precision, torch.device(device))
         models = (m.to(device).eval().requires_grad_(False) for m in (unet, text_encoder, vae))
         return cls(config, *models)
 

@@ -115,7 +115,7 @@ class _Run:
         self.caption_states = CaptionStates(
             self.text_encoder,
             self.accelerator.mixed_precision,
-            len(self.latents) * self.config.data.caption_wordings,
+            len(self.latents) * self.config.data.caption_wordings + 1,  # and the empty one
             self.folder,
         )
         self.noise_scheduler = objective.build_noise_scheduler(self.config.diffusion)

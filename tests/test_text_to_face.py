@@ -208,3 +208,16 @@ def test_the_configs_guidance_interval_is_used(text_to_face: TextToFace) -> None
     sampling_settings = dataclasses.replace(config.sampling, guidance_interval=(0.0, -0.1))
     text_to_face.config = dataclasses.replace(config, sampling=sampling_settings)
     assert torch.equal(text_to_face.generate(PROMPTS[:1], [8], 4.0), alone)
+
+
+def test_casting_the_matrices_once_changes_no_bit(run: Path) -> None:
+    path = checkpointing.require_checkpoint(run)
+    checkpoint = checkpointing.load_checkpoint(path)
+    training = dataclasses.replace(checkpoint.config.training, mixed_precision="bf16")
+    config = dataclasses.replace(checkpoint.config, training=training)
+    checkpointing.save_checkpoint(path, dataclasses.replace(checkpoint, config=config))
+    pictures = [
+        TextToFace.from_checkpoint(path, for_sampling=value).generate(PROMPTS[:2], SEEDS[:2])
+        for value in (False, True)
+    ]
+    assert torch.equal(*pictures)

@@ -1,0 +1,39 @@
+"""Frozen models of full size with random weights: what they cost does not depend on the weights.
+
+The shapes are those of `stabilityai/sd-vae-ft-mse` and `openai/clip-vit-base-patch32`.
+"""
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from config import ROOT, celeba_hq
+from models.custom_unet_celeba_ldm import build_unet
+from models.text_encoder import TextEncoder
+
+
+def autoencoder() -> AutoencoderKL:
+    """84M parameters, 256 px to 4x32x32."""
+    return AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+        sample_size=256,
+        scaling_factor=0.18215,
+    ).requires_grad_(False)
+
+
+def text_encoder() -> TextEncoder:
+    """63M parameters, 77 tokens of width 512; the tokenizer is the demo's."""
+    shape = CLIPTextConfig(
+        hidden_size=512, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=8
+    )
+    tokenizer = CLIPTokenizer.from_pretrained(ROOT / "assets" / "demo_clip")
+    return TextEncoder(CLIPTextModel(shape), tokenizer)
+
+
+def unet() -> UNet2DConditionModel:
+    """The denoiser of `celeba_hq`."""
+    torch.manual_seed(0)
+    return build_unet(celeba_hq().unet)

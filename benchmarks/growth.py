@@ -1,0 +1,95 @@
+"""Encoding, start-up and growth: what depends on the number of faces, and what does not.
+
+`python -m benchmarks.growth [--quick]`.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks import full_size, measure
+from config import ROOT
+from custom_datasets.celeba_hq_dataset import CelebAHQ, to_model_range
+from custom_datasets.drawn_faces import write_drawn_faces
+from custom_datasets.latent_cache import LatentCache, open_latent_cache
+from models.precision import autocast
+from models.vae_wrapper import VAEWrapper
+
+IMPORTS = "import torch, diffusion.experiment, diffusion.training, evaluation.report, plotting"
+
+
+def simulated_cache(folder: Path, count: int) -> dict[str, float]:
+    """Open a cache of so many full-size entries (a file with holes) and draw 500 batches of 32."""
+    path = folder / f"{count}.npy"
+    shape = (count, 2, 2, 4, 32, 32)
+    np.lib.format.open_memmap(path, "w+", np.float16, shape).flush()
+    before, start = measure.resident_memory(), time.perf_counter()
+    cache = LatentCache(path)
+    opened = time.perf_counter() - start
+    rng = np.random.default_rng(0)
+
+    def draw() -> None:
+        for _ in range(100):
+            cache.fetch(rng.integers(0, count, 32), rng.random(32) < 0.5)
+
+    drawn = measure.seconds(draw, rounds=5).median
+    return {
+        "seconds_to_open": opened,
+        "images_a_second": 3_200 / drawn,
+        "resident_bytes_more": measure.resident_memory() - before,
+    }
+
+
+def encoding(autoencoder: VAEWrapper, size: int, count: int) -> dict[str, float]:
+    """Filling a cache from image files, beside the autoencoder's own forward passes."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        faces = CelebAHQ(write_drawn_faces(root / "faces", (count, 1, 1)), "train", size)
+        batch = to_model_range(torch.stack([faces[i].image for i in range(min(16, count))]))
+        rounds = -(-count // 16)
+        with autocast("bf16", torch.device("cpu")):
+            forward = measure.seconds(lambda: autoencoder.encode(batch), rounds=rounds + 2)
+        start = time.perf_counter()
+        open_latent_cache(faces, autoencoder, root / "cache", False, 16, 2, "bf16")
+        whole = (time.perf_counter() - start) / count
+    alone = forward.median / len(batch)
+    return {
+        "seconds_an_image": whole,
+        "seconds_of_the_autoencoder": alone,
+        "share_around_it": 1 - alone / whole,
+    }
+
+
+def main() -> None:
+    """Measure, print, write `outputs/bench/growth.json`."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true")
+    quick = parser.parse_args().quick
+    imports = measure.seconds(
+        lambda: subprocess.run([sys.executable, "-c", IMPORTS], cwd=ROOT, check=True), rounds=3
+    )
+    with tempfile.TemporaryDirectory(dir=ROOT) as folder:  # 32 GB of holes do not suit a tmpfs
+        counts = (1_000, 10_000, 1_000_000)
+        caches = {count: simulated_cache(Path(folder), count) for count in counts}
+    demo_autoencoder = VAEWrapper.from_pretrained("assets/demo_autoencoder")
+    measure.write(
+        "growth",
+        {
+            "imports": imports,
+            "simulated_cache": caches,
+            "encoding_at_full_size": encoding(
+                VAEWrapper(full_size.autoencoder()), 256, 16 if quick else 64
+            ),
+            "encoding_in_demo": encoding(demo_autoencoder, 64, 256 if quick else 1_024),
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""Timing and the record of it: medians over rounds, with the machine that gave them."""
+
+import json
+import os
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from config import ROOT
+from diffusion.experiment import describe_environment
+
+OUT = ROOT / "outputs" / "bench"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one call: median, fastest and slowest of the rounds."""
+
+    median: float
+    fastest: float
+    slowest: float
+    rounds: int
+
+
+def seconds(call: Callable[[], object], rounds: int, warm_up: int = 1) -> Timing:
+    """Time a call `rounds` times after `warm_up` calls that do not count."""
+    return alternating({"": call}, rounds, warm_up)[""]
+
+
+def alternating(
+    calls: dict[str, Callable[[], object]], rounds: int, warm_up: int = 1
+) -> dict[str, Timing]:
+    """Time several calls in turn, so that a machine that slows down slows all of them."""
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(warm_up + rounds):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if number >= warm_up:
+                taken[name].append(time.perf_counter() - start)
+    return {
+        name: Timing(statistics.median(values), min(values), max(values), rounds)
+        for name, values in taken.items()
+    }
+
+
+def matmul_rate(dtype: torch.dtype = torch.bfloat16, size: int = 2048) -> float:
+    """Floating-point operations a second of one large matrix product on this device."""
+    left, right = torch.randn(2, size, size).to(dtype)
+    return 2 * size**3 / seconds(lambda: left @ right, rounds=15, warm_up=3).median
+
+
+def peak_memory() -> float:
+    """Most bytes that this process has held so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+
+
+def resident_memory() -> float:
+    """Bytes that this process holds that are not pages of a file."""
+    _, resident, shared, *_ = Path("/proc/self/statm").read_text().split()
+    return (int(resident) - int(shared)) * float(os.sysconf("SC_PAGE_SIZE"))
+
+
+def write(name: str, results: dict[str, Any]) -> None:
+    """Print the results and keep them in `outputs/bench/<name>.json` with the machine."""
+    device = torch.device("cpu")
+    machine = describe_environment(device) | {
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+    }
+    OUT.mkdir(parents=True, exist_ok=True)
+    values = {"machine": machine} | results
+    text = json.dumps(values, indent=2, default=asdict)
+    (OUT / f"{name}.json").write_text(text)
+    print(json.dumps(results, indent=2, default=asdict))
+    print(f"-> {OUT / name}.json")

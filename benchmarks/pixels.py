@@ -1,0 +1,78 @@
+"""Why latent? The same UNet family on 256 px pixels and on their latents.
+
+`python -m benchmarks.pixels [--quick]`. Both have the widths of `celeba_hq`; the UNet on pixels has
+three more resolutions, so that its attention works on as few positions. What one image costs in a
+training step (forward and backward, bfloat16) and in a denoising step, in batches that fill the
+machine, and how many values and positions it has.
+"""
+
+import argparse
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import full_size, measure
+from config import UNetConfig, celeba_hq
+from models.custom_unet_celeba_ldm import build_unet, count_parameters
+
+PIXELS = UNetConfig(256, 3, (160, 160, 160, *celeba_hq().unet.widths))
+
+
+def pixel_unet() -> UNet2DConditionModel:
+    """The denoiser on pixels; attention where the one on latents has it."""
+    unet = build_unet(PIXELS)
+    down = ("DownBlock2D",) * 4 + ("CrossAttnDownBlock2D",) * 3
+    up = tuple(name.replace("Down", "Up") for name in reversed(down))
+    config = dict(unet.config) | {"down_block_types": down, "up_block_types": up}
+    return UNet2DConditionModel.from_config(config).to(memory_format=torch.channels_last)
+
+
+def cost(
+    unet: UNet2DConditionModel, channels: int, size: int, batch: int, rounds: int
+) -> dict[str, float]:
+    """One image through one UNet, as its share of a batch."""
+    image = torch.randn(batch, channels, size, size).contiguous(memory_format=torch.channels_last)
+    timestep, states = torch.full((batch,), 500), torch.randn(batch, 77, 512)
+    saved: dict[int, int] = {}
+
+    def forward() -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return unet(image, timestep, encoder_hidden_states=states).sample
+
+    def train() -> None:
+        forward().float().square().mean().backward()
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with FlopCounterMode(display=False) as counter:
+        train()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        forward()
+    return {
+        "values": channels * size * size,
+        "positions": size * size,
+        "parameters": count_parameters(unet),
+        "operations_of_a_training_step": counter.get_total_flops() / batch,
+        "seconds_of_a_training_step": measure.seconds(train, rounds).median / batch,
+        "seconds_of_a_denoising_step": measure.seconds(torch.no_grad()(forward), rounds).median
+        / batch,
+        "bytes_kept_for_the_backward_pass": sum(saved.values()) / batch,
+    }
+
+
+def main() -> None:
+    """Measure, print, write `outputs/bench/pixels.json`."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true")
+    rounds = 2 if parser.parse_args().quick else 7
+    latent = cost(full_size.unet().train(), 4, 32, 8, rounds)
+    pixel = cost(pixel_unet().train(), 3, 256, 1, rounds)
+    ratios = {name: pixel[name] / latent[name] for name in latent}
+    measure.write("pixels", {"latents": latent, "pixels": pixel, "pixels_to_latents": ratios})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""Sampling: against the 50-step DDIM of diffusers' StableDiffusionPipeline.
+
+`python -m benchmarks.sampling [--quick] [--preset demo]`. Time is taken at full size, where the
+weights do not matter; quality on the trained run of a preset, where there is one: the same captions
+and seeds under the peer's settings and under faster ones, read by the judge.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+
+from benchmarks import full_size, measure
+from config import Config, SamplingConfig, celeba_hq_best, get_config
+from diffusion import checkpointing
+from diffusion.experiment import open_faces
+from diffusion.sampling import build_sampler
+from diffusion.text_to_face import TextToFace
+from evaluation.attributes import Judged, attribute_report
+from evaluation.features import FeatureNetwork, extract_features
+from evaluation.report import as_uint8
+from evaluation.sets import test_captions
+from evaluation.sweep import sweep
+from models.attribute_classifier import AttributeClassifier
+from models.precision import cast_matrices
+from models.vae_wrapper import VAEWrapper
+
+PROMPT = "A portrait of an older man with eyeglasses"
+PEER = SamplingConfig("ddim", 50)
+FASTER = {  # name -> sampler, steps, guidance interval
+    "dpm++ 20": SamplingConfig("dpm++", 20),
+    "dpm++ 20, interval": SamplingConfig("dpm++", 20, guidance_interval=(0.15, 0.85)),
+    "dpm++ 12, interval": SamplingConfig("dpm++", 12, guidance_interval=(0.15, 0.85)),
+    "dpm++ 10, interval": SamplingConfig("dpm++", 10, guidance_interval=(0.15, 0.85)),
+    "dpm++ 8, interval": SamplingConfig("dpm++", 8, guidance_interval=(0.15, 0.85)),
+}
+
+
+def with_sampling(model: TextToFace, settings: SamplingConfig) -> TextToFace:
+    """The same model under other settings, at its own guidance scale."""
+    scale = model.config.sampling.guidance_scale
+    config = replace(model.config, sampling=replace(settings, guidance_scale=scale))
+    return TextToFace(config, model.unet, model.text_encoder, model.vae)
+
+
+def full_size_times(rounds: int) -> dict[str, measure.Timing]:
+    """Seconds a picture at 256 px, one at a time, in bfloat16 on both sides."""
+    text_encoder, vae = full_size.text_encoder(), full_size.autoencoder()
+    unet = full_size.unet().eval().requires_grad_(False)
+    config = celeba_hq_best()
+    cast_matrices(unet, "bf16", torch.device("cpu"))
+    peer = StableDiffusionPipeline(
+        vae=full_size.autoencoder().to(torch.bfloat16),
+        text_encoder=full_size.text_encoder().model.to(torch.bfloat16),
+        tokenizer=text_encoder.tokenizer,
+        unet=full_size.unet().to(torch.bfloat16, memory_format=torch.contiguous_format),
+        scheduler=build_sampler("ddim", config.diffusion),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    peer.set_progress_bar_config(disable=True)
+    text_encoder.tokenizer.model_max_length = 77
+    ours = TextToFace(config, unet, text_encoder, VAEWrapper(vae))
+    calls: dict[str, Callable[[], object]] = {
+        "StableDiffusionPipeline, ddim 50": lambda: peer(
+            PROMPT, num_inference_steps=50, guidance_scale=config.sampling.guidance_scale
+        )
+    }
+    for name, settings in FASTER.items():
+        model = with_sampling(ours, settings)
+        calls[name] = lambda model=model: model.generate([PROMPT], [0])
+    latents = torch.randn(1, 4, 32, 32)
+    calls["decode alone"] = lambda: ours.decode(latents)
+    return measure.alternating(calls, rounds)
+
+
+def quality(config: Config, count: int) -> dict[str, dict[str, Any]]:
+    """Distance, share of stated attributes shown, and seconds of each setting on a trained run.
+
+    The Frechet distance is in the judge's features; intervals are of 95%.
+    """
+    model = TextToFace.from_run(config.run_folder)
+    classifier, _ = AttributeClassifier.load(config.judge_path)
+    faces = open_faces(config.data, config.data_folder, "test")
+    real, captions = faces.all_images(config.data.loader_workers), test_captions(faces, count)
+    judge = FeatureNetwork("judge", classifier.config.image_size, classifier.features)
+    truth = Judged(classifier.decide(real).numpy(), faces.attributes)
+    stated = [caption.stated for caption in captions]
+    report = attribute_report(truth.predicted[:count], stated, truth)
+    taken = []
+
+    def generate(settings: SamplingConfig) -> torch.Tensor:
+        start = time.perf_counter()
+        images = with_sampling(model, settings).generate([c.text for c in captions], range(count))
+        taken.append(time.perf_counter() - start)
+        return as_uint8(images)
+
+    rows = sweep(
+        [PEER, *FASTER.values()],
+        generate,
+        lambda images: extract_features(judge, images),
+        lambda images: classifier.decide(images).numpy(),
+        extract_features(judge, real),
+        stated,
+        report,
+    )
+    return {
+        name: {"distance": row.distance, "shown": row.consistency, "seconds": taken[-1]}
+        for name, row in zip(["ddim 50", *FASTER], rows, strict=True)
+    }
+
+
+def main() -> None:
+    """Measure, print, write `outputs/bench/sampling.json`."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--preset", default="demo")
+    arguments = parser.parse_args()
+    config = get_config(arguments.preset)
+    times = full_size_times(2 if arguments.quick else 5)
+    peer = times["StableDiffusionPipeline, ddim 50"].median
+    results: dict[str, Any] = {
+        "full_size_seconds": times,
+        "times_faster": {name: peer / times[name].median for name in FASTER},
+    }
+    if checkpointing.newest_checkpoint(config.run_folder) and config.judge_path.is_file():
+        results |= {
+            "preset": config.name,
+            "quality": quality(config, 200 if arguments.quick else 400),
+        }
+    else:
+        print(f"no trained run of {config.name}: speed only; `make demo` makes one")
+    measure.write("sampling", results)
+
+
+if __name__ == "__main__":
+    main()

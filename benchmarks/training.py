@@ -1,0 +1,245 @@
+"""Training at full size: against the way of diffusers' script, and against the machine's own rate.
+
+`python -m benchmarks.training [--quick]`. The peer encodes image and caption at every step, as
+diffusers' examples/text_to_image/train_text_to_image.py does under bf16: frozen models cast to
+bfloat16, the UNet under autocast, AdamW. Both sides have the same UNet and the same faces a batch.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers import DDPMScheduler
+from torch import nn
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import full_size, measure
+from config import Config, celeba_hq, demo
+from custom_datasets.captions import describe
+from diffusion.caption_states import CaptionStates
+from diffusion.training import train
+from diffusion.training_state import new_state
+from models.custom_unet_celeba_ldm import build_unet, use_plain_attention
+from models.text_encoder import TextEncoder
+from models.vae_wrapper import Posterior
+
+
+class RandomLatents:
+    """A latent cache of random values."""
+
+    def __init__(self, count: int, channels: int, size: int) -> None:
+        self.mean = torch.randn(count, channels, size, size)
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+    def fetch(self, positions: np.ndarray, flipped: np.ndarray) -> Posterior:
+        """See `LatentSource.fetch`."""
+        mean = self.mean[torch.from_numpy(positions)]
+        return Posterior(mean, torch.zeros_like(mean))
+
+
+def caption(position: int, epoch: int) -> str:
+    """A caption of random attributes, in one of four wordings."""
+    attributes = np.random.default_rng(position).random(40) < 0.3
+    return describe(attributes.tolist(), position, epoch % 4)
+
+
+def unet_step(
+    batch: int, plain_attention: bool = True
+) -> tuple[Callable[[], None], nn.Module, float]:
+    """Forward, backward, clipping and AdamW on random latents; the model; operations an image."""
+    unet = full_size.unet().train()
+    if plain_attention:
+        use_plain_attention(unet)
+    optimizer = torch.optim.AdamW(unet.parameters(), 1e-5, fused=True)
+    latents = torch.randn(batch, 4, 32, 32).contiguous(memory_format=torch.channels_last)
+    timesteps, states = torch.randint(1000, (batch,)), torch.randn(batch, 77, 512)
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            prediction = unet(latents, timesteps, encoder_hidden_states=states).sample
+        prediction.float().square().mean().backward()
+        nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return step, unet, counter.get_total_flops() / batch
+
+
+def peer_step(batch: int) -> Callable[[], None]:
+    """One step of the training of diffusers' script."""
+    vae = full_size.autoencoder().to(torch.bfloat16)
+    text_encoder = full_size.text_encoder()
+    encode_text = text_encoder.model.to(torch.bfloat16)
+    unet = full_size.unet().to(memory_format=torch.contiguous_format).train()
+    optimizer = torch.optim.AdamW(unet.parameters(), 1e-5)
+    scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2")
+    pixels = torch.rand(batch, 3, 256, 256) * 2 - 1
+    ids = text_encoder.tokenizer(
+        [caption(i, 0) for i in range(batch)],
+        padding="max_length",
+        max_length=77,
+        return_tensors="pt",
+    ).input_ids
+
+    def step() -> None:
+        with torch.no_grad():
+            latents = vae.encode(pixels.to(torch.bfloat16)).latent_dist.sample() * 0.18215
+            states = encode_text(ids)[0]
+        noise = torch.randn_like(latents)
+        timesteps = torch.randint(1000, (batch,))
+        noisy = scheduler.add_noise(latents, noise, timesteps)
+        with torch.autocast("cpu", torch.bfloat16):
+            prediction = unet(noisy, timesteps, states, return_dict=False)[0]
+        functional.mse_loss(prediction.float(), noise.float()).backward()
+        nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def our_steps(config: Config, text_encoder: TextEncoder, faces: int) -> Iterator[object]:
+    """The real loop, over random latents, in a run folder that is thrown away."""
+    torch.manual_seed(0)
+    state = new_state(build_unet(config.unet), config.training)
+    latents = RandomLatents(faces, config.unet.latent_channels, config.unet.latent_size)
+    with tempfile.TemporaryDirectory() as folder:
+        accelerator = Accelerator(mixed_precision="bf16")
+        yield from train(
+            state, config, latents, caption, text_encoder, Path(folder), accelerator
+        )  # fmt: skip
+
+
+def loop_shares(
+    config: Config, text_encoder: TextEncoder, batch: int, steps: int
+) -> dict[str, Any]:
+    """Where a step of the real loop goes, once captions have come back; seconds and shares."""
+    spent = {"model": 0.0, "text": 0.0}
+    settings = replace(
+        config.training, batch_size=batch, num_epochs=2 * steps, checkpoint_every_n_epochs=10**6
+    )
+    config = replace(config, training=settings, data=replace(config.data, caption_wordings=1))
+    with _Timed(spent):
+        run = our_steps(config, text_encoder, batch)  # one batch an epoch
+        for _ in range(2):
+            next(run)
+        spent.update(model=0.0, text=0.0)
+        start = time.perf_counter()
+        for _ in range(steps):
+            next(run)
+        whole = time.perf_counter() - start
+        run.close()
+    return {
+        "seconds_a_step": whole / steps,
+        "share_outside_model_and_text": 1 - (spent["model"] + spent["text"]) / whole,
+        "share_of_kept_text": spent["text"] / whole,
+    }
+
+
+class _Timed:
+    """Sums up the time inside forward, backward, clipping, optimiser, average; and of the text."""
+
+    def __init__(self, spent: dict[str, float]) -> None:
+        from torch.optim.swa_utils import AveragedModel
+
+        self.spent, self.undo = spent, []
+        for owner, name, key in (
+            (Accelerator, "backward", "model"),
+            (Accelerator, "clip_grad_norm_", "model"),
+            (torch.optim.AdamW, "step", "model"),
+            (AveragedModel, "update_parameters", "model"),
+            (type(full_size.unet()), "forward", "model"),
+            (CaptionStates, "__call__", "text"),
+        ):
+            self.undo.append((owner, name, getattr(owner, name)))
+            setattr(owner, name, self._wrap(getattr(owner, name), key))
+
+    def _wrap(self, call: Callable[..., Any], key: str) -> Callable[..., Any]:
+        def timed(*args: object, **options: object) -> object:
+            start = time.perf_counter()
+            try:
+                return call(*args, **options)
+            finally:
+                self.spent[key] += time.perf_counter() - start
+
+        return timed
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        for owner, name, call in self.undo:
+            setattr(owner, name, call)
+
+
+def text_cost(text_encoder: TextEncoder, step_seconds: float, rounds: int) -> dict[str, float]:
+    """What a caption costs fresh and kept, beside a training step an image, over 100 epochs."""
+    captions = [caption(i, 0) for i in range(16)]
+    with tempfile.TemporaryDirectory() as folder:
+        states = [CaptionStates(text_encoder, "bf16", 100, Path(folder)) for _ in range(rounds + 1)]
+        one = iter(states)
+        fresh = measure.seconds(lambda: next(one)(captions), rounds).median / 16
+        kept = measure.seconds(lambda: states[0](captions), rounds).median / 16
+    wordings, epochs = celeba_hq().data.caption_wordings, celeba_hq().training.num_epochs
+    mean = (wordings * fresh + (epochs - wordings) * kept) / epochs
+    return {
+        "seconds_a_fresh_caption": fresh,
+        "seconds_a_kept_caption": kept,
+        "share_of_a_step_fresh": fresh / step_seconds,
+        "share_of_a_step_over_the_run": mean / step_seconds,
+        "bytes_a_caption": float(states[0].size),
+    }
+
+
+def main() -> None:
+    """Measure, print, write `outputs/bench/training.json`."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true")
+    quick = parser.parse_args().quick
+    batch, rounds = (8, 2) if quick else (32, 3)
+    rate = measure.matmul_rate()
+    step, unet, operations = unet_step(batch)
+    fused, *_ = unet_step(batch, plain_attention=False)
+    peer = peer_step(batch)
+    times = measure.alternating({"unet": step, "unet_fused": fused, "peer": peer}, rounds)
+    rate = (rate + measure.matmul_rate()) / 2
+    each = times["unet"].median / batch
+    held = 4 * 4 * sum(p.numel() for p in unet.parameters())
+    del step, fused, peer, unet
+    text_encoder = full_size.text_encoder()
+    loop = loop_shares(celeba_hq(), text_encoder, batch, rounds + 1)
+    small = TextEncoder.from_pretrained(demo().models.text_encoder)
+    measure.write(
+        "training",
+        {
+            "batch": batch,
+            "seconds": times,
+            "images_a_second": {name: batch / t.median for name, t in times.items()}
+            | {"loop": batch / loop["seconds_a_step"]},
+            "ratio_to_peer": times["peer"].median / loop["seconds_a_step"],
+            "operations_an_image": operations,
+            "matmul_operations_a_second": rate,
+            "unet_share_of_matmul_rate": operations / each / rate,
+            "loop_at_full_size": loop,
+            "loop_in_demo": loop_shares(demo(), small, 32, 20),
+            "text": text_cost(text_encoder, each, rounds),
+            "weights_average_optimizer_bytes": held,
+            "peak_memory_bytes": measure.peak_memory(),
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
