@@ -89,6 +89,7 @@ class TrainingConfig:
     ema_decay: float = 0.9999  # ceiling; warmed up as 1 - (1 + step)^-3/4
     fused_attention: bool = False  # on a CPU, where its backward pass is slower; a GPU always fuses
     compile: bool = False  # torch.compile: minutes at the start, and slower than without on a CPU
+    tracker: str | None = "tensorboard"  # by accelerate's name; its files go to <run folder>/logs
     mixed_precision: str = "bf16"  # autocast; weights stay float32. "no" for float32 throughout
     seed: int = 0
 

@@ -13,6 +13,7 @@ from torchvision.utils import save_image
 from config import get_config
 from diffusion import checkpointing
 from diffusion.experiment import Experiment, open_experiment
+from diffusion.tracking import log_pictures, tracked
 from diffusion.training import train
 
 
@@ -22,9 +23,12 @@ def main() -> None:
     parser.add_argument("--preset", default=None)
     experiment = open_experiment(get_config(parser.parse_args().preset))
     print(experiment.summary())
-    is_main, epoch = experiment.accelerator.is_main_process, None
+    accelerator = experiment.accelerator
+    is_main, epoch = accelerator.is_main_process, None
     try:
-        for step in train(**experiment.training_inputs()):
+        for step in tracked(
+            train(**experiment.training_inputs()), accelerator, experiment.config.name
+        ):
             if is_main and step.number % 10 == 0:
                 print(step.line(), flush=True)
             if is_main and epoch is not None and step.epoch != epoch:
@@ -37,11 +41,12 @@ def main() -> None:
 
 
 def save_samples(experiment: Experiment, number: int) -> None:
-    """Draw the preset's fixed prompts from fixed seeds into `samples/`."""
+    """Draw the preset's fixed prompts from fixed seeds into `samples/` and the tracker."""
     prompts = experiment.config.sampling.prompts
     images = experiment.text_to_face().generate(prompts, range(len(prompts)))
     folder = experiment.folder / "samples"
     folder.mkdir(exist_ok=True)
+    log_pictures(experiment.accelerator, images, number)
     save_image(images, folder / f"step_{number:07d}.png", nrow=4)
 
 

@@ -16,6 +16,8 @@ from config import ROOT
 from diffusion.experiment import describe_environment
 
 OUT = ROOT / "outputs" / "bench"
+MATMUL_SIZE, MATMUL_TIMES = 2048, 50
+MATMUL_OPERATIONS = 2 * MATMUL_SIZE**3 * MATMUL_TIMES
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,11 @@ def alternating(
     }
 
 
-def matmul_rate(dtype: torch.dtype = torch.bfloat16, size: int = 2048) -> float:
-    """Floating-point operations a second of one large matrix product on this device."""
-    left, right = torch.randn(2, size, size).to(dtype)
-    return 2 * size**3 / seconds(lambda: left @ right, rounds=15, warm_up=3).median
+def matmul() -> None:
+    """`MATMUL_OPERATIONS` in large bfloat16 matrix products: the machine's own rate."""
+    left, right = torch.ones(2, MATMUL_SIZE, MATMUL_SIZE, dtype=torch.bfloat16)
+    for _ in range(MATMUL_TIMES):
+        left @ right
 
 
 def peak_memory() -> float:

@@ -104,13 +104,20 @@ def open_faces(config: DataConfig, folder: Path, split: str | None) -> CelebAHQ:
     return screen(faces, ROOT / "data" / "screened", config.loader_workers)
 
 
-def build_accelerator(mixed_precision: str) -> Accelerator:
-    """Accelerator with this precision; where there is no bfloat16, float32, and it says so."""
+def build_accelerator(
+    mixed_precision: str, tracker: str | None = None, folder: Path | None = None
+) -> Accelerator:
+    """Accelerator with this precision; where there is no bfloat16, float32, and it says so.
+
+    Args:
+        tracker: accelerate's name of one, whose files go to `<folder>/logs`.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     usable = supported(mixed_precision, device)
     if usable != mixed_precision:
         print(f"this device has no {mixed_precision}: training in float32")
-    return Accelerator(mixed_precision=usable)
+    logs = folder / "logs" if folder else None
+    return Accelerator(mixed_precision=usable, log_with=tracker, project_dir=logs)
 
 
 def describe_environment(device: torch.device) -> dict[str, str]:
@@ -162,7 +169,8 @@ def open_experiment(config: Config) -> Experiment:
             and how to mend it.
         RunFolderInUse: the preset is being trained by another process.
     """
-    accelerator = build_accelerator(config.training.mixed_precision)
+    settings = config.training
+    accelerator = build_accelerator(settings.mixed_precision, settings.tracker, config.run_folder)
     if accelerator.is_main_process:
         run_folder.require_free(config.run_folder)
     faces = open_faces(config.data, config.data_folder, "train")

@@ -16,7 +16,8 @@ from diffusion import checkpointing
 # is free as well where the learning rate does not fall towards the end.
 FREE = frozenset(
     "folder loader_workers cache_latents checkpoint_every_n_epochs save_every_minutes keep_last "
-    "keep_every_n_epochs skip_not_finite fused_attention compile".split()
+    "keep_every_n_epochs skip_not_finite fused_attention compile "
+    "tracker".split()
 )
 
 

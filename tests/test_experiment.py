@@ -181,7 +181,7 @@ def test_bf16_is_the_precision_of_the_accelerator(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     kept = []
     monkeypatch.setattr(
-        experiment, "Accelerator", lambda mixed_precision: kept.append(mixed_precision)
+        experiment, "Accelerator", lambda mixed_precision, **_: kept.append(mixed_precision)
     )
     experiment.build_accelerator("bf16")
     assert kept == ["no"]

@@ -1,0 +1,45 @@
+"""Logs of a run for TensorBoard, or any other tracker that accelerate knows by name.
+
+`training.tracker` names it; TensorBoard's files lie in `<run folder>/logs`: `tensorboard --logdir
+checkpoints`.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from accelerate import Accelerator
+
+from diffusion.step import Step
+
+
+def tracked(steps: Iterable[Step], accelerator: Accelerator, name: str) -> Iterator[Step]:
+    """Pass on the steps of a run and log each of them: losses, by timestep, rate, speed."""
+    accelerator.init_trackers(name)
+    try:
+        for step in steps:
+            accelerator.log(values_of(step), step=step.number)
+            yield step
+    finally:
+        for tracker in accelerator.trackers:
+            tracker.finish()
+
+
+def values_of(step: Step) -> dict[str, float]:
+    """What is logged of a step; a skipped one has no loss."""
+    values = {"learning_rate": step.learning_rate, "images_per_second": step.images_per_second}
+    if step.skipped:
+        return values
+    bins = {
+        f"loss_by_timestep/{10 * number}-{10 * number + 10}%": loss
+        for number, loss in enumerate(step.loss_by_timestep)
+        if loss is not None
+    }
+    return values | {"loss": step.loss} | bins
+
+
+def log_pictures(accelerator: Accelerator, images: torch.Tensor, step: int) -> None:
+    """Log pictures (B, 3, H, W) in [0, 1] with the trackers that take images."""
+    grid = (images.permute(0, 2, 3, 1) * 255).byte().numpy()  # (B, H, W, 3)
+    for tracker in accelerator.trackers:
+        if hasattr(tracker, "log_images"):
+            tracker.log_images({"samples": grid}, step)
