@@ -38,8 +38,9 @@ bench: $(VENV)/run-time
 	done
 
 # Brings a copy of CelebA-HQ, in whatever form it is had, into data/celeba_hq: make data SOURCE=...
+# Without SOURCE it says what is there and how to get it.
 data: $(VENV)/run-time
-	$(VENV)/bin/python -m custom_datasets.importing "$(or $(SOURCE),$(error name the copy: make data SOURCE=folder))"
+	$(VENV)/bin/python -m custom_datasets.importing $(if $(SOURCE),"$(SOURCE)")
 
 # A run as a folder that diffusers opens: outputs/<preset>/pipeline.
 export: $(VENV)/run-time

@@ -42,6 +42,20 @@ CELEBA_COUNTS = (162_770, 19_867, 19_962)
 LAST_TRAIN, LAST_VAL = 162_770, 182_637  # numbers in CelebA's file names, by its README
 WITH_ATTRIBUTES = "eurecom-ds/celeba-hq-256"
 
+GUIDE = """{state}
+
+Ways to CelebA-HQ with its 40 attributes (for non-commercial research only):
+  1. The official folder, CelebAMask-HQ (github.com/switchablenorms/CelebAMask-HQ): unpack it, set
+     CELEBA_HQ_DIR to the folder that holds CelebA-HQ-img and CelebAMask-HQ-attribute-anno.txt.
+     Nothing has to be imported.
+  2. From the hub: make data SOURCE=eurecom-ds/celeba-hq-256
+  3. A copy that you have: make data SOURCE=<folder>. Parquet files with attributes; StarGAN v2's
+     train|val/male|female; or <index>.jpg with list_attr_celeba.txt and
+     CelebA-HQ-to-CelebA-mapping.txt in it or beside it.
+Copies with images or captions alone (Ryan-sjtu/celebahq-caption) cannot be used: the captions of
+this experiment are made from attributes. CelebA that is not HQ (flwrlabs/celeba, 178x218) can, with
+python -m custom_datasets.importing SOURCE --celeba."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -103,6 +117,16 @@ def as_attributes(record: Mapping[str, object]) -> np.ndarray | None:
     return values > 0
 
 
+def _require_attributes(source: str, record: Mapping[str, object]) -> np.ndarray:
+    attributes = as_attributes(record)
+    if attributes is None:
+        raise ValueError(
+            f"{source} carries no attributes (its columns: {', '.join(record)}), from which the "
+            f"captions are made. {WITH_ATTRIBUTES} does."
+        )
+    return attributes
+
+
 def parquet_rows(source: str) -> Iterator[Row]:
     """Faces of a hub data set, or of a folder of parquet files, through `datasets`."""
     from datasets import Image as ImageFeature
@@ -115,18 +139,15 @@ def parquet_rows(source: str) -> Iterator[Row]:
             files.setdefault(path.name.split("-")[0], []).append(str(path))
         parts = load_dataset("parquet", data_files=files)
     else:
+        beginning = next(iter(load_dataset(source, streaming=True).values()))
+        _require_attributes(source, next(iter(beginning)))  # before gigabytes are fetched
         parts = load_dataset(source)
     # Only CelebA's own division is by identity; a copy divided otherwise tells nothing.
     is_official = sorted(len(faces) for faces in parts.values()) == sorted(CELEBA_COUNTS)
     numbers = {"train": 0, "val": 1, "valid": 1, "validation": 1, "test": 2}
     for name, faces in parts.items():
         for record in faces.cast_column("image", ImageFeature()):
-            attributes = as_attributes(record)
-            if attributes is None:
-                raise ValueError(
-                    f"{source} carries no attributes (its columns: {', '.join(record)}), from "
-                    f"which the captions are made. {WITH_ATTRIBUTES} does."
-                )
+            attributes = _require_attributes(source, record)
             split = numbers[name] if is_official else None
             yield Row(record["image"], attributes, record.get("image_id") or None, split=split)
 
@@ -276,17 +297,29 @@ def import_copy(
     return [f"{len(written.paths)} faces: {counts} (split {kind})", probe, *rates]
 
 
+def describe_folder(folder: Path) -> str:
+    """What lies in a folder already, in a sentence."""
+    missing = [name for name in (IMAGE_FOLDER, ATTRIBUTE_FILE) if not (folder / name).exists()]
+    if missing:
+        return f"{folder} lacks {' and '.join(missing)}."
+    count = sum(1 for path in (folder / IMAGE_FOLDER).iterdir() if NUMBERED.fullmatch(path.name))
+    return f"{folder} holds {count} of {OFFICIAL_COUNT} images and their attributes: go and train."
+
+
 def main() -> None:
     """Import the copy named on the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m custom_datasets.importing", description=__doc__
     )
-    parser.add_argument("source", help="a folder, or a hub id")
+    parser.add_argument("source", nargs="?", help="a folder, or a hub id; none: how to get one")
     parser.add_argument("--out", type=Path, default=ROOT / "data" / "celeba_hq")
     parser.add_argument("--attributes", type=Path, help=f"CelebA's {ATTRIBUTE_LIST}")
     parser.add_argument("--mapping", type=Path, help=MAPPING_FILE)
     parser.add_argument("--celeba", action="store_true", help="the source is CelebA, not CelebA-HQ")
     given = parser.parse_args()
+    if not given.source:
+        print(GUIDE.format(state=describe_folder(given.out)))
+        return
     lines = import_copy(given.source, given.out, given.attributes, given.mapping, not given.celeba)
     print("\n".join([*lines, f"CELEBA_HQ_DIR={given.out}"]))
 

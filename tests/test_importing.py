@@ -211,3 +211,23 @@ def test_real_faces_line_up_and_shifted_ones_do_not(real_faces: Path) -> None:
     with pytest.raises(ValueError, match="do not line up"):
         verification.check_alignment(paths, np.roll(faces.attributes[:1500], 1, axis=0))
     verification.check_rates(faces.attributes, verification.CELEBA_HQ_RATES)
+
+
+def test_a_hub_copy_without_attributes_is_refused_before_it_is_fetched(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = []
+
+    def load(name: str, streaming: bool = False) -> dict[str, list[dict[str, str]]]:
+        asked.append((name, streaming))
+        return {"train": [{"image": "", "text": "a face"}]}
+
+    monkeypatch.setattr("datasets.load_dataset", load)
+    with pytest.raises(ValueError, match="Ryan-sjtu/celebahq-caption carries no attributes"):
+        importing.import_copy("Ryan-sjtu/celebahq-caption", tmp_path / "out")
+    assert asked == [("Ryan-sjtu/celebahq-caption", True)]
+
+
+def test_a_folder_is_described(drawn_folder: Path, tmp_path: Path) -> None:
+    assert "lacks CelebA-HQ-img and" in importing.describe_folder(tmp_path)
+    assert "holds 36 of 30000" in importing.describe_folder(drawn_folder)
