@@ -8,7 +8,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import gradio as gr
@@ -68,28 +68,26 @@ def save_picture(picture: torch.Tensor, wish: Wish, seed: int, folder: Path, mod
 def denoise(model: TextToFace, wish: Wish) -> Iterator[tuple[int, torch.Tensor]]:
     """Yield (step, pictures (B, 3, H, W)) a few times on the way, then at the end."""
     seeds = range(wish.seed, wish.seed + wish.count)
-    with torch.no_grad():
-        prompts = [wish.prompt] * wish.count
-        predict = model.predict(prompts, wish.guidance_scale, wish.negative_prompt)
-        settings = SamplingConfig(wish.sampler, wish.steps)
-        every = max(1, wish.steps // PREVIEWS)
-        for step, latents in enumerate(model.trajectory(predict, seeds, settings)):
-            if step == wish.steps or step % every == 0:
-                yield step, model.decode(latents)
+    prompts = [wish.prompt] * wish.count
+    predict = model.predict(prompts, wish.guidance_scale, wish.negative_prompt)
+    settings = SamplingConfig(wish.sampler, wish.steps)
+    every = max(1, wish.steps // PREVIEWS)
+    for step, latents in enumerate(model.trajectory(predict, seeds, settings)):
+        if step == wish.steps or step % every == 0:
+            yield step, model.decode(latents)
 
 
-def draw(model: TextToFace, wish: Wish) -> Iterator[tuple[list[str], str]]:
-    """Yield the pictures' files and a line of progress as the wish is denoised.
+def draw(model: TextToFace, wish: Wish, folder: Path) -> Iterator[tuple[list[str], str]]:
+    """Yield the pictures' files, in the folder, and a line of progress as the wish is denoised.
 
     Raises:
         gr.Error: the wish cannot be met (too long a prompt, a number of steps that the sampler does
             not take); says why.
     """
-    folder = Path(tempfile.mkdtemp(prefix="faces_"))
     try:
         for step, pictures in denoise(model, wish):
             part = folder / str(step)
-            part.mkdir()
+            part.mkdir(parents=True)
             files = [
                 save_picture(picture, wish, wish.seed + i, part, model.config.name)
                 for i, picture in enumerate(pictures)
@@ -170,13 +168,15 @@ def _connect(
         text: str, second: str, negative: str, scale: float, steps: int, sampler: str, seed: int,
         count: int,
     ) -> Iterator[tuple[list[str], list[str], str]]:  # fmt: skip
-        wish = Wish(text, negative, scale, int(steps), sampler, int(seed), int(count))
+        wish = Wish(text, negative, scale, int(steps), sampler, int(seed or 0), int(count))
         first: list[str] = []
-        for first, line in draw(model, wish):
-            yield first, [], line
-        if second.strip():
-            for files, line in draw(model, Wish(second, *list(asdict(wish).values())[1:])):
-                yield first, files, f"the other prompt: {line}" if line != "done" else line
+        with tempfile.TemporaryDirectory(prefix="faces_") as name:  # the page keeps its own copies
+            folder = Path(name)
+            for first, line in draw(model, wish, folder / "first"):
+                yield first, [], line
+            if second.strip():
+                for files, line in draw(model, replace(wish, prompt=second), folder / "second"):
+                    yield first, files, line if line == "done" else f"other prompt, {line}"
 
     events = [button.click, prompt.submit, other.submit]
     gr.on(events, answer, [prompt, other, *settings], outputs, api_name="draw")

@@ -26,9 +26,9 @@ def main() -> None:
     accelerator = experiment.accelerator
     is_main, epoch = accelerator.is_main_process, None
     try:
-        for step in tracked(
-            train(**experiment.training_inputs()), accelerator, experiment.config.name
-        ):
+        steps = train(**experiment.training_inputs())
+        done = experiment.state.step
+        for step in tracked(steps, accelerator, experiment.config.name, done):
             if is_main and step.number % 10 == 0:
                 print(step.line(), flush=True)
             if is_main and epoch is not None and step.epoch != epoch:

@@ -25,7 +25,10 @@ IMPORTS = "import torch, diffusion.experiment, diffusion.training, evaluation.re
 
 
 def simulated_cache(folder: Path, count: int) -> dict[str, float]:
-    """Open a cache of so many full-size entries (a file with holes) and draw 500 batches of 32."""
+    """Open a cache of so many full-size entries and draw 500 batches of 32.
+
+    The file is one hole: this tells the program's own share, and nothing of a disk.
+    """
     path = folder / f"{count}.npy"
     shape = (count, 2, 2, 4, 32, 32)
     np.lib.format.open_memmap(path, "w+", np.float16, shape).flush()

@@ -6,10 +6,14 @@ bfloat16, the UNet under autocast, AdamW. Both sides have the same UNet and the 
 """
 
 import argparse
+import json
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +26,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import full_size, measure
-from config import Config, celeba_hq, demo
+from config import ROOT, Config, celeba_hq, demo
 from custom_datasets.captions import describe
 from diffusion.caption_states import CaptionStates
 from diffusion.training import train
@@ -116,7 +120,7 @@ def our_steps(config: Config, text_encoder: TextEncoder, faces: int) -> Iterator
     state = new_state(build_unet(config.unet), config.training)
     latents = RandomLatents(faces, config.unet.latent_channels, config.unet.latent_size)
     with tempfile.TemporaryDirectory() as folder:
-        accelerator = Accelerator(mixed_precision="bf16")
+        accelerator = Accelerator(cpu=True, mixed_precision="bf16")
         yield from train(
             state, config, latents, caption, text_encoder, Path(folder), accelerator
         )  # fmt: skip
@@ -203,6 +207,25 @@ def text_cost(text_encoder: TextEncoder, step_seconds: float, rounds: int) -> di
     }
 
 
+def print_peak_memory(batch: int) -> None:
+    """Two steps of the real loop in a process of their own; prints how much it held at most."""
+    config = celeba_hq()
+    config = replace(config, training=replace(config.training, batch_size=batch))
+    before = measure.peak_memory()
+    run = our_steps(config, full_size.text_encoder(), 4 * batch)
+    next(run), next(run)
+    print(json.dumps({"after_imports": before, "training": measure.peak_memory()}))
+    run.close()
+
+
+def peak_memory(batch: int) -> dict[str, float]:
+    """Bytes that training at full size holds at most, and those of the program alone."""
+    code = f"from benchmarks.training import print_peak_memory as p; p({batch})"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def main() -> None:
     """Measure, print, write `outputs/bench/training.json`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -212,13 +235,18 @@ def main() -> None:
     step, unet, operations = unet_step(batch)
     fused, *_ = unet_step(batch, plain_attention=False)
     peer = peer_step(batch)
-    calls = {"unet": step, "unet_fused": fused, "peer": peer, "matmul": measure.matmul}
-    times = measure.alternating(calls, rounds)
+    text_encoder = full_size.text_encoder()
+    settings = replace(celeba_hq().training, batch_size=batch, checkpoint_every_n_epochs=10**6)
+    run = our_steps(replace(celeba_hq(), training=settings), text_encoder, batch)
+    next(run)  # its captions are fresh
+    calls = {"unet": step, "unet_fused": fused, "loop": partial(next, run), "peer": peer}
+    times = measure.alternating(calls | {"matmul": measure.matmul}, rounds)
     rate = measure.MATMUL_OPERATIONS / times["matmul"].median
     each = times["unet"].median / batch
-    held = 4 * 4 * sum(p.numel() for p in unet.parameters())
-    del step, fused, peer, unet
-    text_encoder = full_size.text_encoder()
+    held = 5 * 4 * sum(p.numel() for p in unet.parameters())
+    run.close()
+    calls.clear()
+    del step, fused, peer, unet, run
     loop = loop_shares(celeba_hq(), text_encoder, batch, rounds + 1)
     small = TextEncoder.from_pretrained(demo().models.text_encoder)
     measure.write(
@@ -227,18 +255,17 @@ def main() -> None:
             "batch": batch,
             "seconds": times,
             "images_a_second": {
-                name: batch / times[name].median for name in ("unet", "unet_fused", "peer")
-            }
-            | {"loop": batch / loop["seconds_a_step"]},
-            "ratio_to_peer": times["peer"].median / loop["seconds_a_step"],
+                name: batch / times[name].median for name in ("unet", "unet_fused", "loop", "peer")
+            },
+            "ratio_to_peer": times["peer"].median / times["loop"].median,
             "operations_an_image": operations,
             "matmul_operations_a_second": rate,
             "unet_share_of_matmul_rate": operations / each / rate,
             "loop_at_full_size": loop,
             "loop_in_demo": loop_shares(demo(), small, 32, 20),
             "text": text_cost(text_encoder, each, rounds),
-            "weights_average_optimizer_bytes": held,
-            "peak_memory_bytes": measure.peak_memory(),
+            "weights_gradients_optimizer_average_bytes": held,
+            "peak_memory_bytes": peak_memory(batch),
         },
     )
 

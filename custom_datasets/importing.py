@@ -8,6 +8,7 @@ StarGAN v2's `{train,val}/{male,female}/<orig_file>`, and plain `<index>.jpg` be
 """
 
 import argparse
+import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -303,7 +304,7 @@ def describe_folder(folder: Path) -> str:
     if missing:
         return f"{folder} lacks {' and '.join(missing)}."
     count = sum(1 for path in (folder / IMAGE_FOLDER).iterdir() if NUMBERED.fullmatch(path.name))
-    return f"{folder} holds {count} of {OFFICIAL_COUNT} images and their attributes: go and train."
+    return f"{folder} holds {count} of {OFFICIAL_COUNT} images and their attributes."
 
 
 def main() -> None:
@@ -318,7 +319,8 @@ def main() -> None:
     parser.add_argument("--celeba", action="store_true", help="the source is CelebA, not CelebA-HQ")
     given = parser.parse_args()
     if not given.source:
-        print(GUIDE.format(state=describe_folder(given.out)))
+        folder = Path(os.environ.get("CELEBA_HQ_DIR") or given.out)
+        print(GUIDE.format(state=describe_folder(folder)))
         return
     lines = import_copy(given.source, given.out, given.attributes, given.mapping, not given.celeba)
     print("\n".join([*lines, f"CELEBA_HQ_DIR={given.out}"]))

@@ -33,8 +33,8 @@ class CaptionStates:
     layer would, else in float32: 79 kB a caption at L = 77, D = 512 in bfloat16.
 
     Args:
-        capacity: captions that are kept, as far as half of the free disk goes; further ones are
-            encoded whenever they are asked for. 0 keeps none.
+        capacity: captions that are kept, as far as half of the free disk goes, and no further once
+            it is full; others are encoded whenever they are asked for. 0 keeps none.
         folder: where the file lies; on a disk, as a full-size run keeps gigabytes.
     """
 
@@ -57,7 +57,6 @@ class CaptionStates:
 
         Raises:
             ValueError: a caption longer than the encoder takes.
-            OSError: the disk is full.
         """
         missing = [text for text in dict.fromkeys(captions) if text not in self.rows]
         fresh = dict(zip(missing, self._encode(missing), strict=True)) if missing else {}
@@ -76,8 +75,14 @@ class CaptionStates:
     def _keep(self, caption: str, states: torch.Tensor) -> None:
         row = len(self.rows)
         values = states.cpu().contiguous().view(torch.uint8).numpy().tobytes()
-        os.pwrite(self.file.fileno(), values, row * self.size)
-        self.rows[caption] = row
+        try:
+            written = os.pwrite(self.file.fileno(), values, row * self.size)
+        except OSError:  # a full disk: the run needs the rest of it, and does without keeping
+            written = 0
+        if written == self.size:
+            self.rows[caption] = row
+        else:
+            self.capacity = row
 
     def _read(self, caption: str) -> torch.Tensor:
         values = bytearray(os.pread(self.file.fileno(), self.size, self.rows[caption] * self.size))

@@ -9,7 +9,7 @@ Shapes: B batch, C latent channels, h x w latents, H x W image.
 from collections.abc import Sequence
 
 import torch
-from diffusers import DPMSolverMultistepScheduler, SchedulerMixin
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from torch.nn import functional
 
@@ -85,11 +85,12 @@ def renoise(
         scheduler.set_begin_index(begin)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     noise = randn_tensor(latents.shape, generator=generators, device=latents.device)
+    options = {} if isinstance(scheduler, DDIMScheduler) else {"generator": generators}
     timesteps = scheduler.timesteps[begin:]
     current = scheduler.add_noise(latents, noise, timesteps[:1])
     for number, timestep in enumerate(timesteps, start=1):
         prediction = predict(scheduler.scale_model_input(current, timestep), timestep)
-        current = scheduler.step(prediction.float(), timestep, current).prev_sample
+        current = scheduler.step(prediction.float(), timestep, current, **options).prev_sample
         if free is not None:
             after = timesteps[number : number + 1]
             given = scheduler.add_noise(latents, noise, after) if len(after) else latents

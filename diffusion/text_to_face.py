@@ -88,7 +88,8 @@ class TextToFace:
         """As `predict`, for hidden states (B, L, D) made otherwise, such as between two prompts."""
         null = self.text_encoder([negative_prompt])
         count = self.config.diffusion.num_train_timesteps
-        interval = tuple(count * share for share in self.config.sampling.guidance_interval)
+        low, high = self.config.sampling.guidance_interval
+        interval = None if (low, high) == (0, 1) else (count * low, count * high)
         return sampling.guide(self.denoise, hidden_states, null, guidance_scale, interval)
 
     def denoise(

@@ -8,13 +8,20 @@ from collections.abc import Iterable, Iterator
 
 import torch
 from accelerate import Accelerator
+from torchvision.utils import make_grid
 
 from diffusion.step import Step
 
 
-def tracked(steps: Iterable[Step], accelerator: Accelerator, name: str) -> Iterator[Step]:
-    """Pass on the steps of a run and log each of them: losses, by timestep, rate, speed."""
-    accelerator.init_trackers(name)
+def tracked(
+    steps: Iterable[Step], accelerator: Accelerator, name: str, done: int = 0
+) -> Iterator[Step]:
+    """Pass on the steps of a run and log each of them: losses, by timestep, rate, speed.
+
+    Args:
+        done: steps that the run has taken; what was logged beyond them is made anew.
+    """
+    accelerator.init_trackers(name, init_kwargs={"tensorboard": {"purge_step": done + 1}})
     try:
         for step in steps:
             accelerator.log(values_of(step), step=step.number)
@@ -38,8 +45,10 @@ def values_of(step: Step) -> dict[str, float]:
 
 
 def log_pictures(accelerator: Accelerator, images: torch.Tensor, step: int) -> None:
-    """Log pictures (B, 3, H, W) in [0, 1] with the trackers that take images."""
-    grid = (images.permute(0, 2, 3, 1) * 255).byte().numpy()  # (B, H, W, 3)
+    """Log a grid of pictures (B, 3, H, W) in [0, 1] with the trackers that take images."""
+    grid = (make_grid(images, nrow=4).permute(1, 2, 0) * 255).byte().numpy()[None]  # (1, H, W, 3)
     for tracker in accelerator.trackers:
+        # TensorBoard takes channels first unless told; the others take them last only.
+        options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
         if hasattr(tracker, "log_images"):
-            tracker.log_images({"samples": grid}, step)
+            tracker.log_images({"samples": grid}, step, **options)

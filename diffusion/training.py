@@ -115,7 +115,8 @@ class _Run:
         self.caption_states = CaptionStates(
             self.text_encoder,
             self.accelerator.mixed_precision,
-            len(self.latents) * self.config.data.caption_wordings + 1,  # and the empty one
+            # Each process keeps its share: which faces it meets changes from epoch to epoch.
+            len(self.latents) * self.config.data.caption_wordings // processes + 1,
             self.folder,
         )
         self.noise_scheduler = objective.build_noise_scheduler(self.config.diffusion)

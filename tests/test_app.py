@@ -73,8 +73,10 @@ def test_switches_write_the_prompt(choices: tuple, want: str) -> None:
     assert app.write_prompt(*choices) == want
 
 
-def test_pictures_are_those_of_generate_and_carry_what_made_them(model: TextToFace) -> None:
-    *_, (files, line) = app.draw(model, WISH)
+def test_pictures_are_those_of_generate_and_carry_what_made_them(
+    model: TextToFace, tmp_path: Path
+) -> None:
+    *_, (files, line) = app.draw(model, WISH, tmp_path / "pictures")
     assert line == "done"
     want = model.generate(["a man"] * 2, [7, 8], 2.0, 4, "ddim")
     for seed, path, picture in zip((7, 8), files, want, strict=True):
@@ -85,9 +87,10 @@ def test_pictures_are_those_of_generate_and_carry_what_made_them(model: TextToFa
         assert (got.permute(2, 0, 1).float() - picture * 255).abs().max() < 1.01
 
 
-def test_a_prompt_that_is_too_long_is_explained(model: TextToFace) -> None:
+def test_a_prompt_that_is_too_long_is_explained(model: TextToFace, tmp_path: Path) -> None:
+    wish = app.Wish("a man with a beard " * 30, "", 2.0, 4, "ddim", 0, 1)
     with pytest.raises(gr.Error, match="Shorten it"):
-        list(app.draw(model, app.Wish("a man with a beard " * 30, "", 2.0, 4, "ddim", 0, 1)))
+        list(app.draw(model, wish, tmp_path / "pictures"))
 
 
 def test_two_users_at_once_get_their_own_pictures(address: str, model: TextToFace) -> None:

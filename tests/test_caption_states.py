@@ -1,5 +1,7 @@
 """Kept hidden states are those that the text encoder gives, whatever was asked before."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -61,3 +63,22 @@ def test_nothing_is_left_in_the_folder(text_encoder: TextEncoder, tmp_path: Path
 def test_too_long_a_caption_is_refused(text_encoder: TextEncoder, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Shorten it"):
         CaptionStates(text_encoder, "no", 100, tmp_path)(["a man with a beard " * 30])
+
+
+@pytest.mark.parametrize("answer", ["short", "full"])
+def test_a_full_disk_only_ends_the_keeping(
+    text_encoder: TextEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    want = CaptionStates(text_encoder, "no", 100, tmp_path)(CAPTIONS)
+    kept, write, left = CaptionStates(text_encoder, "no", 100, tmp_path), os.pwrite, [3]
+
+    def pwrite(file: int, values: bytes, offset: int) -> int:
+        left[0] -= 1
+        if left[0] < 0 and answer == "full":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(file, values if left[0] >= 0 else values[:10], offset)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    for _ in range(2):
+        assert torch.equal(kept(CAPTIONS), want)
+    assert len(kept.rows) == 3

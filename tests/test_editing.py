@@ -71,6 +71,15 @@ def test_at_full_strength_nothing_of_the_face_is_left(model: TextToFace, sampler
         torch.testing.assert_close(end, drawn, rtol=0.02, atol=0.02)
 
 
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++"])
+def test_a_seed_belongs_to_its_face(model: TextToFace, images: torch.Tensor, sampler: str) -> None:
+    model.config = replace(model.config, sampling=replace(model.config.sampling, sampler=sampler))
+    both = edit(model, images, PROMPTS, SEEDS, 0.6)
+    torch.manual_seed(1)
+    alone = edit(model, images[1:], PROMPTS[1:], SEEDS[1:], 0.6)
+    torch.testing.assert_close(alone, both[1:], rtol=0, atol=1e-4)
+
+
 def test_a_free_latent_is_drawn_and_the_others_end_as_they_were(model: TextToFace) -> None:
     latents = torch.randn(2, 4, 8, 8)
     free = torch.zeros(1, 1, 8, 8, dtype=torch.bool)

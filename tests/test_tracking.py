@@ -29,7 +29,8 @@ def test_every_step_reaches_tensorboard(tmp_path: Path) -> None:
     events.Reload()
     logged = [(event.step, event.value) for event in events.Scalars("loss")]
     assert logged == [(n, pytest.approx(1 / n)) for n in (1, 2, 3)]
-    assert [event.step for event in events.Images("samples/0")] == [2]
+    (picture,) = events.Images("samples")
+    assert (picture.step, picture.width, picture.height) == (2, 22, 12)  # two of 8 px, 2 px apart
     assert {"learning_rate", "images_per_second"} <= set(events.Tags()["scalars"])
 
 

@@ -735,4 +735,8 @@ def test_what_is_faster_trains_alike(inputs: Inputs, setting: str) -> None:
     for value in (False, True):
         arguments = inputs(folder=str(value), **{setting: value})
         losses.append([step.loss for step in training.train(**arguments)])
+        unet = arguments["state"].unet
+        plain = any(type(p).__name__ == "AttnProcessor" for p in unet.attn_processors.values())
+        assert plain == (not (setting == "fused_attention" and value))
+        assert (unet._compiled_call_impl is not None) == (setting == "compile" and value)
     np.testing.assert_allclose(*losses, rtol=1e-3)
