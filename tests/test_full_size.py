@@ -84,10 +84,13 @@ def test_one_step_of_training_and_one_of_sampling(full_config: Config, tmp_path:
     assert posterior.mean.shape == posterior.std.shape == (1, 4, 32, 32)
     state = new_state(build_unet(full_config.unet), full_config.training)
     assert 85e6 < count_parameters(state.unet) < 95e6
-    hidden: list[tuple[int, ...]] = []
-    text_encoder.register_forward_hook(lambda module, args, out: hidden.append(tuple(out.shape)))
-    latents: list[tuple[int, ...]] = []
-    hook = state.unet.register_forward_pre_hook(lambda m, args: latents.append(args[0].shape))
+    seen: list[tuple[tuple[int, ...], ...]] = []
+    hook = state.unet.register_forward_pre_hook(
+        lambda module, args, named: seen.append(
+            (args[0].shape, named["encoder_hidden_states"].shape)
+        ),
+        with_kwargs=True,
+    )
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(mixed_precision="no", cpu=True)
     before = state.unet.conv_out.weight.detach().clone()
@@ -104,7 +107,7 @@ def test_one_step_of_training_and_one_of_sampling(full_config: Config, tmp_path:
     steps.close()
     hook.remove()
     assert step.number == 1 and math.isfinite(step.loss) and step.learning_rate == 1e-5
-    assert hidden == [(1, 77, 512)] and latents == [(1, 4, 32, 32)]
+    assert seen == [((1, 4, 32, 32), (1, 77, 512))]
     assert 0 < (state.unet.conv_out.weight - before).abs().max() < 1.1e-5
     text_to_face = TextToFace(full_config, state.ema_unet, text_encoder, vae)
     assert text_to_face.latent_shape == (4, 32, 32)
