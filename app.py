@@ -106,7 +106,10 @@ def build_page(model: TextToFace) -> gr.Blocks:
         with gr.Row():
             with gr.Column(min_width=320):
                 prompt = gr.Textbox(
-                    defaults.prompts[0], label="Prompt", max_length=MOST_LETTERS, elem_id="prompt"
+                    defaults.prompts[0],
+                    label="Prompt",
+                    max_length=MOST_LETTERS,
+                    elem_id="prompt",
                 )
                 _switches(prompt)
                 other = gr.Textbox(
@@ -126,7 +129,10 @@ def build_page(model: TextToFace) -> gr.Blocks:
 
 
 def _gallery(label: str, name: str) -> gr.Gallery:
-    return gr.Gallery(label=label, columns=4, format="png", elem_id=name, object_fit="contain")
+    gr.Markdown(f"**{label}**")  # a label of the gallery's own would lie over the first picture
+    return gr.Gallery(
+        show_label=False, columns=2, height="auto", format="png", elem_id=name, object_fit="contain"
+    )
 
 
 def _switches(prompt: gr.Textbox) -> None:
