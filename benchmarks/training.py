@@ -99,7 +99,10 @@ def peer_step(batch: int) -> Callable[[], None]:
 
     def step() -> None:
         with torch.no_grad():
-            latents = vae.encode(pixels.to(torch.bfloat16)).latent_dist.sample() * 0.18215
+            latents = (
+                vae.encode(pixels.to(torch.bfloat16)).latent_dist.sample()
+                * vae.config.scaling_factor
+            )
             states = encode_text(ids)[0]
         noise = torch.randn_like(latents)
         timesteps = torch.randint(1000, (batch,))
