@@ -165,7 +165,6 @@ def sample(
     seeds: Sequence[int],
     steps: int,
     shape: Sequence[int],
-    interval: tuple[float, float] | None = None,
 ) -> torch.Tensor:
     """Guided samples, latents (B, C, h, w), one for each seed and its hidden states (B, L, D).
 
@@ -176,7 +175,7 @@ def sample(
         raise ValueError(
             f"{len(hidden_states)} captions for {len(seeds)} seeds; one an image is needed"
         )
-    predict = guide(denoiser, hidden_states, null_hidden_states, guidance_scale, interval)
+    predict = guide(denoiser, hidden_states, null_hidden_states, guidance_scale)
     device = hidden_states.device
     *_, latents = trajectory(predict, scheduler, shape, seeds, steps, device)
     return latents
