@@ -13,10 +13,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from diffusers import AutoencoderKL
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import config as config_module
+from benchmarks import full_size
 from config import Config, ModelsConfig
 from diffusion.experiment import check_fit
 from diffusion.text_to_face import TextToFace
@@ -34,16 +34,7 @@ def full_config(tmp_path_factory: pytest.TempPathFactory, clip_folder: Path) -> 
     text_encoder = tmp_path_factory.mktemp("clip-vit-base-patch32")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            layers_per_block=2,
-            latent_channels=4,
-            norm_num_groups=32,
-            sample_size=256,
-            scaling_factor=0.18215,
-        ).save_pretrained(autoencoder)
+        full_size.autoencoder().save_pretrained(autoencoder)
         shape = CLIPTextConfig(
             vocab_size=49408,
             hidden_size=512,
