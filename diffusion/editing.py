@@ -16,9 +16,11 @@ from torch.nn import functional
 from custom_datasets.celeba_hq_dataset import to_model_range
 from diffusion.sampling import Predictor, build_sampler, set_timesteps
 from diffusion.text_to_face import TextToFace
+from models.memory import freed_memory_kept
 
 
 @torch.no_grad()
+@freed_memory_kept()
 def edit(
     model: TextToFace,
     images: torch.Tensor,

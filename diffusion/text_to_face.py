@@ -10,6 +10,7 @@ from config import Config, SamplingConfig
 from diffusion import checkpointing, sampling
 from models.custom_unet_celeba_ldm import build_unet
 from models.loading import fingerprint
+from models.memory import freed_memory_kept
 from models.precision import autocast, cast_matrices
 from models.text_encoder import TextEncoder
 from models.vae_wrapper import VAEWrapper
@@ -114,6 +115,7 @@ class TextToFace:
             predict, scheduler, self.latent_shape, seeds, settings.steps, device
         )
 
+    @freed_memory_kept()
     def generate(
         self,
         prompts: Sequence[str],

@@ -19,6 +19,7 @@ from torchvision.transforms import v2
 from config import ROOT, ClassifierConfig
 from custom_datasets.celeba_hq_dataset import ATTRIBUTES
 from models.attribute_classifier import AttributeClassifier
+from models.memory import freed_memory_kept
 from models.precision import autocast
 
 # Wu et al. 2023 (arXiv 2210.07356): annotators agree on these least, or the labels are close to
@@ -80,26 +81,23 @@ def train_judge(
     if len(images) < config.batch_size:
         raise ValueError(f"{len(images)} faces do not fill one batch of {config.batch_size}")
     torch.manual_seed(config.seed)
-    device = classifier.thresholds.device
     batches = len(images) // config.batch_size
     optimizer = torch.optim.AdamW(classifier.parameters(), weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, config.learning_rate, total_steps=batches * config.num_epochs
     )
     best, kept = -1.0, {}
-    for number in range(1, config.num_epochs + 1):
-        loss = 0.0
-        for chosen in torch.randperm(len(images)).split(config.batch_size)[:batches]:
-            batch = augment(images[chosen].to(device))
-            loss += (
-                _step(classifier.train(), optimizer, batch, attributes[chosen].to(device)) / batches
-            )
-            schedule.step()
-        accuracy = mean_accuracy(classifier.eval().probabilities(validation[0]), validation[1])
-        is_best = accuracy > best
-        if is_best:
-            best, kept = accuracy, {k: v.clone() for k, v in classifier.state_dict().items()}
-        yield Epoch(number, loss, accuracy, is_best)
+    with freed_memory_kept():
+        for number in range(1, config.num_epochs + 1):
+            loss = 0.0
+            for chosen in torch.randperm(len(images)).split(config.batch_size)[:batches]:
+                loss += _step(classifier, optimizer, images[chosen], attributes[chosen]) / batches
+                schedule.step()
+            accuracy = mean_accuracy(classifier.eval().probabilities(validation[0]), validation[1])
+            is_best = accuracy > best
+            if is_best:
+                best, kept = accuracy, {k: v.clone() for k, v in classifier.state_dict().items()}
+            yield Epoch(number, loss, accuracy, is_best)
     classifier.load_state_dict(kept)
     chosen_thresholds = best_thresholds(classifier.probabilities(validation[0]), validation[1])
     classifier.thresholds.copy_(chosen_thresholds)
@@ -125,9 +123,11 @@ def _step(
     images: torch.Tensor,
     attributes: torch.Tensor,
 ) -> float:
-    with autocast("bf16", images.device):
-        logits = classifier(images)
-    loss = F.binary_cross_entropy_with_logits(logits.float(), attributes.float())
+    device = classifier.thresholds.device
+    images = augment(images.to(device))
+    with autocast("bf16", device):
+        logits = classifier.train()(images)
+    loss = F.binary_cross_entropy_with_logits(logits.float(), attributes.to(device).float())
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
