@@ -9,7 +9,7 @@ simply be mirrored).
 import fcntl
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from custom_datasets.celeba_hq_dataset import CelebAHQ, read_image, to_model_range
 from models.loading import fingerprint as models_fingerprint
+from models.memory import freed_memory_kept
 from models.precision import autocast
 from models.vae_wrapper import Posterior, VAEWrapper
 
@@ -52,10 +53,16 @@ class ImageLatents:
 
     def fetch(self, positions: np.ndarray, flipped: np.ndarray) -> Posterior:
         """See `LatentSource.fetch`."""
+        return self.encode(self.read(positions), flipped)
+
+    def read(self, positions: np.ndarray) -> torch.Tensor:
+        """Images of these faces, uint8 (B, 3, S, S)."""
         paths = [self.faces.path(int(position)) for position in positions]
-        images = torch.stack(
-            list(self.readers.map(read_image, paths, [self.faces.image_size] * len(paths)))
-        )
+        sizes = [self.faces.image_size] * len(paths)
+        return torch.stack(list(self.readers.map(read_image, paths, sizes)))
+
+    def encode(self, images: torch.Tensor, flipped: np.ndarray) -> Posterior:
+        """Posteriors of images uint8 (B, 3, S, S), mirrored where `flipped`."""
         images = torch.where(torch.as_tensor(flipped).view(-1, 1, 1, 1), images.flip(-1), images)
         device = next(self.vae.parameters()).device
         with autocast(self.precision, device):
@@ -152,6 +159,7 @@ def _encoded_before(partial: Path, progress: Path, shape: tuple[int, ...]) -> in
     return done if partial.is_file() and _is_whole(partial, shape) else 0
 
 
+@freed_memory_kept()
 def _encode_all(
     faces: CelebAHQ,
     vae: VAEWrapper,
@@ -168,12 +176,11 @@ def _encode_all(
         progress.unlink(missing_ok=True)  # left by an encode whose file is gone
     values = np.lib.format.open_memmap(partial, "r+" if done else "w+", np.float16, shape)
     starts = range(done, len(faces), batch_size)
-    for batch, start in enumerate(
-        tqdm(starts, desc="encoding latents", mininterval=5, leave=False)
-    ):
-        positions = np.arange(start, min(start + batch_size, len(faces)))
+    bar = tqdm(starts, desc="encoding latents", mininterval=5, leave=False)
+    batches = (np.arange(start, min(start + batch_size, len(faces))) for start in bar)
+    for batch, (positions, images) in enumerate(_read_ahead(source, batches)):
         for side in range(shape[1]):
-            mean, std = source.fetch(positions, np.full(len(positions), bool(side)))
+            mean, std = source.encode(images, np.full(len(positions), bool(side)))
             values[positions, side] = _finite(torch.stack([mean, std], dim=1), faces, positions)
         if batch % SAVE_EVERY == 0:
             values.flush()
@@ -183,6 +190,21 @@ def _encode_all(
     values.flush()
     partial.replace(path)
     progress.unlink(missing_ok=True)
+
+
+def _read_ahead(
+    source: ImageLatents, batches: Iterable[np.ndarray]
+) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    """Positions and images of each batch, while those of the next are being read."""
+    with ThreadPoolExecutor(1) as reader:
+        before = None
+        for positions in batches:
+            following = positions, reader.submit(source.read, positions)
+            if before:
+                yield before[0], before[1].result()
+            before = following
+        if before:
+            yield before[0], before[1].result()
 
 
 def _finite(latents: torch.Tensor, faces: CelebAHQ, positions: np.ndarray) -> np.ndarray:
