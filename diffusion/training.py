@@ -23,8 +23,14 @@ from diffusion.caption_states import CaptionStates
 from diffusion.determinism import positions_at, step_generator
 from diffusion.interruption import stop_on_signal
 from diffusion.step import Step, Stopwatch, loss_by_bin
-from diffusion.training_state import TrainingState, learning_rate_at, require_circumstances
-from models.custom_unet_celeba_ldm import use_plain_attention
+from diffusion.training_state import (
+    TrainingState,
+    clip_gradients,
+    learning_rate_at,
+    require_circumstances,
+)
+from models.custom_unet_celeba_ldm import keep_channels_last, use_plain_attention
+from models.memory import freed_memory_kept
 from models.text_encoder import TextEncoder
 
 
@@ -139,8 +145,10 @@ class _Run:
             self.state.unet.compile()
         unet, optimizer = self.accelerator.prepare(self.state.unet, self.state.optimizer)
         unet.train()
+        if self.accelerator.num_processes == 1:
+            keep_channels_last(self.state.unet)
         stopwatch, saved = Stopwatch(), time.monotonic()
-        with stop_on_signal() as stop:
+        with stop_on_signal() as stop, freed_memory_kept():
             while self.state.step < self.total:
                 step = self._one_step(unet, optimizer, stopwatch)
                 stopping = self._any_process(stop.is_set())
@@ -230,8 +238,7 @@ class _Run:
             group["lr"] = rate
         optimizer.zero_grad()
         self.accelerator.backward((weights * losses).mean())
-        limit = self.config.training.max_grad_norm
-        norm = self.accelerator.clip_grad_norm_(unet.parameters(), limit)
+        norm = clip_gradients(unet, self.config.training.max_grad_norm)
         return losses.detach().float().cpu(), norm
 
     def _note_not_finite(

@@ -37,6 +37,17 @@ class TrainingState:
         return self.ema.module
 
 
+def clip_gradients(model: torch.nn.Module, limit: float) -> torch.Tensor:
+    """As `torch.nn.utils.clip_grad_norm_`, without a pass over gradients that are short enough;
+    returns their norm before.
+    """
+    parameters = list(model.parameters())
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if not norm + 1e-6 <= limit:  # NaN too
+        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    return norm
+
+
 def learning_rate_at(step: int, total_steps: int, config: TrainingConfig) -> float:
     """Linear warm-up, then constant or a cosine to zero; a function of the step alone.
 

@@ -5,7 +5,12 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from config import PRESETS, Config, UNetConfig, celeba_hq
-from models.custom_unet_celeba_ldm import build_unet, count_parameters, use_plain_attention
+from models.custom_unet_celeba_ldm import (
+    build_unet,
+    count_parameters,
+    keep_channels_last,
+    use_plain_attention,
+)
 
 
 @pytest.fixture(params=[False, True], ids=["cross-attention only", "text at every layer"])
@@ -124,3 +129,23 @@ def test_plain_attention_predicts_what_the_fused_one_does(small: UNet2DCondition
     use_plain_attention(small)
     assert not any("2_0" in type(p).__name__ for p in small.attn_processors.values())
     torch.testing.assert_close(small(*inputs()[:2], **extra).sample, fused, rtol=1e-4, atol=1e-5)
+
+
+def test_kept_channels_last_trains_as_the_plain_way(small: UNet2DConditionModel) -> None:
+    gradients, layouts = [], []
+    shortcut = small.up_blocks[0].resnets[0].conv_shortcut
+    shortcut.register_forward_pre_hook(
+        lambda module, args: layouts.append(
+            args[0].is_contiguous(memory_format=torch.channels_last)
+        )
+    )
+    for prepare in (lambda unet: None, keep_channels_last):
+        prepare(small.train())
+        small.zero_grad()
+        latents, steps, text = inputs()
+        latents = latents.contiguous(memory_format=torch.channels_last)
+        small(latents, steps, text).sample.square().mean().backward()
+        gradients.append([p.grad for p in small.parameters()])
+    assert layouts == [False, True]
+    for plain, kept in zip(*gradients, strict=True):
+        torch.testing.assert_close(kept, plain, rtol=1e-4, atol=1e-6)

@@ -740,3 +740,16 @@ def test_what_is_faster_trains_alike(inputs: Inputs, setting: str) -> None:
         assert plain == (not (setting == "fused_attention" and value))
         assert (unet._compiled_call_impl is not None) == (setting == "compile" and value)
     np.testing.assert_allclose(*losses, rtol=1e-3)
+
+
+@pytest.mark.parametrize("size", [1e-3, 0.5, 10.0, math.inf, math.nan])
+def test_clipping_equals_pytorchs(size: float) -> None:
+    models = [torch.nn.Linear(5, 3) for _ in range(2)]
+    for model in models:
+        model.weight.grad = torch.linspace(-size, size, 15).view(3, 5)  # the bias has none
+    ours = training_state.clip_gradients(models[0], 1.0)
+    theirs = torch.nn.utils.clip_grad_norm_(models[1].parameters(), 1.0)
+    assert torch.equal(ours, theirs) or (ours.isnan() and theirs.isnan())
+    torch.testing.assert_close(
+        models[0].weight.grad, models[1].weight.grad, rtol=0, atol=0, equal_nan=True
+    )
