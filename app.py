@@ -7,8 +7,9 @@ a picture was made with is written into its PNG.
 import argparse
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import gradio as gr
@@ -20,6 +21,8 @@ from config import SamplingConfig, get_config
 from custom_datasets.captions import join_words
 from diffusion.sampling import SAMPLERS
 from diffusion.text_to_face import TextToFace
+from models.memory import freed_memory_kept
+from models.vae_wrapper import VAEWrapper
 
 MOST_PICTURES, MOST_STEPS, MOST_LETTERS = 8, 100, 300
 PREVIEWS = 5  # pictures of the latents on their way, beside the last
@@ -65,19 +68,31 @@ def save_picture(picture: torch.Tensor, wish: Wish, seed: int, folder: Path, mod
     return str(path)
 
 
-def denoise(model: TextToFace, wish: Wish) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield (step, pictures (B, 3, H, W)) a few times on the way, then at the end."""
+def denoise(
+    model: TextToFace, wish: Wish, preview: VAEWrapper | None = None
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield (step, pictures (B, 3, H, W)) a few times on the way, then at the end.
+
+    Args:
+        preview: a tiny autoencoder of the same latents that decodes what is on its way; the last
+            pictures are always the model's own.
+    """
     seeds = range(wish.seed, wish.seed + wish.count)
     prompts = [wish.prompt] * wish.count
     predict = model.predict(prompts, wish.guidance_scale, wish.negative_prompt)
     settings = SamplingConfig(wish.sampler, wish.steps)
     every = max(1, wish.steps // PREVIEWS)
-    for step, latents in enumerate(model.trajectory(predict, seeds, settings)):
-        if step == wish.steps or step % every == 0:
-            yield step, model.decode(latents)
+    with freed_memory_kept():
+        for step, latents in enumerate(model.trajectory(predict, seeds, settings)):
+            if step == wish.steps:
+                yield step, model.decode(latents)
+            elif step % every == 0:
+                yield step, preview.decode(latents).cpu() if preview else model.decode(latents)
 
 
-def draw(model: TextToFace, wish: Wish, folder: Path) -> Iterator[tuple[list[str], str]]:
+def draw(
+    model: TextToFace, wish: Wish, folder: Path, preview: VAEWrapper | None = None
+) -> Iterator[tuple[list[str], str]]:
     """Yield the pictures' files, in the folder, and a line of progress as the wish is denoised.
 
     Raises:
@@ -85,7 +100,7 @@ def draw(model: TextToFace, wish: Wish, folder: Path) -> Iterator[tuple[list[str
             not take); says why.
     """
     try:
-        for step, pictures in denoise(model, wish):
+        for step, pictures in denoise(model, wish, preview):
             part = folder / str(step)
             part.mkdir(parents=True)
             files = [
@@ -97,7 +112,25 @@ def draw(model: TextToFace, wish: Wish, folder: Path) -> Iterator[tuple[list[str
         raise gr.Error(str(error)) from error
 
 
-def build_page(model: TextToFace) -> gr.Blocks:
+def open_preview(name: str, model: TextToFace, device: torch.device | str) -> VAEWrapper:
+    """A tiny autoencoder, such as `madebyollin/taesd`, for pictures on their way.
+
+    Raises:
+        FileNotFoundError: it cannot be had.
+        ValueError: its latents have another shape than the model's.
+    """
+    preview = VAEWrapper.from_pretrained(name).to(device)
+    have = (preview.latent_channels, preview.downsampling)
+    want = (model.vae.latent_channels, model.vae.downsampling)
+    if have != want:
+        raise ValueError(
+            f"{name} has latents of {have[0]} channels over {have[1]} pixels, those of preset "
+            f"{model.config.name} have {want[0]} over {want[1]}"
+        )
+    return preview
+
+
+def build_page(model: TextToFace, preview: VAEWrapper | None = None) -> gr.Blocks:
     """The page over one model; every event is a function above."""
     defaults = model.config.sampling
     page = gr.Blocks(title="Faces from words", analytics_enabled=False, delete_cache=(3600, 3600))
@@ -123,7 +156,8 @@ def build_page(model: TextToFace) -> gr.Blocks:
                 status = gr.Textbox(label="Progress", interactive=False, elem_id="status")
                 shown = _gallery("Pictures", "pictures")
                 compared = _gallery("Under the other prompt", "compared")
-        _connect(model, button, prompt, other, settings, [shown, compared, status])
+        drawer = partial(draw, model, preview=preview)
+        _connect(drawer, button, prompt, other, settings, [shown, compared, status])
     page.queue(max_size=16, default_concurrency_limit=2)
     return page
 
@@ -163,7 +197,7 @@ def _settings(defaults: SamplingConfig) -> list[gr.components.Component]:
 
 
 def _connect(
-    model: TextToFace,
+    drawer: Callable[[Wish, Path], Iterator[tuple[list[str], str]]],
     button: gr.Button,
     prompt: gr.Textbox,
     other: gr.Textbox,
@@ -178,10 +212,10 @@ def _connect(
         first: list[str] = []
         with tempfile.TemporaryDirectory(prefix="faces_") as name:  # the page keeps its own copies
             folder = Path(name)
-            for first, line in draw(model, wish, folder / "first"):
+            for first, line in drawer(wish, folder / "first"):
                 yield first, [], line
             if second.strip():
-                for files, line in draw(model, replace(wish, prompt=second), folder / "second"):
+                for files, line in drawer(replace(wish, prompt=second), folder / "second"):
                     yield first, files, line if line == "done" else f"other prompt, {line}"
 
     events = [button.click, prompt.submit, other.submit]
@@ -193,10 +227,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", default=None)
     parser.add_argument("--port", type=int, default=7860)
+    parser.add_argument("--preview", help="hub id or folder of a tiny autoencoder for previews")
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = TextToFace.from_run(get_config(arguments.preset).run_folder, device)
-    build_page(model).launch(
+    preview = open_preview(arguments.preview, model, device) if arguments.preview else None
+    build_page(model, preview).launch(
         server_name="127.0.0.1", server_port=arguments.port, share=False, theme=THEME
     )
 

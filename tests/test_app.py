@@ -18,6 +18,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
 
 import app
+from config import SamplingConfig
 from diffusion.text_to_face import TextToFace
 
 WISH = app.Wish("a man", "", 2.0, 4, "ddim", 7, 2)
@@ -85,6 +86,24 @@ def test_pictures_are_those_of_generate_and_carry_what_made_them(
         assert (facts["prompt"], facts["seed"], facts["steps"]) == ("a man", seed, 4)
         got = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(64, 64, 3)
         assert (got.permute(2, 0, 1).float() - picture * 255).abs().max() < 1.01
+
+
+def test_a_tiny_autoencoder_decodes_what_is_on_its_way_and_nothing_else(
+    model: TextToFace, tiny_autoencoder_folder: Path
+) -> None:
+    preview = app.open_preview(str(tiny_autoencoder_folder), model, "cpu")
+    plain, quick = list(app.denoise(model, WISH)), list(app.denoise(model, WISH, preview))
+    assert [step for step, _ in quick] == [step for step, _ in plain] == [0, 1, 2, 3, 4]
+    assert torch.equal(quick[-1][1], plain[-1][1])
+    predict = model.predict(["a man"] * 2, 2.0)
+    latents = model.trajectory(predict, [7, 8], SamplingConfig("ddim", 4))
+    for (_, picture), on_its_way in zip(quick[:-1], latents, strict=False):
+        assert torch.equal(picture, preview.decode(on_its_way))
+
+
+def test_a_tiny_autoencoder_of_other_latents_is_refused(model: TextToFace) -> None:
+    with pytest.raises(ValueError, match=r"8 channels over 8 pixels.*4 over 8"):
+        app.open_preview("assets/demo_autoencoder", model, "cpu")
 
 
 def test_a_prompt_that_is_too_long_is_explained(model: TextToFace, tmp_path: Path) -> None:
