@@ -32,7 +32,7 @@ torture: $(VENV)/development
 	LDM_TORTURE_KILLS=125 $(VENV)/bin/pytest tests/test_faults.py -s
 
 # Speed against diffusers' script and pipeline, in one run: outputs/bench/*.json. QUICK=--quick is faster.
-bench: $(VENV)/run-time
+bench: $(VENV)/development
 	@for name in training sampling growth pixels; do \
 	  echo "== $$name"; $(VENV)/bin/python -m benchmarks.$$name $(QUICK) || exit 1; \
 	done

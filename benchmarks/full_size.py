@@ -1,13 +1,15 @@
-"""Frozen models of full size with random weights: what they cost does not depend on the weights.
+"""Models of full size with random weights: what they cost does not depend on the weights.
 
 The shapes are those of `stabilityai/sd-vae-ft-mse` and `openai/clip-vit-base-patch32`.
 """
 
+import numpy as np
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from config import ROOT, celeba_hq
+from custom_datasets.captions import describe
 from models.custom_unet_celeba_ldm import build_unet
 from models.text_encoder import TextEncoder
 
@@ -24,6 +26,11 @@ def autoencoder() -> AutoencoderKL:
     ).requires_grad_(False)
 
 
+def tiny_autoencoder() -> AutoencoderTiny:
+    """2.4M parameters for the same latents: the shape of `madebyollin/taesd`."""
+    return AutoencoderTiny()
+
+
 def text_encoder() -> TextEncoder:
     """63M parameters, 77 tokens of width 512; the tokenizer is the demo's."""
     shape = CLIPTextConfig(
@@ -31,6 +38,12 @@ def text_encoder() -> TextEncoder:
     )
     tokenizer = CLIPTokenizer.from_pretrained(ROOT / "assets" / "demo_clip")
     return TextEncoder(CLIPTextModel(shape), tokenizer)
+
+
+def caption(position: int, epoch: int = 0) -> str:
+    """A caption of random attributes, the same in every epoch."""
+    attributes = np.random.default_rng(position).random(40) < 0.3
+    return describe(attributes.tolist(), position)
 
 
 def unet() -> UNet2DConditionModel:

@@ -1,10 +1,12 @@
 """Timing and the record of it: medians over rounds, with the machine that gave them."""
 
 import json
+import multiprocessing
 import os
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,20 +37,58 @@ def seconds(call: Callable[[], object], rounds: int, warm_up: int = 1) -> Timing
 
 
 def alternating(
-    calls: dict[str, Callable[[], object]], rounds: int, warm_up: int = 1
+    calls: dict[str, Callable[[], object]],
+    rounds: int,
+    warm_up: int = 1,
+    repeats: dict[str, int] | None = None,
 ) -> dict[str, Timing]:
-    """Time several calls in turn, so that a machine that slows down slows all of them."""
+    """Time several calls in turn, so that a machine that slows down slows all of them.
+
+    Args:
+        repeats: how often a call is made in each turn, if not once; their mean counts.
+    """
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(warm_up + rounds):
         for name, call in calls.items():
+            count = (repeats or {}).get(name, 1)
             start = time.perf_counter()
-            call()
+            for _ in range(count):
+                call()
             if number >= warm_up:
-                taken[name].append(time.perf_counter() - start)
+                taken[name].append((time.perf_counter() - start) / count)
     return {
         name: Timing(statistics.median(values), min(values), max(values), rounds)
         for name, values in taken.items()
     }
+
+
+class Apart:
+    """A call in a process of its own, which shares neither memory nor settings with this one.
+
+    `prepare(*arguments)` makes the call there, once.
+    """
+
+    def __init__(self, prepare: Callable[..., Callable[[], object]], *arguments: object) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pool = ProcessPoolExecutor(1, context, _prepare, (prepare, arguments))
+
+    def __call__(self) -> None:
+        self.pool.submit(_call).result()
+
+    def close(self) -> None:
+        """End the process."""
+        self.pool.shutdown()
+
+
+_prepared: list[Callable[[], object]] = []  # in the other process
+
+
+def _prepare(prepare: Callable[..., Callable[[], object]], arguments: tuple[object, ...]) -> None:
+    _prepared.append(prepare(*arguments))
+
+
+def _call() -> None:
+    _prepared[0]()
 
 
 def matmul() -> None:

@@ -82,6 +82,8 @@ def full_size_times(rounds: int) -> dict[str, measure.Timing]:
         calls[name] = lambda model=model: model.generate([PROMPT], [0])
     latents = torch.randn(1, 4, 32, 32)
     calls["decode alone"] = lambda: ours.decode(latents)
+    tiny = VAEWrapper(full_size.tiny_autoencoder())
+    calls["decode alone, tiny autoencoder"] = lambda: tiny.decode(latents)
     return measure.alternating(calls, rounds)
 
 

@@ -1,8 +1,8 @@
 """Training at full size: against the way of diffusers' script, and against the machine's own rate.
 
-`python -m benchmarks.training [--quick]`. The peer encodes image and caption at every step, as
-diffusers' examples/text_to_image/train_text_to_image.py does under bf16: frozen models cast to
-bfloat16, the UNet under autocast, AdamW. Both sides have the same UNet and the same faces a batch.
+`python -m benchmarks.training [--quick]`. Both sides have the same UNet and as many faces a batch;
+each runs in a process of its own, as a user would run it, and the peer once more with freed memory
+kept as ours is (`models/memory.py`).
 """
 
 import argparse
@@ -20,18 +20,17 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from diffusers import DDPMScheduler
 from torch import nn
-from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import full_size, measure
+from benchmarks.diffusers_script import peer_step
 from config import ROOT, Config, celeba_hq, demo
-from custom_datasets.captions import describe
+from diffusion import training
 from diffusion.caption_states import CaptionStates
-from diffusion.training import train
-from diffusion.training_state import new_state
-from models.custom_unet_celeba_ldm import build_unet, use_plain_attention
+from diffusion.training_state import clip_gradients, new_state
+from models.custom_unet_celeba_ldm import build_unet, keep_channels_last, use_plain_attention
+from models.memory import freed_memory_kept
 from models.text_encoder import TextEncoder
 from models.vae_wrapper import Posterior
 
@@ -51,17 +50,12 @@ class RandomLatents:
         return Posterior(mean, torch.zeros_like(mean))
 
 
-def caption(position: int, epoch: int = 0) -> str:
-    """A caption of random attributes, the same in every epoch."""
-    attributes = np.random.default_rng(position).random(40) < 0.3
-    return describe(attributes.tolist(), position)
-
-
 def unet_step(
     batch: int, plain_attention: bool = True
 ) -> tuple[Callable[[], None], nn.Module, float]:
     """Forward, backward, clipping and AdamW on random latents; the model; operations an image."""
     unet = full_size.unet().train()
+    keep_channels_last(unet)
     if plain_attention:
         use_plain_attention(unet)
     optimizer = torch.optim.AdamW(unet.parameters(), 1e-5, fused=True)
@@ -72,49 +66,13 @@ def unet_step(
         with torch.autocast("cpu", torch.bfloat16):
             prediction = unet(latents, timesteps, encoder_hidden_states=states).sample
         prediction.float().square().mean().backward()
-        nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        clip_gradients(unet, 1.0)
         optimizer.step()
         optimizer.zero_grad()
 
     with FlopCounterMode(display=False) as counter:
         step()
     return step, unet, counter.get_total_flops() / batch
-
-
-def peer_step(batch: int) -> Callable[[], None]:
-    """One step of the training of diffusers' script."""
-    vae = full_size.autoencoder().to(torch.bfloat16)
-    text_encoder = full_size.text_encoder()
-    encode_text = text_encoder.model.to(torch.bfloat16)
-    unet = full_size.unet().to(memory_format=torch.contiguous_format).train()
-    optimizer = torch.optim.AdamW(unet.parameters(), 1e-5)
-    scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2")
-    pixels = torch.rand(batch, 3, 256, 256) * 2 - 1
-    ids = text_encoder.tokenizer(
-        [caption(i) for i in range(batch)],
-        padding="max_length",
-        max_length=77,
-        return_tensors="pt",
-    ).input_ids
-
-    def step() -> None:
-        with torch.no_grad():
-            latents = (
-                vae.encode(pixels.to(torch.bfloat16)).latent_dist.sample()
-                * vae.config.scaling_factor
-            )
-            states = encode_text(ids)[0]
-        noise = torch.randn_like(latents)
-        timesteps = torch.randint(1000, (batch,))
-        noisy = scheduler.add_noise(latents, noise, timesteps)
-        with torch.autocast("cpu", torch.bfloat16):
-            prediction = unet(noisy, timesteps, states, return_dict=False)[0]
-        functional.mse_loss(prediction.float(), noise.float()).backward()
-        nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
 
 
 def our_steps(config: Config, text_encoder: TextEncoder, faces: int) -> Iterator[object]:
@@ -124,9 +82,19 @@ def our_steps(config: Config, text_encoder: TextEncoder, faces: int) -> Iterator
     latents = RandomLatents(faces, config.unet.latent_channels, config.unet.latent_size)
     with tempfile.TemporaryDirectory() as folder:
         accelerator = Accelerator(cpu=True, mixed_precision="bf16")
-        yield from train(
-            state, config, latents, caption, text_encoder, Path(folder), accelerator
+        yield from training.train(
+            state, config, latents, full_size.caption, text_encoder, Path(folder), accelerator
         )  # fmt: skip
+
+
+def loop_step(batch: int) -> Callable[[], object]:
+    """One step of the real loop at full size."""
+    settings = replace(celeba_hq().training, batch_size=batch, checkpoint_every_n_epochs=10**6)
+    config = replace(celeba_hq(), training=settings)
+    run = our_steps(config, full_size.text_encoder(), batch)  # a batch an epoch
+    for _ in range(config.data.caption_wordings):
+        next(run)  # their captions are fresh
+    return partial(next, run)
 
 
 def loop_shares(
@@ -135,12 +103,12 @@ def loop_shares(
     """Where a step of the real loop goes, once captions have come back; seconds and shares."""
     spent = {"model": 0.0, "text": 0.0}
     settings = replace(
-        config.training, batch_size=batch, num_epochs=2 * steps, checkpoint_every_n_epochs=10**6
+        config.training, batch_size=batch, num_epochs=steps + 10, checkpoint_every_n_epochs=10**6
     )
     config = replace(config, training=settings, data=replace(config.data, caption_wordings=1))
     with _Timed(spent):
         run = our_steps(config, text_encoder, batch)  # one batch an epoch
-        for _ in range(2):
+        for _ in range(4):  # until every face has had its caption read, and not the empty one
             next(run)
         spent.update(model=0.0, text=0.0)
         start = time.perf_counter()
@@ -164,7 +132,7 @@ class _Timed:
         self.spent, self.undo = spent, []
         for owner, name, key in (
             (Accelerator, "backward", "model"),
-            (Accelerator, "clip_grad_norm_", "model"),
+            (training, "clip_gradients", "model"),
             (torch.optim.AdamW, "step", "model"),
             (AveragedModel, "update_parameters", "model"),
             (type(full_size.unet()), "forward", "model"),
@@ -193,7 +161,7 @@ class _Timed:
 
 def text_cost(text_encoder: TextEncoder, step_seconds: float, rounds: int) -> dict[str, float]:
     """What a caption costs fresh and kept, beside a training step an image, over 100 epochs."""
-    captions = [caption(i) for i in range(16)]
+    captions = [full_size.caption(i) for i in range(16)]
     with tempfile.TemporaryDirectory() as folder:
         states = [CaptionStates(text_encoder, "bf16", 100, Path(folder)) for _ in range(rounds + 1)]
         one = iter(states)
@@ -235,22 +203,29 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     quick = parser.parse_args().quick
     batch, rounds = (8, 2) if quick else (32, 3)
+    # The first step after another process had the cores is slower; the peer's are long enough.
+    in_a_turn = {"unet": 3, "unet_fused": 3, "loop": 3}
     step, unet, operations = unet_step(batch)
     fused, *_ = unet_step(batch, plain_attention=False)
-    peer = peer_step(batch)
-    text_encoder = full_size.text_encoder()
-    settings = replace(celeba_hq().training, batch_size=batch, checkpoint_every_n_epochs=10**6)
-    run = our_steps(replace(celeba_hq(), training=settings), text_encoder, batch)
-    next(run)  # its captions are fresh
-    calls = {"unet": step, "unet_fused": fused, "loop": partial(next, run), "peer": peer}
-    times = measure.alternating(calls | {"matmul": measure.matmul}, rounds)
+    loop, peer = measure.Apart(loop_step, batch), measure.Apart(peer_step, batch)
+    calls = {
+        "unet": step,
+        "unet_fused": fused,
+        "loop": loop,
+        "peer": peer,
+        "peer_with_freed_memory_kept": peer_step(batch),
+        "matmul": measure.matmul,
+    }
+    with freed_memory_kept():
+        times = measure.alternating(calls, rounds, repeats=in_a_turn)
     rate = measure.MATMUL_OPERATIONS / times["matmul"].median
     each = times["unet"].median / batch
     held = 5 * 4 * sum(p.numel() for p in unet.parameters())
-    run.close()
+    loop.close()
+    peer.close()
     calls.clear()
-    del step, fused, peer, unet, run
-    loop = loop_shares(celeba_hq(), text_encoder, batch, rounds + 1)
+    del step, fused, unet
+    text_encoder = full_size.text_encoder()
     small = TextEncoder.from_pretrained(demo().models.text_encoder)
     measure.write(
         "training",
@@ -258,13 +233,15 @@ def main() -> None:
             "batch": batch,
             "seconds": times,
             "images_a_second": {
-                name: batch / times[name].median for name in ("unet", "unet_fused", "loop", "peer")
+                name: batch / time.median for name, time in times.items() if name != "matmul"
             },
             "ratio_to_peer": times["peer"].median / times["loop"].median,
+            "ratio_to_peer_with_freed_memory_kept": times["peer_with_freed_memory_kept"].median
+            / times["loop"].median,
             "operations_an_image": operations,
             "matmul_operations_a_second": rate,
             "unet_share_of_matmul_rate": operations / each / rate,
-            "loop_at_full_size": loop,
+            "loop_at_full_size": loop_shares(celeba_hq(), text_encoder, batch, rounds + 1),
             "loop_in_demo": loop_shares(demo(), small, 32, 20),
             "text": text_cost(text_encoder, each, rounds),
             "weights_gradients_optimizer_average_bytes": held,

@@ -26,6 +26,7 @@ from models.precision import autocast
 from models.vae_wrapper import Posterior, VAEWrapper
 
 CACHE_VERSION = 1
+BATCH_PIXELS = 2**20  # in one pass of the autoencoder; small images by ones would leave cores idle
 SAVE_EVERY = 8  # batches between two records of how far an encode has come
 
 
@@ -108,7 +109,7 @@ def open_latent_cache(
     vae: VAEWrapper,
     folder: Path,
     flip: bool = True,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     workers: int = 4,
     precision: str = "no",
 ) -> LatentCache:
@@ -130,6 +131,7 @@ def open_latent_cache(
             print(f"{path} is not whole: encoding anew")
             path.unlink()
         if not path.is_file():
+            batch_size = batch_size or max(1, BATCH_PIXELS // faces.image_size**2)
             _encode_all(faces, vae, path, shape, batch_size, workers, precision)
     return LatentCache(path)
 

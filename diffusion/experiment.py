@@ -145,8 +145,8 @@ def open_latents(config: Config, faces: CelebAHQ, vae: VAEWrapper) -> LatentSour
     """The latent cache, or encoding on the fly, as the preset says."""
     precision, workers = config.training.mixed_precision, config.data.loader_workers
     if config.data.cache_latents:
-        folder = ROOT / "data" / "latents"
-        return open_latent_cache(faces, vae, folder, config.data.flip, 16, workers, precision)
+        folder, flip = ROOT / "data" / "latents", config.data.flip
+        return open_latent_cache(faces, vae, folder, flip, workers=workers, precision=precision)
     return ImageLatents(faces, vae, workers, precision)
 
 

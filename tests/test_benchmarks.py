@@ -1,6 +1,8 @@
 """What the benchmarks rest on; their timings are never asserted."""
 
 import json
+import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,35 @@ def test_calls_are_timed_in_turn_after_warming_up(monkeypatch: pytest.MonkeyPatc
     assert order == ["a", "b"] * 4
     assert times["a"] == measure.Timing(2, 1, 5, 3)
     assert times["b"] == measure.Timing(4, 4, 4, 3)
+
+
+def test_of_several_calls_in_a_turn_the_mean_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, order = [0.0], []
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
+
+    def call(name: str, seconds: float) -> None:
+        clock[0] += seconds
+        order.append(name)
+
+    calls = {"a": lambda: call("a", len(order)), "b": lambda: call("b", 7)}
+    times = measure.alternating(calls, rounds=1, warm_up=0, repeats={"a": 3})
+    assert order == ["a", "a", "a", "b"]
+    assert times["a"].median == 1  # of 0, 1 and 2 seconds
+    assert times["b"].median == 7
+
+
+def test_a_call_apart_runs_in_one_process_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "processes"
+    call = measure.Apart(partial, _note_process, path)
+    call(), call()
+    call.close()
+    first, second = path.read_text().split()
+    assert first == second != str(os.getpid())
+
+
+def _note_process(path: Path) -> None:
+    with path.open("a") as file:
+        file.write(f"{os.getpid()}\n")
 
 
 def test_results_are_kept_with_the_machine(
