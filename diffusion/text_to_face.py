@@ -1,6 +1,7 @@
 """Words in, faces out: text encoder, guided sampler and decoder of one run, together."""
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -74,6 +75,11 @@ class TextToFace:
         size = self.config.unet.latent_size
         return (self.config.unet.latent_channels, size, size)
 
+    @cached_property
+    def null_states(self) -> torch.Tensor:
+        """Hidden states (1, L, D) of the empty caption."""
+        return self.text_encoder.null()
+
     def predict(
         self, prompts: Sequence[str], guidance_scale: float, negative_prompt: str = ""
     ) -> sampling.Predictor:
@@ -87,7 +93,7 @@ class TextToFace:
         self, hidden_states: torch.Tensor, guidance_scale: float, negative_prompt: str = ""
     ) -> sampling.Predictor:
         """As `predict`, for hidden states (B, L, D) made otherwise, such as between two prompts."""
-        null = self.text_encoder([negative_prompt])
+        null = self.text_encoder([negative_prompt]) if negative_prompt else self.null_states
         count = self.config.diffusion.num_train_timesteps
         low, high = self.config.sampling.guidance_interval
         interval = None if (low, high) == (0, 1) else (count * low, count * high)

@@ -21,8 +21,9 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 def freed_memory_kept() -> Iterator[None]:
     """Keep freed memory within the block, also as a decorator; give back what is free at its end.
 
-    What is computed and the most that is held stay the same. Does nothing where the C library is
-    not glibc, or with LDM_KEEP_MEMORY=0 in the environment.
+    What is computed stays the same. After the first block what is freed outside of one goes back at
+    the end of the next. Does nothing where the C library is not glibc, or with LDM_KEEP_MEMORY=0 in
+    the environment.
     """
     libc = _glibc_that_keeps()
     try:
