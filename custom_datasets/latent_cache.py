@@ -26,7 +26,7 @@ from models.precision import autocast
 from models.vae_wrapper import Posterior, VAEWrapper
 
 CACHE_VERSION = 1
-BATCH_PIXELS = 2**20  # in one pass of the autoencoder; small images by ones would leave cores idle
+BATCH_PIXELS = 2**20  # in one pass of the autoencoder; a few small images would leave cores idle
 SAVE_EVERY = 8  # batches between two records of how far an encode has come
 
 
