@@ -22,7 +22,6 @@ def autoencoder() -> AutoencoderKL:
         up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=2,
         sample_size=256,
-        scaling_factor=0.18215,
     ).requires_grad_(False)
 
 

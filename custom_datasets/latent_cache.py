@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -54,13 +55,12 @@ class ImageLatents:
 
     def fetch(self, positions: np.ndarray, flipped: np.ndarray) -> Posterior:
         """See `LatentSource.fetch`."""
-        return self.encode(self.read(positions), flipped)
+        return self.encode(torch.stack(list(self.start_reading(positions))), flipped)
 
-    def read(self, positions: np.ndarray) -> torch.Tensor:
-        """Images of these faces, uint8 (B, 3, S, S)."""
+    def start_reading(self, positions: np.ndarray) -> Iterator[torch.Tensor]:
+        """Begin to read these faces; gives their images, uint8 (3, S, S), in order."""
         paths = [self.faces.path(int(position)) for position in positions]
-        sizes = [self.faces.image_size] * len(paths)
-        return torch.stack(list(self.readers.map(read_image, paths, sizes)))
+        return self.readers.map(read_image, paths, [self.faces.image_size] * len(paths))
 
     def encode(self, images: torch.Tensor, flipped: np.ndarray) -> Posterior:
         """Posteriors of images uint8 (B, 3, S, S), mirrored where `flipped`."""
@@ -198,15 +198,9 @@ def _read_ahead(
     source: ImageLatents, batches: Iterable[np.ndarray]
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
     """Positions and images of each batch, while those of the next are being read."""
-    with ThreadPoolExecutor(1) as reader:
-        before = None
-        for positions in batches:
-            following = positions, reader.submit(source.read, positions)
-            if before:
-                yield before[0], before[1].result()
-            before = following
-        if before:
-            yield before[0], before[1].result()
+    begun = ((positions, source.start_reading(positions)) for positions in batches)
+    for (positions, images), _ in pairwise(chain(begun, [None])):
+        yield positions, torch.stack(list(images))
 
 
 def _finite(latents: torch.Tensor, faces: CelebAHQ, positions: np.ndarray) -> np.ndarray:

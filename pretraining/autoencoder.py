@@ -107,7 +107,7 @@ def set_scaling_factor(autoencoder: AutoencoderKL, images: torch.Tensor) -> floa
     """Write 1 / std of the latents into the model's config, so that scaled latents have unit
     variance.
 
-    That is how Stable Diffusion's 0.18215 came about (Rombach et al. 2022, appendix G).
+    That is how Stable Diffusion's own came about (Rombach et al. 2022, appendix G).
     """
     device = next(autoencoder.parameters()).device
     latents = [
