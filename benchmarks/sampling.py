@@ -7,8 +7,8 @@ and seeds under the peer's settings and under faster ones, read by the judge.
 
 import argparse
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,11 +40,15 @@ FASTER = {  # name -> sampler, steps, guidance interval
 }
 
 
-def with_sampling(model: TextToFace, settings: SamplingConfig) -> TextToFace:
-    """The same model under other settings, at its own guidance scale."""
-    scale = model.config.sampling.guidance_scale
-    config = replace(model.config, sampling=replace(settings, guidance_scale=scale))
-    return TextToFace(config, model.unet, model.text_encoder, model.vae)
+def draw(model: TextToFace, prompts: Sequence[str], settings: SamplingConfig) -> torch.Tensor:
+    """Pictures under these settings, at the model's own guidance scale."""
+    return model.generate(
+        prompts,
+        range(len(prompts)),
+        steps=settings.steps,
+        sampler=settings.sampler,
+        guidance_interval=settings.guidance_interval,
+    )
 
 
 def full_size_times(rounds: int) -> dict[str, measure.Timing]:
@@ -78,8 +82,7 @@ def full_size_times(rounds: int) -> dict[str, measure.Timing]:
         PROMPT, num_inference_steps=20, guidance_scale=config.sampling.guidance_scale
     )
     for name, settings in {"ddim 50": PEER, **FASTER}.items():
-        model = with_sampling(ours, settings)
-        calls[name] = lambda model=model: model.generate([PROMPT], [0])
+        calls[name] = partial(draw, ours, [PROMPT], settings)
     latents = torch.randn(1, 4, 32, 32)
     calls["decode alone"] = lambda: ours.decode(latents)
     tiny = VAEWrapper(full_size.tiny_autoencoder())
@@ -104,7 +107,7 @@ def quality(config: Config, count: int) -> dict[str, dict[str, Any]]:
 
     def generate(settings: SamplingConfig) -> torch.Tensor:
         start = time.perf_counter()
-        images = with_sampling(model, settings).generate([c.text for c in captions], range(count))
+        images = draw(model, [caption.text for caption in captions], settings)
         taken.append(time.perf_counter() - start)
         return as_uint8(images)
 

@@ -81,21 +81,31 @@ class TextToFace:
         return self.text_encoder.null()
 
     def predict(
-        self, prompts: Sequence[str], guidance_scale: float, negative_prompt: str = ""
+        self,
+        prompts: Sequence[str],
+        guidance_scale: float,
+        negative_prompt: str = "",
+        guidance_interval: Sequence[float] | None = None,
     ) -> sampling.Predictor:
         """The guided denoiser of these prompts; a negative prompt takes the place of the empty
-        caption.
+        caption. The interval is as in `SamplingConfig`; None takes the run's.
         """
         hidden_states = self.text_encoder(prompts)
-        return self.predict_from_states(hidden_states, guidance_scale, negative_prompt)
+        return self.predict_from_states(
+            hidden_states, guidance_scale, negative_prompt, guidance_interval
+        )
 
     def predict_from_states(
-        self, hidden_states: torch.Tensor, guidance_scale: float, negative_prompt: str = ""
+        self,
+        hidden_states: torch.Tensor,
+        guidance_scale: float,
+        negative_prompt: str = "",
+        guidance_interval: Sequence[float] | None = None,
     ) -> sampling.Predictor:
         """As `predict`, for hidden states (B, L, D) made otherwise, such as between two prompts."""
         null = self.text_encoder([negative_prompt]) if negative_prompt else self.null_states
         count = self.config.diffusion.num_train_timesteps
-        low, high = self.config.sampling.guidance_interval
+        low, high = guidance_interval or self.config.sampling.guidance_interval
         interval = None if (low, high) == (0, 1) else (count * low, count * high)
         return sampling.guide(self.denoise, hidden_states, null, guidance_scale, interval)
 
@@ -130,6 +140,7 @@ class TextToFace:
         steps: int | None = None,
         sampler: str | None = None,
         negative_prompt: str = "",
+        guidance_interval: Sequence[float] | None = None,
         batch_size: int = 32,
     ) -> torch.Tensor:
         """Pictures (B, 3, H, W) in [0, 1] on the CPU, one for each prompt with its seed.
@@ -151,7 +162,7 @@ class TextToFace:
         images = []
         for start in range(0, len(prompts), batch_size):
             chosen = slice(start, start + batch_size)
-            predict = self.predict(prompts[chosen], scale, negative_prompt)
+            predict = self.predict(prompts[chosen], scale, negative_prompt, guidance_interval)
             *_, latents = self.trajectory(predict, seeds[chosen], settings)
             images.append(self.decode(latents))
         return torch.cat(images)  # (B, 3, H, W)

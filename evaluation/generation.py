@@ -37,6 +37,7 @@ class Request:
             "sampler": self.sampling.sampler,
             "steps": self.sampling.steps,
             "guidance_scale": self.sampling.guidance_scale,
+            "guidance_interval": self.sampling.guidance_interval,
             "n": len(self.prompts),
             "seeds": f"{self.seeds[0]} to {self.seeds[-1]}, one a picture",
             "format": "PNG, uint8 RGB",
@@ -85,6 +86,7 @@ def _make(
                 how.guidance_scale,
                 how.steps,
                 how.sampler,
+                guidance_interval=how.guidance_interval,
                 batch_size=batch_size,
             )
             for number, picture in zip(chosen, pictures, strict=True):

@@ -13,7 +13,7 @@ from config import SamplingConfig
 from evaluation import generation
 from evaluation.generation import Request, generate_set
 
-SAMPLING = SamplingConfig("ddim", 5, 2.0)
+SAMPLING = SamplingConfig("ddim", 5, 2.0, (0.1, 0.9))
 PROMPTS = tuple(f"face {number}" for number in range(10))
 REQUEST = Request(PROMPTS, tuple(range(100, 110)), SAMPLING, "epoch_3.pt")
 
@@ -24,8 +24,8 @@ class Painter:
     def __init__(self, patience: int = 1000) -> None:
         self.patience, self.painted = patience, []
 
-    def generate(self, prompts: Sequence[str], seeds: Sequence[int], *how: Any, **_: Any):
-        assert how == (2.0, 5, "ddim")
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int], *how: Any, **more: Any):
+        assert how == (2.0, 5, "ddim") and more["guidance_interval"] == (0.1, 0.9)
         if len(self.painted) + len(prompts) > self.patience:
             raise KeyboardInterrupt
         self.painted += prompts
@@ -62,6 +62,7 @@ def test_an_interrupted_set_goes_on_where_it_stopped(tmp_path: Path) -> None:
         {"sampling": dataclasses.replace(SAMPLING, guidance_scale=2.5)},
         {"sampling": dataclasses.replace(SAMPLING, steps=6)},
         {"sampling": dataclasses.replace(SAMPLING, sampler="dpm++")},
+        {"sampling": dataclasses.replace(SAMPLING, guidance_interval=(0.0, 1.0))},
         {"model": "epoch_4.pt"},
         {"prompts": (*PROMPTS[:9], "face 3")},
         {"seeds": tuple(range(101, 111))},

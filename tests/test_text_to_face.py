@@ -208,6 +208,11 @@ def test_the_configs_guidance_interval_is_used(text_to_face: TextToFace) -> None
     sampling_settings = dataclasses.replace(config.sampling, guidance_interval=(0.0, -0.1))
     text_to_face.config = dataclasses.replace(config, sampling=sampling_settings)
     assert torch.equal(text_to_face.generate(PROMPTS[:1], [8], 4.0), alone)
+    everywhere = text_to_face.generate(PROMPTS[:1], [8], 4.0, guidance_interval=(0.0, 1.0))
+    assert not torch.equal(everywhere, alone)
+    text_to_face.config = config
+    asked = text_to_face.generate(PROMPTS[:1], [8], 4.0, guidance_interval=(0.0, -0.1))
+    assert torch.equal(asked, alone)
 
 
 def test_casting_the_matrices_once_changes_no_bit(run: Path) -> None:
