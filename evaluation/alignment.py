@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from evaluation.checks import require_pair
 from evaluation.estimate import Estimate, bootstrap_interval, derangement
-from evaluation.features import Clip, open_clip
+from evaluation.features import Clip, clip_image_features, extract_features, open_clip
 
 LEAST = 10  # prompts
 
@@ -114,6 +114,31 @@ def alignment_report(
         real=None if real is None else _mean(real_matched, repeats, seed),
         real_shuffled=None if real is None else _mean(real_shuffled, repeats, seed),
     )
+
+
+def align_images(
+    clip: Clip, images: Tensor, real: Tensor, captions: Sequence[str], device: str = "cpu"
+) -> AlignmentReport:
+    """`alignment_report` of images uint8 (N, 3, H, W) and of the real faces of the same captions.
+
+    Raises:
+        FileNotFoundError, ValueError, TooFewSamples: as `text_features` and `alignment_report`.
+    """
+    network = clip_image_features(clip)
+    words = text_features(clip, captions, device=device)
+    seen, truth = (extract_features(network, group, device=device) for group in (images, real))
+    return alignment_report(seen, words, (truth, words))
+
+
+def table_lines(name: str, report: AlignmentReport) -> list[str]:
+    """A report as the lines of a table; `name` is the CLIP's."""
+    lines = []
+    for row in ("matched", "shuffled", "real", "real_shuffled"):
+        score = getattr(report, row)
+        if score:
+            interval = f"[{score.low:.2f}, {score.high:.2f}]"
+            lines.append(f"{name:28s} {row:14s} {score.value:6.2f}  {interval}  n = {score.n}")
+    return lines
 
 
 def _scores(images: Tensor, texts: Tensor, seed: int) -> tuple[np.ndarray, np.ndarray]:

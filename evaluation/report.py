@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from evaluation.distribution import (
     precision_recall_density_coverage,
 )
 from evaluation.estimate import Estimate, halves_intervals
-from evaluation.features import FeatureNetwork, frechet_name
+from evaluation.feature_cache import cached_features
+from evaluation.features import FeatureNetwork, extract_features, frechet_name
 
 LEAST = 50  # images in a set; below that not even an order of sets can be told
 
@@ -63,6 +65,27 @@ def compare_sets(
         "note": "" if n > width else f"n = {n} is below the {width} dimensions: only orders count",
         "sets": rows,
     }
+
+
+def compare_images(
+    network: FeatureNetwork,
+    reference: Tensor,
+    reference_key: object,
+    sets: Mapping[str, Tensor],
+    folder: Path,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """`compare_sets` of images in a network's features; those of the reference are kept.
+
+    Args:
+        reference: images uint8 (M, 3, H, W) of held-out real faces.
+        reference_key: see `feature_cache.cached_features`.
+        sets: name -> images uint8 (N, 3, H, W).
+        folder: where the reference's features are kept.
+    """
+    extract = partial(extract_features, network, device=device)
+    kept = cached_features(network, reference_key, partial(extract, reference), folder)
+    return compare_sets(network, kept, {name: extract(images) for name, images in sets.items()})
 
 
 def _compare(network: FeatureNetwork, reference: Tensor, features: Tensor) -> dict[str, Any]:

@@ -10,7 +10,14 @@ from torch import Tensor
 from torchmetrics.functional.multimodal.clip_score import _clip_score_update
 from transformers import CLIPModel, CLIPProcessor
 
-from evaluation.alignment import alignment_report, clip_scores, shuffled_control, text_features
+from evaluation.alignment import (
+    align_images,
+    alignment_report,
+    clip_scores,
+    shuffled_control,
+    table_lines,
+    text_features,
+)
 from evaluation.checks import TooFewSamples
 from evaluation.features import clip_image_features, extract_features, open_clip
 
@@ -77,6 +84,21 @@ def test_a_caption_that_is_too_long_is_refused(tiny_clip: Path) -> None:
         text_features(str(tiny_clip), ["a man", "a " * 90])
     with pytest.raises(ValueError, match="list of captions"):
         text_features(str(tiny_clip), "a man")
+
+
+def test_images_are_aligned_by_their_features(tiny_clip: Path) -> None:
+    clip = open_clip(str(tiny_clip))
+    captions = [f"a man {'with a hat ' * number}" for number in range(12)]
+    images, real = random_images(12, 40), random_images(12, 40, seed=1)
+    network, words = clip_image_features(clip), text_features(clip, captions)
+    want = alignment_report(
+        extract_features(network, images), words, (extract_features(network, real), words)
+    )
+    assert align_images(clip, images, real, captions) == want
+    matched, *_, last = table_lines("tiny", want)
+    assert f"{want.matched.value:.2f}" in matched and "n = 12" in matched
+    assert "real_shuffled" in last
+    assert len(table_lines("tiny", alignment_report(words, words))) == 2
 
 
 def test_wrong_captions_fall_to_the_control() -> None:

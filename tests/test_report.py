@@ -36,6 +36,26 @@ def test_sets_are_compared_at_one_size_and_come_out_in_order() -> None:
     assert len(report.distribution_lines(result)) == 4
 
 
+def test_images_are_compared_by_their_features_and_those_of_the_reference_kept(
+    tmp_path: Path,
+) -> None:
+    asked = []
+
+    def extract(images: torch.Tensor) -> torch.Tensor:
+        asked.append(len(images))
+        return images.flatten(1).float()
+
+    network = FeatureNetwork("a network", 4, extract)
+    reference, some = torch.randint(256, (2, 60, 3, 4, 4), dtype=torch.uint8)
+    compared = [
+        report.compare_images(network, reference, "key", {"some": some}, tmp_path) for _ in range(2)
+    ]
+    features = (images.flatten(1).float() for images in (reference, some))
+    want = report.compare_sets(network, next(features), {"some": next(features)})
+    assert compared == [want, want]
+    assert asked.count(60) == 3  # the reference once, the set twice; the others are probes
+
+
 def test_too_few_are_refused_and_few_are_said_to_be_few() -> None:
     with pytest.raises(TooFewSamples, match="needs at least 50"):
         report.compare_sets(NETWORK, normal(400), {"few": normal(49)})
