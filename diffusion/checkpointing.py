@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from config import Config, from_dict
+from config import Config
 from diffusion.run_folder import read_losses
 from models.loading import read_archive
+from stored_config import from_dict
 
 CHECKPOINT_PATTERN = "celeba_ldm_unet_checkpoint_epoch_*.pt"
 FIELDS = ("config", "epoch", "step", "circumstances", "unet", "ema", "optimizer")

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 import config as config_module
+import stored_config
 
 WRITING = "celeba_ldm_unet_checkpoint_*.tmp"
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
@@ -85,7 +86,7 @@ def wait_for_write(folder: Path, child: int) -> None:
 def main() -> None:
     """Run the campaign."""
     home, kills, rng = Path(sys.argv[1]), int(sys.argv[3]), random.Random(int(sys.argv[4]))
-    config = config_module.from_dict(json.loads(Path(sys.argv[2]).read_text()))
+    config = stored_config.from_dict(json.loads(Path(sys.argv[2]).read_text()))
     import diffusion.experiment  # so that every child has it already
 
     assert diffusion.experiment

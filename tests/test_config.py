@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 import config
-from config import PRESETS, TRAIN_CELEBA_LDM_CONFIG, Config, from_dict, get_config
+from config import PRESETS, TRAIN_CELEBA_LDM_CONFIG, Config, get_config
+from stored_config import from_dict
 
 SPECIFIED = {
     "num_epochs": 100,

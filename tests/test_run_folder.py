@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import config as config_module
+import stored_config
 from config import Config
 from diffusion import run_folder
 
@@ -81,7 +82,7 @@ def test_a_folder_can_be_held_again_after_an_error(tmp_path: Path) -> None:
 def test_the_config_can_be_read_back(tmp_path: Path) -> None:
     run_folder.write_config(tmp_path / "new", small_config(), {"torch": "1"})
     values = json.loads((tmp_path / "new" / "config.json").read_text())
-    assert config_module.from_dict(values["config"]) == small_config()
+    assert stored_config.from_dict(values["config"]) == small_config()
     assert values["environment"] == {"torch": "1"}
 
 
