@@ -33,7 +33,7 @@ torture: $(VENV)/development
 
 # Speed against diffusers' script and pipeline, in one run: outputs/bench/*.json. QUICK=--quick is faster.
 bench: $(VENV)/development
-	@for name in training sampling growth pixels; do \
+	@for name in training savings sampling growth pixels; do \
 	  echo "== $$name"; $(VENV)/bin/python -m benchmarks.$$name $(QUICK) || exit 1; \
 	done
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 from torchvision import transforms
 from torchvision.io import encode_jpeg
 
-from benchmarks import full_size
+from benchmarks import full_size, measure
 
 
 def image_file() -> bytes:
@@ -25,18 +25,33 @@ def image_file() -> bytes:
     return encode_jpeg((image.clamp(0, 1) * 255).byte()).numpy().tobytes()
 
 
+READ = transforms.Compose(
+    [
+        transforms.Resize(256),
+        transforms.CenterCrop(256),
+        transforms.RandomHorizontalFlip(),
+        transforms.ToTensor(),
+        transforms.Normalize([0.5], [0.5]),
+    ]
+)
+
+
+def read(files: list[bytes]) -> torch.Tensor:
+    """Pixels (B, 3, 256, 256) in [-1, 1]."""
+    return torch.stack([READ(Image.open(BytesIO(file)).convert("RGB")) for file in files])
+
+
+def seconds_beside_models(batch: int, rounds: int) -> dict[str, measure.Timing]:
+    """What a step spends on reading its images, and on the moving average of the weights."""
+    files, unet = [image_file() for _ in range(batch)], full_size.unet()
+    ema = EMAModel(unet.parameters())
+    calls = {"reading": lambda: read(files), "average": lambda: ema.step(unet.parameters())}
+    return measure.alternating(calls, rounds)
+
+
 def peer_step(batch: int) -> Callable[[], None]:
     """One step of the training of diffusers' script."""
     files = [image_file() for _ in range(batch)]
-    read = transforms.Compose(
-        [
-            transforms.Resize(256),
-            transforms.CenterCrop(256),
-            transforms.RandomHorizontalFlip(),
-            transforms.ToTensor(),
-            transforms.Normalize([0.5], [0.5]),
-        ]
-    )
     vae = full_size.autoencoder().to(torch.bfloat16)
     text_encoder = full_size.text_encoder()
     encode_text = text_encoder.model.to(torch.bfloat16)
@@ -52,7 +67,7 @@ def peer_step(batch: int) -> Callable[[], None]:
     ).input_ids
 
     def step() -> None:
-        pixels = torch.stack([read(Image.open(BytesIO(file)).convert("RGB")) for file in files])
+        pixels = read(files)
         with torch.no_grad():
             latents = (
                 vae.encode(pixels.to(torch.bfloat16)).latent_dist.sample()

@@ -24,7 +24,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import full_size, measure
-from benchmarks.diffusers_script import peer_step
+from benchmarks.diffusers_script import peer_step, seconds_beside_models
 from config import ROOT, Config, celeba_hq, demo
 from diffusion import training
 from diffusion.caption_states import CaptionStates
@@ -238,6 +238,7 @@ def main() -> None:
             "ratio_to_peer": times["peer"].median / times["loop"].median,
             "ratio_to_peer_with_freed_memory_kept": times["peer_with_freed_memory_kept"].median
             / times["loop"].median,
+            "peers_seconds_beside_models": seconds_beside_models(batch, rounds),
             "operations_an_image": operations,
             "matmul_operations_a_second": rate,
             "unet_share_of_matmul_rate": operations / each / rate,
