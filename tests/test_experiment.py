@@ -10,6 +10,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 import config as config_module
+import stored_config
 from config import Config
 from custom_datasets.captions import describe
 from custom_datasets.latent_cache import ImageLatents, LatentCache
@@ -74,7 +75,7 @@ def test_the_same_seed_gives_the_same_first_weights(exact: Config) -> None:
 def test_the_config_and_the_environment_are_kept(exact: Config) -> None:
     opened = experiment.open_experiment(exact)
     values = json.loads((opened.folder / "config.json").read_text())
-    assert config_module.from_dict(values["config"]) == exact
+    assert stored_config.from_dict(values["config"]) == exact
     assert values["environment"]["torch"] == torch.__version__
     assert values["environment"]["device"].startswith("cpu")
 

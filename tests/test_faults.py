@@ -71,7 +71,8 @@ import config
 config.ROOT = Path(sys.argv[1])
 from diffusion.experiment import open_experiment
 from diffusion.training import train
-values = config.from_dict(json.loads(Path(sys.argv[2]).read_text()))
+from stored_config import from_dict
+values = from_dict(json.loads(Path(sys.argv[2]).read_text()))
 for step in train(**open_experiment(values).training_inputs()):
     print("step", step.number, flush=True)
     if len(sys.argv) > 3 and step.number == int(sys.argv[3]):

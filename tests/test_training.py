@@ -529,7 +529,8 @@ torch.set_num_threads(int(sys.argv[3]))
 from diffusion.caption_states import CaptionStates
 from diffusion.experiment import open_experiment
 from diffusion.training import train
-values = config.from_dict(json.loads(Path(sys.argv[2]).read_text()))
+from stored_config import from_dict
+values = from_dict(json.loads(Path(sys.argv[2]).read_text()))
 for step in train(**open_experiment(values).training_inputs()):
     print("step", step.number, flush=True)
     if step.number == 4:
