@@ -20,8 +20,8 @@ from torchvision.transforms.v2 import functional as transforms
 from config import SamplingConfig, get_config
 from custom_datasets.captions import join_words
 from diffusion.sampling import SAMPLERS
-from diffusion.text_to_face import TextToFace
-from models.memory import freed_memory_kept
+from inference.text_to_face import TextToFace
+from models.device import freed_memory_kept
 from models.vae_wrapper import VAEWrapper
 
 MOST_PICTURES, MOST_STEPS, MOST_LETTERS = 8, 100, 300

@@ -13,9 +13,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from config import get_config
-from diffusion import checkpointing
 from diffusion.sampling import build_sampler
-from diffusion.text_to_face import TextToFace
+from inference.text_to_face import TextToFace
+from training import checkpoints
 
 CARD = """---
 library_name: diffusers
@@ -76,7 +76,7 @@ def export(checkpoint_path: Path, out: Path, metrics: Path) -> Path:
     """
     if out.is_dir() and any(out.iterdir()) and not (out / "model_index.json").is_file():
         raise FileExistsError(f"{out} is not empty and no exported model: name another folder")
-    checkpoint = checkpointing.load_checkpoint(checkpoint_path)
+    checkpoint = checkpoints.load_checkpoint(checkpoint_path)
     model = TextToFace.from_checkpoint(checkpoint_path, for_sampling=False)
     tokenizer = model.text_encoder.tokenizer
     tokenizer.model_max_length = model.text_encoder.max_tokens  # the pipeline pads to it
@@ -91,12 +91,12 @@ def export(checkpoint_path: Path, out: Path, metrics: Path) -> Path:
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(out, safe_serialization=True)
-    measured = _measured(metrics, checkpointing.identity(checkpoint_path))
+    measured = _measured(metrics, checkpoints.identity(checkpoint_path))
     (out / "README.md").write_text(model_card(checkpoint, measured))
     return out
 
 
-def model_card(checkpoint: checkpointing.Checkpoint, measured: str) -> str:
+def model_card(checkpoint: checkpoints.Checkpoint, measured: str) -> str:
     """The page that goes with an exported model: data, recipe, numbers and protocol, limits."""
     config = checkpoint.config
     drawn = bool(config.data.drawn_counts)
@@ -159,7 +159,7 @@ def main() -> None:
     arguments = parser.parse_args()
     config = get_config(arguments.preset)
     out = arguments.out or config.output_folder / "pipeline"
-    path = checkpointing.require_checkpoint(config.run_folder)
+    path = checkpoints.require_checkpoint(config.run_folder)
     print(f"{path.name} -> {export(path, out, config.output_folder / 'metrics.json')}")
     if arguments.push_to_hub:
         from huggingface_hub import HfApi

@@ -11,10 +11,10 @@ import sys
 from torchvision.utils import save_image
 
 from config import get_config
-from diffusion import checkpointing
-from diffusion.experiment import Experiment, open_experiment
-from diffusion.tracking import log_pictures, tracked
-from diffusion.training import train
+from training import checkpoints
+from training.experiment import Experiment, open_experiment
+from training.loop import train
+from training.tracking import log_pictures, tracked
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
     except KeyboardInterrupt as stopped:
         print(f"{stopped or 'stopped within a step; start again to go on'}: run the same command")
         sys.exit(130)
-    print(f"checkpoint: {checkpointing.newest_checkpoint(experiment.folder)}")
+    print(f"checkpoint: {checkpoints.newest_checkpoint(experiment.folder)}")
 
 
 def save_samples(experiment: Experiment, number: int) -> None:

@@ -19,11 +19,10 @@ from config import ROOT
 from custom_datasets.celeba_hq_dataset import CelebAHQ, to_model_range
 from custom_datasets.drawn_faces import write_drawn_faces
 from custom_datasets.latent_cache import BATCH_PIXELS, LatentCache, open_latent_cache
-from models.memory import freed_memory_kept
-from models.precision import autocast
+from models.device import autocast, freed_memory_kept
 from models.vae_wrapper import VAEWrapper
 
-IMPORTS = "import torch, diffusion.experiment, diffusion.training, evaluation.report, plotting"
+IMPORTS = "import torch, training.experiment, training.loop, evaluation.report, plotting"
 
 
 def simulated_cache(folder: Path, count: int) -> dict[str, float]:
@@ -81,7 +80,7 @@ def encoding(autoencoder: VAEWrapper, size: int, count: int) -> dict[str, float]
     """Filling a cache from image files, beside the autoencoder's own forward passes; seconds are of
     one pass, of which every face takes two, one for its mirror image.
 
-    With LDM_KEEP_MEMORY=0 in the environment both are slower, as without `models/memory.py`.
+    With LDM_KEEP_MEMORY=0 in the environment both are slower, as without `models/device.py`.
     """
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

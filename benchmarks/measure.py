@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from config import ROOT
-from diffusion.experiment import describe_environment
+from training.experiment import describe_environment
 
 OUT = ROOT / "outputs" / "bench"
 MATMUL_SIZE, MATMUL_TIMES = 2048, 50

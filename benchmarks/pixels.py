@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import full_size, measure
 from config import UNetConfig, celeba_hq
 from models.custom_unet_celeba_ldm import build_unet, count_parameters, keep_channels_last
-from models.memory import freed_memory_kept
+from models.device import freed_memory_kept
 
 PIXELS = UNetConfig(256, 3, (160, 160, 160, *celeba_hq().unet.widths))
 

@@ -16,18 +16,18 @@ from diffusers import StableDiffusionPipeline
 
 from benchmarks import full_size, measure
 from config import Config, SamplingConfig, celeba_hq_best, get_config
-from diffusion import checkpointing
-from diffusion.experiment import open_faces
 from diffusion.sampling import build_sampler
-from diffusion.text_to_face import TextToFace
 from evaluation.attributes import Judged, attribute_report
 from evaluation.features import FeatureNetwork, extract_features
 from evaluation.report import as_uint8
 from evaluation.sets import test_captions
 from evaluation.sweep import sweep
+from inference.text_to_face import TextToFace
 from models.attribute_classifier import AttributeClassifier
-from models.precision import cast_matrices
+from models.device import cast_matrices
 from models.vae_wrapper import VAEWrapper
+from training import checkpoints
+from training.experiment import open_faces
 
 PROMPT = "A portrait of an older man with eyeglasses"
 PEER = SamplingConfig("ddim", 50)
@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--preset", default="demo")
     arguments = parser.parse_args()
     config = get_config(arguments.preset)
-    trained = checkpointing.newest_checkpoint(config.run_folder) and config.judge_path.is_file()
+    trained = checkpoints.newest_checkpoint(config.run_folder) and config.judge_path.is_file()
     rows = quality(config, 200 if arguments.quick else 400) if trained else None
     times = full_size_times(2 if arguments.quick else 5)
     peer = times["StableDiffusionPipeline, ddim 50"].median

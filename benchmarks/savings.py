@@ -14,8 +14,7 @@ from benchmarks import full_size, measure
 from benchmarks.training import unet_step
 from config import ClassifierConfig
 from evaluation.judge import new_judge, train_judge
-from models.memory import freed_memory_kept
-from models.precision import autocast
+from models.device import autocast, freed_memory_kept
 from models.vae_wrapper import VAEWrapper
 
 

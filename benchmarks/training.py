@@ -2,7 +2,7 @@
 
 `python -m benchmarks.training [--quick]`. Both sides have the same UNet and as many faces a batch;
 each runs in a process of its own, as a user would run it, and the peer once more with freed memory
-kept as ours is (`models/memory.py`).
+kept as ours is (`models/device.py`).
 """
 
 import argparse
@@ -26,13 +26,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import full_size, measure
 from benchmarks.diffusers_script import peer_step, seconds_beside_models
 from config import ROOT, Config, celeba_hq, demo
-from diffusion import training
-from diffusion.caption_states import CaptionStates
-from diffusion.training_state import clip_gradients, new_state
 from models.custom_unet_celeba_ldm import build_unet, keep_channels_last, use_plain_attention
-from models.memory import freed_memory_kept
+from models.device import freed_memory_kept
 from models.text_encoder import TextEncoder
 from models.vae_wrapper import Posterior
+from training import loop
+from training.caption_states import CaptionStates
+from training.state import clip_gradients, new_state
 
 
 class RandomLatents:
@@ -82,7 +82,7 @@ def our_steps(config: Config, text_encoder: TextEncoder, faces: int) -> Iterator
     latents = RandomLatents(faces, config.unet.latent_channels, config.unet.latent_size)
     with tempfile.TemporaryDirectory() as folder:
         accelerator = Accelerator(cpu=True, mixed_precision="bf16")
-        yield from training.train(
+        yield from loop.train(
             state, config, latents, full_size.caption, text_encoder, Path(folder), accelerator
         )  # fmt: skip
 
@@ -132,7 +132,7 @@ class _Timed:
         self.spent, self.undo = spent, []
         for owner, name, key in (
             (Accelerator, "backward", "model"),
-            (training, "clip_gradients", "model"),
+            (loop, "clip_gradients", "model"),
             (torch.optim.AdamW, "step", "model"),
             (AveragedModel, "update_parameters", "model"),
             (type(full_size.unet()), "forward", "model"),

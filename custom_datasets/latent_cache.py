@@ -21,9 +21,8 @@ import torch
 from tqdm import tqdm
 
 from custom_datasets.celeba_hq_dataset import CelebAHQ, read_image, to_model_range
+from models.device import autocast, freed_memory_kept
 from models.loading import fingerprint as models_fingerprint
-from models.memory import freed_memory_kept
-from models.precision import autocast
 from models.vae_wrapper import Posterior, VAEWrapper
 
 CACHE_VERSION = 1

@@ -19,8 +19,7 @@ from torchvision.transforms import v2
 from config import ROOT, ClassifierConfig
 from custom_datasets.celeba_hq_dataset import ATTRIBUTES
 from models.attribute_classifier import AttributeClassifier
-from models.memory import freed_memory_kept
-from models.precision import autocast
+from models.device import autocast, freed_memory_kept
 
 # Wu et al. 2023 (arXiv 2210.07356): annotators agree on these least, or the labels are close to
 # random.

@@ -10,9 +10,9 @@ from torch import Tensor
 from config import SamplingConfig
 from custom_datasets.captions import Caption, compose
 from custom_datasets.celeba_hq_dataset import CelebAHQ, to_model_range
-from diffusion.text_to_face import TextToFace
-from evaluation.generation import Request
 from evaluation.report import as_uint8
+from inference.picture_sets import Request
+from inference.text_to_face import TextToFace
 from models.custom_unet_celeba_ldm import build_unet
 from models.vae_wrapper import VAEWrapper
 

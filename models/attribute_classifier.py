@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional as transforms
 from config import ClassifierConfig
 from custom_datasets.celeba_hq_dataset import ATTRIBUTES
 from models.loading import read_archive
-from stored_config import from_dict
+from settings import from_dict
 
 # ImageNet's statistics, so that ImageNet weights can be the start.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
 from custom_datasets.celeba_hq_dataset import to_model_range
-from models.precision import autocast
+from models.device import autocast
 
 
 @dataclass(frozen=True)

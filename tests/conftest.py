@@ -13,11 +13,11 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 import config
 from custom_datasets.captions import describe
 from custom_datasets.drawn_faces import write_drawn_faces
-from diffusion import checkpointing
-from diffusion.checkpointing import Checkpoint, Circumstances
-from diffusion.training_state import new_state
 from models.custom_unet_celeba_ldm import build_unet
 from pretraining.clip import ClipSettings, build_clip, train_tokenizer
+from training import checkpoints
+from training.checkpoints import Checkpoint, Circumstances
+from training.state import new_state
 
 DRAWN_COUNTS = (24, 6, 6)
 IMAGE_SIZE = 64
@@ -129,7 +129,7 @@ def run(tiny_config: config.Config, tmp_path: Path) -> Path:
     live, average = state.unet.state_dict(), state.ema.state_dict()
     parts = (live, average, state.optimizer.state_dict())
     checkpoint = Checkpoint(values, 1, 3, Circumstances(1, 24, ""), *parts)
-    checkpointing.save_checkpoint(checkpointing.checkpoint_path(tmp_path, 1, 3, True), checkpoint)
+    checkpoints.save_checkpoint(checkpoints.checkpoint_path(tmp_path, 1, 3, True), checkpoint)
     return tmp_path
 
 

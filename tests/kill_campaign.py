@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 import config as config_module
-import stored_config
+import settings
 
 WRITING = "celeba_ldm_unet_checkpoint_*.tmp"
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
@@ -34,8 +34,8 @@ def train_in(root: Path, config: config_module.Config) -> int:
         os.dup2(log, 1)
         os.dup2(log, 2)
         config_module.ROOT = root
-        from diffusion import experiment
-        from diffusion.training import train
+        from training import experiment
+        from training.loop import train
 
         experiment.ROOT = root
         torch.set_num_threads(1)
@@ -51,10 +51,10 @@ def train_in(root: Path, config: config_module.Config) -> int:
 
 def outcome(root: Path) -> dict[str, object]:
     """Everything that a finished run leaves, but for its timings."""
-    from diffusion import checkpointing, run_folder
+    from training import checkpoints, run_folder
 
     folder = root / "checkpoints" / "test"
-    _, checkpoint = checkpointing.open_newest(folder)
+    _, checkpoint = checkpoints.open_newest(folder)
     losses = [
         {key: value for key, value in line.items() if key != "images_per_second"}
         for line in run_folder.read_losses(folder)
@@ -86,10 +86,10 @@ def wait_for_write(folder: Path, child: int) -> None:
 def main() -> None:
     """Run the campaign."""
     home, kills, rng = Path(sys.argv[1]), int(sys.argv[3]), random.Random(int(sys.argv[4]))
-    config = stored_config.from_dict(json.loads(Path(sys.argv[2]).read_text()))
-    import diffusion.experiment  # so that every child has it already
+    config = settings.from_dict(json.loads(Path(sys.argv[2]).read_text()))
+    import training.experiment  # so that every child has it already
 
-    assert diffusion.experiment
+    assert training.experiment
     started = time.monotonic()
     (home / "whole").mkdir(parents=True)
     _, status = os.waitpid(train_in(home / "whole", config), 0)

@@ -19,7 +19,7 @@ from selenium.webdriver.support.wait import WebDriverWait
 
 import app
 from config import SamplingConfig
-from diffusion.text_to_face import TextToFace
+from inference.text_to_face import TextToFace
 
 WISH = app.Wish("a man", "", 2.0, 4, "ddim", 7, 2)
 SECONDS = 60

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusion.caption_states import CaptionStates
-from models.precision import autocast
+from models.device import autocast
 from models.text_encoder import TextEncoder
+from training.caption_states import CaptionStates
 
 CAPTIONS = [f"a {age} {noun} with {hair} hair" for age in ("young", "older") for noun in
             ("man", "woman") for hair in ("black", "brown", "gray", "blond", "wavy")]  # fmt: skip

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 import config as config_module
 from config import Config, UNetConfig
-from diffusion import checkpointing
-from diffusion.checkpointing import Checkpoint, Circumstances
 from models.custom_unet_celeba_ldm import build_unet
+from training import checkpoints
+from training.checkpoints import Checkpoint, Circumstances
 
 NAME = "celeba_ldm_unet_checkpoint_epoch_1.pt"
 CIRCUMSTANCES = {"processes": 1, "faces": 24, "frozen": ""}
@@ -40,14 +40,14 @@ def checkpoint(fill: float = 1.5) -> Checkpoint:
 
 def write(folder: Path, **values: Any) -> Path:
     """A file of torch.save with the fields of a checkpoint, some of them replaced."""
-    fields = {name: getattr(checkpoint(), name) for name in checkpointing.FIELDS}
+    fields = {name: getattr(checkpoint(), name) for name in checkpoints.FIELDS}
     own = {"config": small_config().to_dict(), "circumstances": CIRCUMSTANCES}
     torch.save(fields | own | values, folder / NAME)
     return folder / NAME
 
 
 def assert_whole(path: Path, fill: float = 1.5) -> None:
-    loaded, want = checkpointing.load_checkpoint(path), checkpoint(fill)
+    loaded, want = checkpoints.load_checkpoint(path), checkpoint(fill)
     assert loaded.config == want.config
     assert (loaded.epoch, loaded.step) == (1, 3)
     for part in ("unet", "ema"):
@@ -62,17 +62,17 @@ def assert_whole(path: Path, fill: float = 1.5) -> None:
 
 def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
     path = tmp_path / "not" / "there" / "yet" / NAME
-    checkpointing.save_checkpoint(path, checkpoint())
+    checkpoints.save_checkpoint(path, checkpoint())
     assert_whole(path)
     assert list(path.parent.iterdir()) == [path]
-    checkpointing.save_checkpoint(path, checkpoint(2.5))
+    checkpoints.save_checkpoint(path, checkpoint(2.5))
     assert_whole(path, 2.5)
 
 
 def test_a_loaded_checkpoint_may_be_changed_without_changing_the_file(tmp_path: Path) -> None:
     """The file is memory-mapped: an optimiser that goes on in place must not write into it."""
-    checkpointing.save_checkpoint(tmp_path / NAME, checkpoint())
-    loaded = checkpointing.load_checkpoint(tmp_path / NAME)
+    checkpoints.save_checkpoint(tmp_path / NAME, checkpoint())
+    loaded = checkpoints.load_checkpoint(tmp_path / NAME)
     loaded.unet["a"].zero_()
     loaded.optimizer["state"][0]["exp_avg"].zero_()
     assert_whole(tmp_path / NAME)
@@ -83,7 +83,7 @@ def test_a_loaded_checkpoint_may_be_changed_without_changing_the_file(tmp_path: 
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    checkpointing.save_checkpoint(tmp_path / NAME, checkpoint())
+    checkpoints.save_checkpoint(tmp_path / NAME, checkpoint())
     return tmp_path / NAME
 
 
@@ -91,7 +91,7 @@ def saved(tmp_path: Path) -> Path:
 def test_a_torn_file_is_refused(saved: Path, part: float) -> None:
     os.truncate(saved, int(saved.stat().st_size * part))
     with pytest.raises(ValueError, match=NAME):
-        checkpointing.load_checkpoint(saved)
+        checkpoints.load_checkpoint(saved)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_a_torn_file_is_refused(saved: Path, part: float) -> None:
 def test_a_file_that_is_no_checkpoint_is_refused(saved: Path, content: bytes) -> None:
     saved.write_bytes(content)
     with pytest.raises(ValueError, match=NAME):
-        checkpointing.load_checkpoint(saved)
+        checkpoints.load_checkpoint(saved)
 
 
 class Attack:
@@ -127,34 +127,34 @@ def test_a_file_that_holds_code_is_refused_and_the_code_not_run(
     assert target.exists()  # the attack works on who is careless
     target.unlink()
     with pytest.raises(ValueError, match=NAME):
-        checkpointing.load_checkpoint(path)
+        checkpoints.load_checkpoint(path)
     assert not target.exists()
 
 
-@pytest.mark.parametrize("name", checkpointing.FIELDS)
+@pytest.mark.parametrize("name", checkpoints.FIELDS)
 def test_missing_fields_are_named(tmp_path: Path, name: str) -> None:
     path = write(tmp_path)
     values = torch.load(path, weights_only=True)
     del values[name]
     torch.save(values, path)
     with pytest.raises(ValueError, match=f"{NAME}.*lacks {name}$"):
-        checkpointing.load_checkpoint(path)
+        checkpoints.load_checkpoint(path)
 
 
 def test_bare_weights_are_refused(tmp_path: Path) -> None:
     torch.save({"conv.weight": torch.zeros(1)}, tmp_path / NAME)
     with pytest.raises(ValueError, match="lacks config, epoch, step, circumstances, unet"):
-        checkpointing.load_checkpoint(tmp_path / NAME)
+        checkpoints.load_checkpoint(tmp_path / NAME)
     torch.save([1, 2], tmp_path / NAME)
     with pytest.raises(ValueError, match="lacks config"):
-        checkpointing.load_checkpoint(tmp_path / NAME)
+        checkpoints.load_checkpoint(tmp_path / NAME)
 
 
 def test_a_config_of_another_version_is_refused(tmp_path: Path) -> None:
     values = small_config().to_dict()
     values["training"]["momentum"] = values["training"].pop("ema_decay")
     with pytest.raises(ValueError, match="ema_decay"):
-        checkpointing.load_checkpoint(write(tmp_path, config=values))
+        checkpoints.load_checkpoint(write(tmp_path, config=values))
 
 
 def test_a_damaged_byte_gives_the_checkpoint_or_an_error_that_names_it(saved: Path) -> None:
@@ -165,7 +165,7 @@ def test_a_damaged_byte_gives_the_checkpoint_or_an_error_that_names_it(saved: Pa
         damaged[64 + rng.randrange(1500)] = rng.randrange(256)
         saved.write_bytes(damaged)
         try:
-            checkpointing.load_checkpoint(saved)
+            checkpoints.load_checkpoint(saved)
         except ValueError as error:
             assert NAME in str(error)
 
@@ -173,7 +173,7 @@ def test_a_damaged_byte_gives_the_checkpoint_or_an_error_that_names_it(saved: Pa
 @pytest.mark.parametrize("config", [None, {}, {"name": "test"}])
 def test_a_config_that_is_none_is_refused_with_the_files_name(tmp_path: Path, config: Any) -> None:
     with pytest.raises(ValueError, match=NAME):
-        checkpointing.load_checkpoint(write(tmp_path, config=config))
+        checkpoints.load_checkpoint(write(tmp_path, config=config))
 
 
 # --- a crash while writing ---
@@ -189,7 +189,7 @@ def test_a_crash_while_writing_leaves_the_old_file(
 
     monkeypatch.setattr(torch, "save", half)
     with pytest.raises(type(error)):
-        checkpointing.save_checkpoint(saved, checkpoint(9.0))
+        checkpoints.save_checkpoint(saved, checkpoint(9.0))
     monkeypatch.undo()
     assert_whole(saved)
     assert list(saved.parent.iterdir()) == [saved]
@@ -197,31 +197,31 @@ def test_a_crash_while_writing_leaves_the_old_file(
 
 def test_a_file_half_written_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / NAME).with_suffix(".tmp").write_bytes(b"left by a power cut")
-    assert checkpointing.newest_checkpoint(tmp_path) is None
+    assert checkpoints.newest_checkpoint(tmp_path) is None
 
 
 def test_a_run_trained_anew_has_another_identity(tmp_path: Path) -> None:
-    checkpointing.save_checkpoint(tmp_path / NAME, checkpoint())
-    first = checkpointing.identity(tmp_path / NAME)
+    checkpoints.save_checkpoint(tmp_path / NAME, checkpoint())
+    first = checkpoints.identity(tmp_path / NAME)
     assert first.startswith(f"{NAME} ")
-    checkpointing.save_checkpoint(tmp_path / NAME, checkpoint(1.5000001))
-    assert checkpointing.identity(tmp_path / NAME) != first
-    checkpointing.save_checkpoint(tmp_path / NAME, checkpoint())
-    assert checkpointing.identity(tmp_path / NAME) == first
+    checkpoints.save_checkpoint(tmp_path / NAME, checkpoint(1.5000001))
+    assert checkpoints.identity(tmp_path / NAME) != first
+    checkpoints.save_checkpoint(tmp_path / NAME, checkpoint())
+    assert checkpoints.identity(tmp_path / NAME) == first
 
 
 def test_any_altered_byte_of_the_weights_is_noticed(tmp_path: Path) -> None:
     """torch alone reads altered weights without complaint."""
     path = tmp_path / NAME
-    checkpointing.save_checkpoint(path, checkpoint())
+    checkpoints.save_checkpoint(path, checkpoint())
     whole, rng = path.read_bytes(), random.Random(1)
-    want = checkpointing.load_checkpoint(path)
+    want = checkpoints.load_checkpoint(path)
     for place in rng.sample(range(len(whole)), 150):
         altered = bytearray(whole)
         altered[place] ^= 1 << rng.randrange(8)
         path.write_bytes(altered)
         try:
-            found = checkpointing.load_checkpoint(path)
+            found = checkpoints.load_checkpoint(path)
         except ValueError as error:
             assert NAME in str(error)
             continue
@@ -238,45 +238,45 @@ def test_any_altered_byte_of_the_weights_is_noticed(tmp_path: Path) -> None:
 def test_a_damaged_checkpoint_is_passed_over_by_name(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    paths = [checkpointing.checkpoint_path(tmp_path, n, n, True) for n in (1, 2, 3)]
+    paths = [checkpoints.checkpoint_path(tmp_path, n, n, True) for n in (1, 2, 3)]
     for path in paths:
-        checkpointing.save_checkpoint(path, checkpoint())
+        checkpoints.save_checkpoint(path, checkpoint())
     os.truncate(paths[2], 900)
-    path, opened = checkpointing.open_newest(tmp_path)
+    path, opened = checkpoints.open_newest(tmp_path)
     assert path == paths[1] and opened.step == 3
     assert f"passed over: {paths[2]} is not a whole checkpoint" in capsys.readouterr().out
-    assert checkpointing.require_checkpoint(tmp_path) == paths[1]
+    assert checkpoints.require_checkpoint(tmp_path) == paths[1]
     for path in paths:
         path.write_bytes(b"lost")
     with pytest.raises(ValueError, match=r"none of the 3 checkpoints in .* is whole"):
-        checkpointing.open_newest(tmp_path)
+        checkpoints.open_newest(tmp_path)
 
 
 def test_the_last_the_best_and_every_nth_are_kept(tmp_path: Path) -> None:
     for epoch in range(1, 13):
-        checkpointing.checkpoint_path(tmp_path, epoch, epoch, True).touch()
-        checkpointing.checkpoint_path(tmp_path, epoch, 10 * epoch + 5, False).touch()
-    saved = checkpointing.checkpoint_path(tmp_path, 12, 125, False)
-    checkpointing.prune_checkpoints(saved, last=3, every_n_epochs=5, best=7)
-    found = [checkpointing.progress_in_name(path) for path in checkpointing.checkpoints(tmp_path)]
+        checkpoints.checkpoint_path(tmp_path, epoch, epoch, True).touch()
+        checkpoints.checkpoint_path(tmp_path, epoch, 10 * epoch + 5, False).touch()
+    saved = checkpoints.checkpoint_path(tmp_path, 12, 125, False)
+    checkpoints.prune_checkpoints(saved, last=3, every_n_epochs=5, best=7)
+    found = [checkpoints.progress_in_name(path) for path in checkpoints.checkpoints(tmp_path)]
     assert found == [(12, 125), (12, 0), (11, 115), (10, 0), (7, 0), (5, 0)]
 
 
 def test_damaged_ones_that_lie_ahead_take_no_place_among_the_last(tmp_path: Path) -> None:
-    ahead = [checkpointing.checkpoint_path(tmp_path, 30, n, False) for n in (900, 905)]
-    behind = [checkpointing.checkpoint_path(tmp_path, 20, n, False) for n in (601, 602, 603)]
+    ahead = [checkpoints.checkpoint_path(tmp_path, 30, n, False) for n in (900, 905)]
+    behind = [checkpoints.checkpoint_path(tmp_path, 20, n, False) for n in (601, 602, 603)]
     for path in (*ahead, *behind):
         path.touch()
-    checkpointing.prune_checkpoints(behind[-1], last=2, every_n_epochs=10, best=None)
+    checkpoints.prune_checkpoints(behind[-1], last=2, every_n_epochs=10, best=None)
     assert set(tmp_path.iterdir()) == {*ahead, *behind[1:]}
 
 
 def test_what_a_killed_save_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
-    kept = [checkpointing.checkpoint_path(tmp_path, 1, 1, True), tmp_path / "notes.tmp"]
-    left = checkpointing.checkpoint_path(tmp_path, 1, 7, False).with_suffix(".tmp")
+    kept = [checkpoints.checkpoint_path(tmp_path, 1, 1, True), tmp_path / "notes.tmp"]
+    left = checkpoints.checkpoint_path(tmp_path, 1, 7, False).with_suffix(".tmp")
     for path in (*kept, left):
         path.touch()
-    checkpointing.remove_unfinished(tmp_path)
+    checkpoints.remove_unfinished(tmp_path)
     assert set(tmp_path.iterdir()) == set(kept)
 
 
@@ -284,12 +284,12 @@ def test_the_best_epoch_is_that_of_the_lowest_mean_loss(tmp_path: Path) -> None:
     losses = [3.0, 3.0, 1.0, 1.5, 0.5, 9.0, 2.0, None]  # two steps an epoch; one was skipped
     lines = [json.dumps({"step": n, "loss": loss}) for n, loss in enumerate(losses, start=1)]
     (tmp_path / "losses.jsonl").write_text("\n".join(lines) + "\n")
-    assert checkpointing.best_epoch(tmp_path, 2) is None
+    assert checkpoints.best_epoch(tmp_path, 2) is None
     for epoch in (1, 3, 4):
-        checkpointing.checkpoint_path(tmp_path, epoch, 2 * epoch, True).touch()
-    assert checkpointing.best_epoch(tmp_path, 2) == 4
-    checkpointing.checkpoint_path(tmp_path, 2, 4, True).touch()
-    assert checkpointing.best_epoch(tmp_path, 2) == 2
+        checkpoints.checkpoint_path(tmp_path, epoch, 2 * epoch, True).touch()
+    assert checkpoints.best_epoch(tmp_path, 2) == 4
+    checkpoints.checkpoint_path(tmp_path, 2, 4, True).touch()
+    assert checkpoints.best_epoch(tmp_path, 2) == 2
 
 
 # --- which is the newest ---
@@ -297,8 +297,8 @@ def test_the_best_epoch_is_that_of_the_lowest_mean_loss(tmp_path: Path) -> None:
 
 def test_names() -> None:
     folder = Path("folder")
-    done = checkpointing.checkpoint_path(folder, 10, 500, epoch_is_finished=True)
-    within = checkpointing.checkpoint_path(folder, 10, 523, epoch_is_finished=False)
+    done = checkpoints.checkpoint_path(folder, 10, 500, epoch_is_finished=True)
+    within = checkpoints.checkpoint_path(folder, 10, 523, epoch_is_finished=False)
     assert done == folder / "celeba_ldm_unet_checkpoint_epoch_10.pt"
     assert within == folder / "celeba_ldm_unet_checkpoint_epoch_10_step_523.pt"
 
@@ -311,10 +311,10 @@ def test_the_newest_is_the_one_that_came_furthest(
     chosen = data.draw(st.lists(points, min_size=1, max_size=8, unique=True))
     folder = tmp_path_factory.mktemp("run")
     for epoch, step in chosen:
-        checkpointing.checkpoint_path(folder, epoch, step or 0, step is None).touch()
+        checkpoints.checkpoint_path(folder, epoch, step or 0, step is None).touch()
     epoch, step = max(chosen, key=lambda p: (p[0], p[1] or 0))
-    want = checkpointing.checkpoint_path(folder, epoch, step or 0, step is None)
-    assert checkpointing.newest_checkpoint(folder) == want
+    want = checkpoints.checkpoint_path(folder, epoch, step or 0, step is None)
+    assert checkpoints.newest_checkpoint(folder) == want
 
 
 def test_numbers_are_compared_as_numbers(tmp_path: Path) -> None:
@@ -322,17 +322,17 @@ def test_numbers_are_compared_as_numbers(tmp_path: Path) -> None:
     for name in order:
         path = tmp_path / f"celeba_ldm_unet_checkpoint_{name}.pt"
         path.touch()
-        assert checkpointing.newest_checkpoint(tmp_path) == path
+        assert checkpoints.newest_checkpoint(tmp_path) == path
     (tmp_path / "another_model_epoch_99.pt").touch()
     (tmp_path / "celeba_ldm_unet_checkpoint_epoch_best.pt").touch()
-    assert checkpointing.newest_checkpoint(tmp_path) == path
+    assert checkpoints.newest_checkpoint(tmp_path) == path
 
 
 def test_without_a_checkpoint_the_message_says_how_to_make_one(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "absent"):
-        assert checkpointing.newest_checkpoint(folder) is None
+        assert checkpoints.newest_checkpoint(folder) is None
         with pytest.raises(FileNotFoundError, match=r"train1 .*train\.py") as caught:
-            checkpointing.require_checkpoint(folder)
+            checkpoints.require_checkpoint(folder)
         assert str(folder) in str(caught.value)
 
 
@@ -345,13 +345,13 @@ def test_weights_of_another_architecture_are_refused_by_file_and_parameter() -> 
     path = Path("folder") / NAME
     wider = build_unet(UNetConfig(8, 4, (32, 64), 1, 4, 16)).state_dict()
     with pytest.raises(ValueError, match=rf"{NAME}.*(down|mid|up)_block\S* is .*differences"):
-        checkpointing.load_weights(unet, wider, path)
+        checkpoints.load_weights(unet, wider, path)
     narrow = dict(before)
     del narrow["conv_in.bias"]
     with pytest.raises(ValueError, match=r"conv_in\.bias is absent there and \(32,\) here"):
-        checkpointing.load_weights(unet, narrow, path)
+        checkpoints.load_weights(unet, narrow, path)
     with pytest.raises(ValueError, match=r"added is \(1,\) there and absent here \(1 differences"):
-        checkpointing.load_weights(unet, before | {"added": torch.zeros(1)}, path)
+        checkpoints.load_weights(unet, before | {"added": torch.zeros(1)}, path)
     assert all(torch.equal(v, before[n]) for n, v in unet.state_dict().items())
-    checkpointing.load_weights(unet, {n: v + 1 for n, v in before.items()}, path)
+    checkpoints.load_weights(unet, {n: v + 1 for n, v in before.items()}, path)
     assert all(torch.equal(v, before[n] + 1) for n, v in unet.state_dict().items())

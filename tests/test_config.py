@@ -9,7 +9,7 @@ import pytest
 
 import config
 from config import PRESETS, TRAIN_CELEBA_LDM_CONFIG, Config, get_config
-from stored_config import from_dict
+from settings import from_dict
 
 SPECIFIED = {
     "num_epochs": 100,

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from diffusion import sampling
-from diffusion.editing import edit, renoise
-from diffusion.text_to_face import TextToFace
+from inference.editing import edit, renoise
+from inference.text_to_face import TextToFace
 
 PROMPTS, SEEDS = ["a man with glasses", "a woman, smiling"], [3, 4]
 

@@ -10,12 +10,12 @@ import torch
 from accelerate.state import AcceleratorState
 
 import config as config_module
-import stored_config
+import settings
 from config import Config
 from custom_datasets.captions import describe
 from custom_datasets.latent_cache import ImageLatents, LatentCache
-from diffusion import checkpointing, experiment
-from diffusion.training import train
+from training import checkpoints, experiment
+from training.loop import train
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +75,7 @@ def test_the_same_seed_gives_the_same_first_weights(exact: Config) -> None:
 def test_the_config_and_the_environment_are_kept(exact: Config) -> None:
     opened = experiment.open_experiment(exact)
     values = json.loads((opened.folder / "config.json").read_text())
-    assert stored_config.from_dict(values["config"]) == exact
+    assert settings.from_dict(values["config"]) == exact
     assert values["environment"]["torch"] == torch.__version__
     assert values["environment"]["device"].startswith("cpu")
 
@@ -172,7 +172,7 @@ def test_a_run_with_other_settings_is_refused_before_encoding(exact: Config, roo
     with pytest.raises(ValueError, match=r"data\.flip.*training\.learning_rate"):
         experiment.open_experiment(other)
     assert sorted((root / "data" / "latents").glob("*.npy")) == cached
-    assert checkpointing.newest_checkpoint(opened.folder).name.endswith("epoch_1.pt")
+    assert checkpoints.newest_checkpoint(opened.folder).name.endswith("epoch_1.pt")
 
 
 def test_bf16_is_the_precision_of_the_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:

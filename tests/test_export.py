@@ -12,10 +12,10 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from config import Config
-from diffusion import checkpointing
 from diffusion.sampling import build_sampler
-from diffusion.text_to_face import TextToFace
 from export import export
+from inference.text_to_face import TextToFace
+from training import checkpoints
 
 PROMPTS = ["a young man with a beard", "a portrait of an older woman, smiling"]
 SEEDS = [31, 4]
@@ -48,7 +48,7 @@ assert not any(name in sys.modules for name in ("config", "models", "diffusion")
 
 @pytest.fixture
 def exported(run: Path, tmp_path: Path) -> Path:
-    return export(checkpointing.require_checkpoint(run), tmp_path / "out", tmp_path / "none.json")
+    return export(checkpoints.require_checkpoint(run), tmp_path / "out", tmp_path / "none.json")
 
 
 def test_diffusers_alone_finds_the_same_pictures(run: Path, exported: Path, tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_what_is_written(exported: Path) -> None:
 def test_an_export_may_be_repeated_but_overwrites_nothing_else(
     run: Path, exported: Path, tmp_path: Path
 ) -> None:
-    path = checkpointing.require_checkpoint(run)
+    path = checkpoints.require_checkpoint(run)
     export(path, exported, tmp_path / "none.json")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").touch()
@@ -91,7 +91,7 @@ def test_an_export_may_be_repeated_but_overwrites_nothing_else(
 
 
 def test_the_card_says_what_was_measured_of_these_weights(run: Path, tmp_path: Path) -> None:
-    path = checkpointing.require_checkpoint(run)
+    path = checkpoints.require_checkpoint(run)
     without = (export(path, tmp_path / "a", tmp_path / "none.json") / "README.md").read_text()
     assert "Nothing was measured" in without and "drawings" in without and "license: mit" in without
     assert "| `snr_gamma` | 5.0 |" in without
@@ -99,7 +99,7 @@ def test_the_card_says_what_was_measured_of_these_weights(run: Path, tmp_path: P
     results = {
         "distribution": {"x": {"sets": {"generated": {"FD (judge)": estimate}}}},
         "attribute_consistency": {"headline": {"generated": estimate, "shuffled": None}},
-        "protocol": {"model": checkpointing.identity(path), "seeds": "0 to 399"},
+        "protocol": {"model": checkpoints.identity(path), "seeds": "0 to 399"},
     }
     (tmp_path / "metrics.json").write_text(json.dumps(results))
     card = (export(path, tmp_path / "b", tmp_path / "metrics.json") / "README.md").read_text()
@@ -117,14 +117,14 @@ def test_the_pipeline_keeps_the_timesteps(
     tiny_config: Config, run: Path, tmp_path: Path, sampler: str, prediction_type: str
 ) -> None:
     """StableDiffusionPipeline rewrites the scheduler's offset; pictures must not change by it."""
-    path = checkpointing.require_checkpoint(run)
-    old = checkpointing.load_checkpoint(path)
+    path = checkpoints.require_checkpoint(run)
+    old = checkpoints.load_checkpoint(path)
     config = dataclasses.replace(
         old.config,
         sampling=dataclasses.replace(old.config.sampling, sampler=sampler),
         diffusion=dataclasses.replace(old.config.diffusion, prediction_type=prediction_type),
     )
-    checkpointing.save_checkpoint(path, dataclasses.replace(old, config=config))
+    checkpoints.save_checkpoint(path, dataclasses.replace(old, config=config))
     folder = export(path, tmp_path / "out", tmp_path / "none.json")
     theirs = StableDiffusionPipeline.from_pretrained(folder).scheduler
     ours = build_sampler(sampler, config.diffusion)

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from config import Config
-from diffusion import checkpointing, run_folder
+from training import checkpoints, run_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 KILLS = int(os.environ.get("LDM_TORTURE_KILLS", "8"))
@@ -69,9 +69,9 @@ import json, sys
 from pathlib import Path
 import config
 config.ROOT = Path(sys.argv[1])
-from diffusion.experiment import open_experiment
-from diffusion.training import train
-from stored_config import from_dict
+from training.experiment import open_experiment
+from training.loop import train
+from settings import from_dict
 values = from_dict(json.loads(Path(sys.argv[2]).read_text()))
 for step in train(**open_experiment(values).training_inputs()):
     print("step", step.number, flush=True)
@@ -102,10 +102,10 @@ def test_a_full_disk_stops_the_run_and_leaves_what_was_there(
     last = stopped.stderr.splitlines()[-1]
     assert "cannot save" in last and "No space left" in last and "before is intact" in last
     folder = small_disk / "checkpoints" / "test"
-    saved = checkpointing.checkpoints(folder)
+    saved = checkpoints.checkpoints(folder)
     assert saved and not list(folder.glob("*.tmp"))
     for path in saved:
-        checkpointing.load_checkpoint(path)
+        checkpoints.load_checkpoint(path)
     for path in saved[1:]:
         path.unlink()  # the user makes room
     more = dataclasses.replace(config.training, keep_last=1)
@@ -117,8 +117,8 @@ def test_a_full_disk_stops_the_run_and_leaves_what_was_there(
     assert int(finished.stdout.split()[1]) > 1, "it went on from what was saved"
     whole = run_script(TRAIN, tmp_path / "whole", tmp_path / "config.json")
     assert whole.returncode == 0
-    _, found = checkpointing.open_newest(folder)
-    _, want = checkpointing.open_newest(tmp_path / "whole" / "checkpoints" / "test")
+    _, found = checkpoints.open_newest(folder)
+    _, want = checkpoints.open_newest(tmp_path / "whole" / "checkpoints" / "test")
     assert all(torch.equal(found.ema[name], value) for name, value in want.ema.items())
 
 
@@ -171,14 +171,14 @@ def test_two_processes_train_one_model(tiny_config: Config, tmp_path: Path) -> N
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert finished.stdout.count("step 6\n") == 2  # 24 faces, 2 x 4 a step, two epochs
     folder = tmp_path / "two" / "checkpoints" / "test"
-    path, checkpoint = checkpointing.open_newest(folder)
+    path, checkpoint = checkpoints.open_newest(folder)
     assert checkpoint.circumstances.processes == 2
     assert (checkpoint.step, checkpoint.epoch) == (6, 2)
     assert [line["step"] for line in run_folder.read_losses(folder)] == [1, 2, 3, 4, 5, 6]
     path.unlink()  # as if it had stopped a step before
     again = launch(2, *places)
     assert again.returncode == 0 and again.stdout.count("step 6\n") == 2, again.stderr[-3000:]
-    _, resumed = checkpointing.open_newest(folder)
+    _, resumed = checkpoints.open_newest(folder)
     assert all(torch.equal(resumed.ema[name], value) for name, value in checkpoint.ema.items())
     alone = run_script(TRAIN, *places)
     assert alone.returncode != 0 and "processes: 2 there, 1 here" in alone.stderr

@@ -18,13 +18,13 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 import config as config_module
 from benchmarks import full_size
 from config import Config, ModelsConfig
-from diffusion.experiment import check_fit
-from diffusion.text_to_face import TextToFace
-from diffusion.training import train
-from diffusion.training_state import new_state
+from inference.text_to_face import TextToFace
 from models.custom_unet_celeba_ldm import build_unet, count_parameters
 from models.text_encoder import TextEncoder
 from models.vae_wrapper import Posterior, VAEWrapper
+from training.experiment import check_fit
+from training.loop import train
+from training.state import new_state
 
 
 @pytest.fixture(scope="module")

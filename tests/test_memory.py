@@ -13,7 +13,7 @@ from config import ROOT
 CODE = """
 import resource, threading, torch
 from pathlib import Path
-from models.memory import freed_memory_kept
+from models.device import freed_memory_kept
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import config as config_module
-import stored_config
+import settings
 from config import Config
-from diffusion import run_folder
+from training import run_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -26,7 +26,7 @@ def small_config() -> Config:
 HOLDER = """
 import sys
 from pathlib import Path
-from diffusion import run_folder
+from training import run_folder
 with run_folder.hold(Path(sys.argv[1])):
     print("holding", flush=True)
     sys.stdin.readline()
@@ -82,7 +82,7 @@ def test_a_folder_can_be_held_again_after_an_error(tmp_path: Path) -> None:
 def test_the_config_can_be_read_back(tmp_path: Path) -> None:
     run_folder.write_config(tmp_path / "new", small_config(), {"torch": "1"})
     values = json.loads((tmp_path / "new" / "config.json").read_text())
-    assert stored_config.from_dict(values["config"]) == small_config()
+    assert settings.from_dict(values["config"]) == small_config()
     assert values["environment"] == {"torch": "1"}
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusion import checkpointing, sampling
-from diffusion.text_to_face import TextToFace
+from diffusion import sampling
+from inference.text_to_face import TextToFace
 from models.custom_unet_celeba_ldm import build_unet
 from models.text_encoder import TextEncoder
 from models.vae_wrapper import VAEWrapper
+from training import checkpoints
 
 PROMPTS = [f"a {age} {who}" for age in ("young", "older") for who in ("man", "woman", "person")]
 SEEDS = [31, 4, 15, 92, 65, 35]
@@ -24,7 +25,7 @@ def text_to_face(run: Path) -> TextToFace:
 
 def from_weights(run: Path, part: str) -> TextToFace:
     """Built by hand from the live or the averaged weights of the checkpoint."""
-    checkpoint = checkpointing.load_checkpoint(checkpointing.require_checkpoint(run))
+    checkpoint = checkpoints.load_checkpoint(checkpoints.require_checkpoint(run))
     config = checkpoint.config
     unet = build_unet(config.unet).eval().requires_grad_(False)
     own = {n.removeprefix("module."): v for n, v in getattr(checkpoint, part).items()}
@@ -45,10 +46,10 @@ def test_a_run_is_opened_with_its_averaged_weights(run: Path, text_to_face: Text
 
 
 def test_the_newest_checkpoint_of_the_run_is_opened(run: Path) -> None:
-    older = checkpointing.load_checkpoint(checkpointing.require_checkpoint(run))
+    older = checkpoints.load_checkpoint(checkpoints.require_checkpoint(run))
     zeros = {name: torch.zeros_like(value) for name, value in older.ema.items()}
     newer = dataclasses.replace(older, epoch=10, ema=zeros)
-    checkpointing.save_checkpoint(checkpointing.checkpoint_path(run, 10, 30, True), newer)
+    checkpoints.save_checkpoint(checkpoints.checkpoint_path(run, 10, 30, True), newer)
     assert not any(p.any() for p in TextToFace.from_run(run).unet.parameters())
 
 
@@ -178,7 +179,7 @@ def test_a_folder_without_a_checkpoint_and_a_damaged_one_are_refused(
 ) -> None:
     with pytest.raises(FileNotFoundError, match="train1"):
         TextToFace.from_run(tmp_path / "empty")
-    path = checkpointing.require_checkpoint(run)
+    path = checkpoints.require_checkpoint(run)
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match=path.name):
         TextToFace.from_run(run)
@@ -216,11 +217,11 @@ def test_the_configs_guidance_interval_is_used(text_to_face: TextToFace) -> None
 
 
 def test_casting_the_matrices_once_changes_no_bit(run: Path) -> None:
-    path = checkpointing.require_checkpoint(run)
-    checkpoint = checkpointing.load_checkpoint(path)
+    path = checkpoints.require_checkpoint(run)
+    checkpoint = checkpoints.load_checkpoint(path)
     training = dataclasses.replace(checkpoint.config.training, mixed_precision="bf16")
     config = dataclasses.replace(checkpoint.config, training=training)
-    checkpointing.save_checkpoint(path, dataclasses.replace(checkpoint, config=config))
+    checkpoints.save_checkpoint(path, dataclasses.replace(checkpoint, config=config))
     pictures = [
         TextToFace.from_checkpoint(path, for_sampling=value).generate(PROMPTS[:2], SEEDS[:2])
         for value in (False, True)

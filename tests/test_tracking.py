@@ -7,8 +7,8 @@ import torch
 from accelerate import Accelerator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from diffusion.step import Step
-from diffusion.tracking import log_pictures, tracked, values_of
+from training.step import Step
+from training.tracking import log_pictures, tracked, values_of
 
 BINS = (0.9, None, *(0.1,) * 8)
 

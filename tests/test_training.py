@@ -22,19 +22,13 @@ from hypothesis import strategies as st
 
 import config as config_module
 from config import Config, TrainingConfig
-from diffusion import (
-    checkpointing,
-    determinism,
-    experiment,
-    objective,
-    run_folder,
-    training,
-    training_state,
-)
-from diffusion.caption_states import CaptionStates
+from diffusion import determinism, objective
 from models.custom_unet_celeba_ldm import build_unet
 from models.text_encoder import TextEncoder
 from models.vae_wrapper import Posterior
+from training import checkpoints, experiment, loop, run_folder
+from training import state as training_state
+from training.caption_states import CaptionStates
 
 COUNT = 26  # faces: three batches of 8 and an incomplete one
 ROOT = Path(__file__).resolve().parents[1]
@@ -106,14 +100,14 @@ def inputs(tiny_config: Config, tmp_path: Path) -> Callable[..., dict[str, Any]]
 Inputs = Callable[..., dict[str, Any]]
 
 
-def finish(arguments: dict[str, Any]) -> list[training.Step]:
-    return list(training.train(**arguments))
+def finish(arguments: dict[str, Any]) -> list[loop.Step]:
+    return list(loop.train(**arguments))
 
 
 def stop_after(arguments: dict[str, Any], steps: int, number: int) -> None:
     """Train until a real signal, sent to this process after `steps` steps, ends it."""
     with pytest.raises(KeyboardInterrupt, match=f"step {arguments['state'].step + steps + 1}"):
-        for done, _ in enumerate(training.train(**arguments), start=1):
+        for done, _ in enumerate(loop.train(**arguments), start=1):
             if done == steps:
                 signal.raise_signal(number)
 
@@ -166,7 +160,7 @@ def spied_losses(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor
 def test_the_average_is_its_recursion(inputs: Inputs, decay: float) -> None:
     arguments = inputs(ema_decay=decay, learning_rate=1e-2)
     state, want = arguments["state"], {}
-    for step in training.train(**arguments):
+    for step in loop.train(**arguments):
         live = {n: v.detach().clone() for n, v in state.unet.state_dict().items()}
         n = step.number - 1
         weight = 1.0 if n == 0 else max((1 + n) ** -0.75, 1 - decay)
@@ -218,7 +212,7 @@ def test_an_unknown_decay_is_refused() -> None:
 @pytest.mark.parametrize("decay", ["constant", "cosine"])
 def test_the_optimiser_runs_at_the_rate_of_its_step(inputs: Inputs, decay: str) -> None:
     arguments = inputs(lr_decay=decay, learning_rate=3e-3, weight_decay=0.07)
-    for step in training.train(**arguments):
+    for step in loop.train(**arguments):
         (group,) = arguments["state"].optimizer.param_groups
         want = training_state.learning_rate_at(step.number - 1, 6, arguments["config"].training)
         assert group["lr"] == step.learning_rate == want
@@ -229,7 +223,7 @@ def test_the_first_step_moves_every_weight_by_the_learning_rate(inputs: Inputs) 
     """AdamW's first step is lr * sign(gradient), whatever the gradient's size."""
     arguments = inputs(learning_rate=1e-3, warmup_steps=3, weight_decay=0.0)
     before = {n: p.detach().clone() for n, p in arguments["state"].unet.named_parameters()}
-    next(training.train(**arguments))
+    next(loop.train(**arguments))
     for name, parameter in arguments["state"].unet.named_parameters():
         moved = (parameter.detach() - before[name]).abs()
         assert moved.max() <= 1e-3 / 4 * 1.01, name
@@ -238,7 +232,7 @@ def test_the_first_step_moves_every_weight_by_the_learning_rate(inputs: Inputs) 
 
 def test_gradients_are_clipped(inputs: Inputs) -> None:
     arguments = inputs(max_grad_norm=1e-3)
-    for _ in training.train(**arguments):
+    for _ in loop.train(**arguments):
         gradients = [p.grad for p in arguments["state"].unet.parameters()]
         norm = torch.nn.utils.get_total_norm(gradients).item()
         assert norm == pytest.approx(1e-3, rel=1e-2)
@@ -348,9 +342,9 @@ def test_the_loss_reported_is_the_unweighted_mean(
     inputs: Inputs, spied_losses: list[dict[str, torch.Tensor]]
 ) -> None:
     arguments = inputs(snr_gamma=0.01)
-    for step, call in zip(training.train(**arguments), spied_losses, strict=False):
+    for step, call in zip(loop.train(**arguments), spied_losses, strict=False):
         assert step.loss == pytest.approx(call["losses"].mean().item(), rel=1e-6)
-        want = training.loss_by_bin(call["losses"], call["timesteps"], 1000)
+        want = loop.loss_by_bin(call["losses"], call["timesteps"], 1000)
         assert step.loss_by_timestep == want
     assert len(spied_losses) == 6
 
@@ -368,7 +362,7 @@ def test_the_weights_of_the_samples_reach_the_gradient(
 
     monkeypatch.setattr(objective, "loss_weights", spy)
     arguments = inputs(snr_gamma=3.5)
-    next(training.train(**arguments))
+    next(loop.train(**arguments))
     ((prediction_type, timesteps, gamma),) = asked
     assert (prediction_type, gamma) == ("v_prediction", 3.5)
     assert torch.equal(timesteps, spied_losses[0]["timesteps"])
@@ -379,7 +373,7 @@ def test_the_denoiser_sees_the_captions_of_its_faces(
     inputs: Inputs, spied_losses: list[dict[str, torch.Tensor]]
 ) -> None:
     arguments = inputs(cfg_dropout_prob=0.0)
-    epochs = [step.epoch for step in training.train(**arguments)]
+    epochs = [step.epoch for step in loop.train(**arguments)]
     assert epochs == [0, 0, 1, 1, 1, 2]
     for number, (positions, _) in enumerate(arguments["latents"].asked):
         want = arguments["text_encoder"]([caption(p, number // 3) for p in positions])
@@ -429,7 +423,7 @@ def test_the_unet_computes_in_the_asked_precision_at_every_step(
 
 def test_it_overfits_eight_faces(inputs: Inputs) -> None:
     arguments = inputs(Latents(8, 0.0), num_epochs=300, learning_rate=3e-3, flip=False)
-    losses = [step.loss for step in training.train(**arguments)]
+    losses = [step.loss for step in loop.train(**arguments)]
     # Latents of white noise cannot be guessed, only remembered: without memory the loss stays at 1.
     assert len(losses) == 300 and np.mean(losses[:5]) > 0.95
     assert np.mean(losses[-100:]) < 0.75
@@ -442,7 +436,7 @@ def test_it_overfits_eight_faces(inputs: Inputs) -> None:
 @settings(max_examples=50, deadline=None)
 def test_loss_by_bin(data: list[tuple[int, float]]) -> None:
     times, losses = (torch.tensor(column) for column in zip(*data, strict=True))
-    got = training.loss_by_bin(losses, times, 1000)
+    got = loop.loss_by_bin(losses, times, 1000)
     assert len(got) == 10
     for b, value in enumerate(got):
         inside = [loss for t, loss in data if 100 * b <= t < 100 * (b + 1)]
@@ -472,12 +466,12 @@ def test_going_on_is_as_never_having_stopped(
     assert [p.name for p in stopped["folder"].glob("*.pt")] == [name]
     resumed = inputs(folder="stopped", seed_of_init=99, **options)
     assert resumed["state"].step == steps + 1
-    numbers = [step.number for step in training.train(**resumed)]
+    numbers = [step.number for step in loop.train(**resumed)]
     assert numbers == list(range(steps + 2, 7))
     assert_same(
         everything(resumed["state"], resumed["folder"]), everything(whole["state"], whole["folder"])
     )
-    last = checkpointing.load_checkpoint(checkpointing.require_checkpoint(whole["folder"]))
+    last = checkpoints.load_checkpoint(checkpoints.require_checkpoint(whole["folder"]))
     assert (last.step, last.epoch) == (6, 2)
     assert_same(last.ema, dict(resumed["state"].ema.state_dict()))
 
@@ -486,7 +480,7 @@ def test_after_a_crash_the_run_goes_on_from_the_last_checkpoint(inputs: Inputs) 
     whole = inputs(folder="whole")
     finish(whole)
     crashed = inputs(folder="crashed")
-    steps = training.train(**crashed)
+    steps = loop.train(**crashed)
     assert [next(steps).number for _ in range(5)] == [1, 2, 3, 4, 5]
     steps.close()  # nothing is saved within the second epoch, but its losses are written
     assert len(run_folder.read_losses(crashed["folder"])) == 5
@@ -505,11 +499,11 @@ def test_a_finished_run_has_nothing_left_to_do(inputs: Inputs) -> None:
     assert finish(again) == []
     assert_same(everything(again["state"], again["folder"]), before)
     longer = inputs(num_epochs=3, lr_decay="constant")
-    assert [step.number for step in training.train(**longer)] == [7, 8, 9]
+    assert [step.number for step in loop.train(**longer)] == [7, 8, 9]
 
 
 def test_the_second_signal_acts_at_once(inputs: Inputs) -> None:
-    steps = training.train(**inputs())
+    steps = loop.train(**inputs())
     next(steps)
     signal.raise_signal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt) as caught:
@@ -526,10 +520,10 @@ import config
 config.ROOT = Path(sys.argv[1])
 import torch
 torch.set_num_threads(int(sys.argv[3]))
-from diffusion.caption_states import CaptionStates
-from diffusion.experiment import open_experiment
-from diffusion.training import train
-from stored_config import from_dict
+from training.caption_states import CaptionStates
+from training.experiment import open_experiment
+from training.loop import train
+from settings import from_dict
 values = from_dict(json.loads(Path(sys.argv[2]).read_text()))
 for step in train(**open_experiment(values).training_inputs()):
     print("step", step.number, flush=True)
@@ -585,7 +579,7 @@ def test_a_real_interrupt_of_a_real_process(
 
 def test_a_loss_that_is_not_finite_stops_and_saves_nothing(inputs: Inputs) -> None:
     arguments = inputs()
-    steps = training.train(**arguments)
+    steps = loop.train(**arguments)
     for _ in range(3):
         next(steps)
     (saved,) = arguments["folder"].glob("*.pt")
@@ -605,7 +599,7 @@ def test_a_gradient_that_is_not_finite_is_never_saved(inputs: Inputs) -> None:
     with pytest.raises(FloatingPointError):
         finish(arguments)
     for path in arguments["folder"].glob("*.pt"):
-        weights = checkpointing.load_checkpoint(path).unet
+        weights = checkpoints.load_checkpoint(path).unet
         assert all(value.isfinite().all() for value in weights.values())
 
 
@@ -645,7 +639,7 @@ def test_batches_that_are_not_finite_are_skipped_up_to_a_bound(
     folder, steps = arguments["folder"], []
     if allowed < 2:
         with pytest.raises(FloatingPointError, match=r"not_finite\.jsonl"):
-            steps.extend(training.train(**arguments))
+            steps.extend(loop.train(**arguments))
     else:
         steps = finish(arguments)
         assert [step.skipped for step in steps] == [False, True, False, False, True, False]
@@ -684,7 +678,7 @@ def test_changed_settings_are_refused_by_name(
     inputs: Inputs, section: str, name: str, value: Any
 ) -> None:
     arguments = inputs()
-    steps = training.train(**arguments)
+    steps = loop.train(**arguments)
     for _ in range(3):
         next(steps)
     steps.close()
@@ -735,7 +729,7 @@ def test_what_is_faster_trains_alike(inputs: Inputs, setting: str) -> None:
     losses = []
     for value in (False, True):
         arguments = inputs(folder=str(value), **{setting: value})
-        losses.append([step.loss for step in training.train(**arguments)])
+        losses.append([step.loss for step in loop.train(**arguments)])
         unet = arguments["state"].unet
         plain = any(type(p).__name__ == "AttnProcessor" for p in unet.attn_processors.values())
         assert plain == (not (setting == "fused_attention" and value))

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torchvision.utils import make_grid
 
-from diffusion.step import Step
+from training.step import Step
 
 
 def tracked(

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from config import Config
-from diffusion.run_folder import read_losses
 from models.loading import read_archive
-from stored_config import from_dict
+from settings import from_dict
+from training.run_folder import read_losses
 
 CHECKPOINT_PATTERN = "celeba_ldm_unet_checkpoint_epoch_*.pt"
 FIELDS = ("config", "epoch", "step", "circumstances", "unet", "ema", "optimizer")

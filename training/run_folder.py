@@ -1,6 +1,6 @@
 """A run's folder: who trains into it, its config and its losses.
 
-It holds `config.json`, `celeba_ldm_unet_checkpoint_epoch_<n>.pt` (see `checkpointing`),
+It holds `config.json`, `celeba_ldm_unet_checkpoint_epoch_<n>.pt` (see `checkpoints`),
 `losses.jsonl`, `not_finite.jsonl` if there is cause, `run.lock` and `samples/`.
 """
 

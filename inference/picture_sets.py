@@ -17,7 +17,7 @@ from torchvision.utils import save_image
 from tqdm import tqdm
 
 from config import SamplingConfig
-from diffusion.text_to_face import TextToFace
+from inference.text_to_face import TextToFace
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Request:
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
     sampling: SamplingConfig
-    model: str  # what the weights are: `checkpointing.identity`
+    model: str  # what the weights are: `checkpoints.identity`
 
     def protocol(self) -> dict[str, object]:
         """How the pictures are made, to stand beside every number drawn from them."""

@@ -10,7 +10,7 @@ from diffusers import UNet2DConditionModel
 from torch.optim.swa_utils import AveragedModel
 
 from config import Config, TrainingConfig
-from diffusion import checkpointing
+from training import checkpoints
 
 # Settings that do not shape the weights: where the data lie, how often to save. How long to train
 # is free as well where the learning rate does not fall towards the end.
@@ -29,7 +29,7 @@ class TrainingState:
     ema: AveragedModel
     optimizer: torch.optim.Optimizer
     step: int = 0
-    circumstances: checkpointing.Circumstances | None = None  # None: it is new
+    circumstances: checkpoints.Circumstances | None = None  # None: it is new
 
     @property
     def ema_unet(self) -> UNet2DConditionModel:
@@ -96,7 +96,7 @@ def resume(state: TrainingState, config: Config, folder: Path) -> TrainingState:
     Raises:
         ValueError: it was trained with other settings (names them), or all are damaged.
     """
-    opened = checkpointing.open_newest(folder, map_memory=False)
+    opened = checkpoints.open_newest(folder, map_memory=False)
     if opened is None:
         return state
     path, checkpoint = opened
@@ -106,15 +106,15 @@ def resume(state: TrainingState, config: Config, folder: Path) -> TrainingState:
             f"{path} was trained with other settings: {'; '.join(changed)}. Restore them, or move "
             f"{folder} away to start a new run."
         )
-    checkpointing.load_weights(state.unet, checkpoint.unet, path)
-    checkpointing.load_weights(state.ema, checkpoint.ema, path)
+    checkpoints.load_weights(state.unet, checkpoint.unet, path)
+    checkpoints.load_weights(state.ema, checkpoint.ema, path)
     state.optimizer.load_state_dict(checkpoint.optimizer)
     state.step, state.circumstances = checkpoint.step, checkpoint.circumstances
     return state
 
 
 def require_circumstances(
-    state: TrainingState, here: checkpointing.Circumstances, folder: Path
+    state: TrainingState, here: checkpoints.Circumstances, folder: Path
 ) -> None:
     """Refuse to go on where other faces, frozen models or processes would change the run.
 

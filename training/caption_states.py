@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from models.precision import autocast, supported
+from models.device import autocast, supported
 from models.text_encoder import TextEncoder
 
 ENCODE_BATCH = 16

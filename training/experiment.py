@@ -23,20 +23,20 @@ from custom_datasets.celeba_hq_dataset import CelebAHQ
 from custom_datasets.drawn_faces import write_drawn_faces
 from custom_datasets.latent_cache import ImageLatents, LatentSource, open_latent_cache
 from custom_datasets.screening import screen
-from diffusion import run_folder
-from diffusion.checkpointing import Circumstances
-from diffusion.text_to_face import TextToFace
-from diffusion.training_state import (
+from inference.text_to_face import TextToFace
+from models.custom_unet_celeba_ldm import build_unet, count_parameters
+from models.device import supported
+from models.loading import fingerprint
+from models.text_encoder import TextEncoder
+from models.vae_wrapper import VAEWrapper
+from training import run_folder
+from training.checkpoints import Circumstances
+from training.state import (
     TrainingState,
     new_state,
     require_circumstances,
     resume,
 )
-from models.custom_unet_celeba_ldm import build_unet, count_parameters
-from models.loading import fingerprint
-from models.precision import supported
-from models.text_encoder import TextEncoder
-from models.vae_wrapper import VAEWrapper
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Experiment:
         return describe(self.faces.attributes[position], index, wording, self.config.training.seed)
 
     def training_inputs(self) -> dict[str, Any]:
-        """The arguments of `training.train`."""
+        """The arguments of `training.loop.train`."""
         return {
             "state": self.state,
             "config": self.config,
@@ -154,7 +154,7 @@ def open_state(config: Config, device: torch.device) -> TrainingState:
     """The UNet with weights drawn from the preset's seed, or those of its newest checkpoint.
 
     Raises:
-        ValueError: see `training_state.resume`.
+        ValueError: see `training.state.resume`.
     """
     torch.manual_seed(config.training.seed)
     state = new_state(build_unet(config.unet).to(device), config.training)

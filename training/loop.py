@@ -18,20 +18,21 @@ from diffusers import DDPMScheduler
 
 from config import Config
 from custom_datasets.latent_cache import LatentSource
-from diffusion import checkpointing, objective, run_folder
-from diffusion.caption_states import CaptionStates
+from diffusion import objective
 from diffusion.determinism import positions_at, step_generator
-from diffusion.interruption import stop_on_signal
-from diffusion.step import Step, Stopwatch, loss_by_bin
-from diffusion.training_state import (
+from models.custom_unet_celeba_ldm import keep_channels_last, use_plain_attention
+from models.device import freed_memory_kept
+from models.text_encoder import TextEncoder
+from training import checkpoints, run_folder
+from training.caption_states import CaptionStates
+from training.signals import stop_on_signal
+from training.state import (
     TrainingState,
     clip_gradients,
     learning_rate_at,
     require_circumstances,
 )
-from models.custom_unet_celeba_ldm import keep_channels_last, use_plain_attention
-from models.memory import freed_memory_kept
-from models.text_encoder import TextEncoder
+from training.step import Step, Stopwatch, loss_by_bin
 
 
 def train(
@@ -68,7 +69,7 @@ def train(
         yield from run.steps()
         return
     with run_folder.hold(folder):
-        checkpointing.remove_unfinished(folder)
+        checkpoints.remove_unfinished(folder)
         _require_newest(folder, state.step)
         run_folder.cut_losses(folder, state.step)
         yield from run.steps()
@@ -76,7 +77,7 @@ def train(
 
 def _require_newest(folder: Path, step: int) -> None:
     """Refuse a state that another process has overtaken since it was opened."""
-    opened = checkpointing.open_newest(folder)
+    opened = checkpoints.open_newest(folder)
     if opened and opened[1].step > step:
         raise ValueError(
             f"the run in {folder} has gone on to step {opened[1].step} since this state (step "
@@ -129,9 +130,9 @@ class _Run:
         self.skipped = run_folder.count_not_finite(self.folder, self.state.step)
 
     @property
-    def _circumstances(self) -> checkpointing.Circumstances:
+    def _circumstances(self) -> checkpoints.Circumstances:
         processes, faces = self.accelerator.num_processes, len(self.latents)
-        return checkpointing.Circumstances(processes, faces, self.frozen)
+        return checkpoints.Circumstances(processes, faces, self.frozen)
 
     @property
     def total(self) -> int:
@@ -274,9 +275,9 @@ class _Run:
             return
         state, settings = self.state, self.config.training
         epoch, within = divmod(state.step, self.steps_per_epoch)
-        path = checkpointing.checkpoint_path(self.folder, epoch, state.step, within == 0)
+        path = checkpoints.checkpoint_path(self.folder, epoch, state.step, within == 0)
         parts = (state.unet, state.ema, state.optimizer)
-        checkpoint = checkpointing.Checkpoint(
+        checkpoint = checkpoints.Checkpoint(
             self.config,
             epoch,
             state.step,
@@ -284,11 +285,9 @@ class _Run:
             *(part.state_dict() for part in parts),
         )
         run_folder.sync_losses(self.folder)
-        checkpointing.save_checkpoint(path, checkpoint)
-        best = checkpointing.best_epoch(self.folder, self.steps_per_epoch)
-        checkpointing.prune_checkpoints(
-            path, settings.keep_last, settings.keep_every_n_epochs, best
-        )
+        checkpoints.save_checkpoint(path, checkpoint)
+        best = checkpoints.best_epoch(self.folder, self.steps_per_epoch)
+        checkpoints.prune_checkpoints(path, settings.keep_last, settings.keep_every_n_epochs, best)
 
     def _any_process(self, flag: bool) -> bool:
         """Whether any process says so: all must stop at the same step, or the others would wait."""

@@ -8,13 +8,13 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from config import Config, SamplingConfig
-from diffusion import checkpointing, sampling
+from diffusion import sampling
 from models.custom_unet_celeba_ldm import build_unet
+from models.device import autocast, cast_matrices, freed_memory_kept
 from models.loading import fingerprint
-from models.memory import freed_memory_kept
-from models.precision import autocast, cast_matrices
 from models.text_encoder import TextEncoder
 from models.vae_wrapper import VAEWrapper
+from training import checkpoints
 
 DECODE_BATCH = 8
 
@@ -35,7 +35,7 @@ class TextToFace:
             FileNotFoundError: no checkpoint, or its frozen models cannot be had.
             ValueError: the checkpoint is damaged.
         """
-        return cls.from_checkpoint(checkpointing.require_checkpoint(folder), device)
+        return cls.from_checkpoint(checkpoints.require_checkpoint(folder), device)
 
     @classmethod
     def from_checkpoint(
@@ -51,12 +51,12 @@ class TextToFace:
             FileNotFoundError: its frozen models cannot be had.
             ValueError: the checkpoint is damaged, or its frozen models have changed.
         """
-        checkpoint = checkpointing.load_checkpoint(path)
+        checkpoint = checkpoints.load_checkpoint(path)
         config = checkpoint.config
         unet = build_unet(config.unet)
         weights = {name.removeprefix("module."): value for name, value in checkpoint.ema.items()}
         weights.pop("n_averaged", None)
-        checkpointing.load_weights(unet, weights, path)
+        checkpoints.load_weights(unet, weights, path)
         text_encoder = TextEncoder.from_pretrained(config.models.text_encoder)
         vae = VAEWrapper.from_pretrained(config.models.autoencoder)
         if checkpoint.circumstances.frozen not in ("", fingerprint(text_encoder, vae)):

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from config import SamplingConfig
-from evaluation import generation
-from evaluation.generation import Request, generate_set
+from inference import picture_sets
+from inference.picture_sets import Request, generate_set
 
 SAMPLING = SamplingConfig("ddim", 5, 2.0, (0.1, 0.9))
 PROMPTS = tuple(f"face {number}" for number in range(10))
@@ -94,13 +94,13 @@ def test_processes_share_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         def __exit__(self, *_: object) -> None: ...
 
         def wait_for_everyone(self) -> None:
-            other = generation.PartialState
-            monkeypatch.setattr(generation, "PartialState", real)
+            other = picture_sets.PartialState
+            monkeypatch.setattr(picture_sets, "PartialState", real)
             generate_set(Painter(), REQUEST, tmp_path)  # the other process, meanwhile
-            monkeypatch.setattr(generation, "PartialState", other)
+            monkeypatch.setattr(picture_sets, "PartialState", other)
 
-    real = generation.PartialState
-    monkeypatch.setattr(generation, "PartialState", OneOfTwo)
+    real = picture_sets.PartialState
+    monkeypatch.setattr(picture_sets, "PartialState", OneOfTwo)
     painter = Painter()
     assert torch.equal(generate_set(painter, REQUEST, tmp_path), want())
     assert painter.painted == list(PROMPTS[:5])

@@ -15,8 +15,8 @@ from torch.nn import functional
 
 from custom_datasets.celeba_hq_dataset import to_model_range
 from diffusion.sampling import Predictor, build_sampler, set_timesteps
-from diffusion.text_to_face import TextToFace
-from models.memory import freed_memory_kept
+from inference.text_to_face import TextToFace
+from models.device import freed_memory_kept
 
 
 @torch.no_grad()

@@ -1,0 +1,141 @@
+"""Writes files whole or not at all, and keeps processes out of each other's way.
+
+The only place that knows how: every other module writes through `replacing` and locks through
+`locked`. A reader never meets half a file; after a crash or a power cut the old file or the new one
+is there.
+"""
+
+import errno
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+# Files that an interrupted `replacing` leaves behind end in this; `remove_unfinished` deletes them.
+UNFINISHED = ".unfinished"
+# What file systems without locks answer: NFS without its lock daemon, Lustre, some FUSE mounts.
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+
+
+class InUse(RuntimeError):
+    """Another process holds a lock."""
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path to write; on success it becomes `path`, on failure it is removed.
+
+    The content reaches the disk before the name does, and the name before this returns. Processes
+    that write the same file at once do not disturb each other: the last one wins.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{UNFINISHED}")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: Path, value: Any, **options: Any) -> None:
+    """Write a value as indented JSON, atomically.
+
+    Args:
+        options: of `json.dumps`.
+    """
+    write_text(path, json.dumps(value, indent=2, **options) + "\n")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder outlast a power cut. Windows has no such call and needs none."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # Some network file systems refuse to sync a folder; they order names themselves.
+        if error.errno not in NO_LOCKS | {errno.EINVAL}:
+            raise
+    finally:
+        os.close(handle)
+
+
+def remove_unfinished(folder: Path, pattern: str = "*") -> None:
+    """Delete what killed processes left of files that match. Call it while holding a lock."""
+    for path in folder.glob(f"{pattern}{UNFINISHED}"):
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[None]:
+    """Hold an exclusive lock on a lock file; the system drops it when its process ends.
+
+    On a file system without locks this says so once and goes on without.
+
+    Args:
+        wait: wait for the process that holds the lock; False refuses at once.
+
+    Raises:
+        InUse: another process holds it, and `wait` is False. Names that process and its start.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, thread_local=False)  # a generator may end in another thread
+    try:
+        lock.acquire(timeout=-1 if wait else 0)
+    except Timeout:
+        raise InUse(f"{path.parent} is in use by {_holder(path)}: wait for it or stop it") from None
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+            raise
+        _say_no_locks(path.parent)
+    try:
+        if lock.is_locked:
+            _note_holder(path)
+        yield
+    finally:
+        lock.release()
+
+
+# The holder is noted beside the lock: Windows lets nobody read a locked file.
+def _note_holder(path: Path) -> None:
+    since = datetime.now().astimezone().isoformat(timespec="seconds")
+    _note(path).write_text(f"process {os.getpid()} on {socket.gethostname()} since {since}\n")
+
+
+def _holder(path: Path) -> str:
+    note = _note(path)
+    return (note.read_text().strip() if note.is_file() else "") or "another process"
+
+
+def _note(path: Path) -> Path:
+    return path.with_name(f"{path.name}.holder")
+
+
+_without_locks: set[Path] = set()
+
+
+def _say_no_locks(folder: Path) -> None:
+    if folder not in _without_locks:
+        _without_locks.add(folder)
+        print(
+            f"{folder} lies on a file system without locks: nothing keeps a second process out. "
+            "Start one at a time.",
+            file=sys.stderr,
+        )
