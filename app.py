@@ -79,10 +79,10 @@ def denoise(
     """
     seeds = range(wish.seed, wish.seed + wish.count)
     prompts = [wish.prompt] * wish.count
-    predict = model.predict(prompts, wish.guidance_scale, wish.negative_prompt)
+    predict = model.predictor(prompts, wish.guidance_scale, wish.negative_prompt)
     settings = SamplingConfig(wish.sampler, wish.steps)
     every = max(1, wish.steps // PREVIEWS)
-    with freed_memory_kept():
+    with freed_memory_kept(model.device):
         for step, latents in enumerate(model.trajectory(predict, seeds, settings)):
             if step == wish.steps:
                 yield step, model.decode(latents)

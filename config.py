@@ -1,15 +1,19 @@
 """Every setting of the experiment, as frozen dataclasses; presets are functions that return them.
 
-A notebook or script names one preset (environment variable LDM_PRESET); nothing else branches on
-it. Each module receives only its own section.
+A notebook or script names one preset (environment variable LDM_PRESET) and may change fields
+(`--set section.field=value`). Nothing else branches on a preset's name. Each module receives only
+its own section. `setting` says beside each field what it may hold and whether a run that goes on
+from a checkpoint may change it.
 """
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from settings import ANNOUNCED, FREE, Section, override, setting
 
 ROOT = Path(__file__).resolve().parent
 
@@ -26,134 +30,210 @@ TRAIN_CELEBA_LDM_CONFIG = {
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Section):
     """Where faces come from."""
 
-    folder: str = "data/celeba_hq"  # relative to the repository; CELEBA_HQ_DIR overrides it
-    image_size: int = 256  # pixels; other sizes are resized and centre-cropped
-    drawn_counts: tuple[int, ...] = ()  # train, val, test faces to draw; empty: the folder is real
-    flip: bool = True  # mirrored faces too: no attribute knows left from right
-    caption_wordings: int = 4  # of each face, in turn by epoch; CLIP reads each of them once
-    cache_latents: bool = True  # encode once; False encodes every batch from its images
-    loader_workers: int = 4  # processes that read images; the cache needs none
+    # Relative to the repository; CELEBA_HQ_DIR overrides it for real faces.
+    folder: str = setting("data/celeba_hq", resume=FREE)
+    image_size: int = setting(256, least=8)  # pixels; others are resized and centre-cropped
+    # Train, val, test faces to draw; empty: the folder holds real faces.
+    drawn_counts: tuple[int, ...] = setting((), least=1)
+    flip: bool = setting(True)  # mirrored faces too: no attribute knows left from right
+    caption_wordings: int = setting(4, least=1)  # of each face, in turn by epoch
+    # Encode once; False encodes every batch from its images.
+    cache_latents: bool = setting(True, resume=FREE)
+    # Precision of encoding: "best" for latents that are kept, "fast" as training computes.
+    encoding: str = setting("best", resume=FREE, choices=("best", "fast"))
+    loader_workers: int = setting(4, resume=FREE, least=1)  # threads that read images
+    # Hub id or path that a missing folder is imported from; None: the user brings the folder.
+    source: str | None = setting(None, resume=FREE)
 
 
 @dataclass(frozen=True)
-class ModelsConfig:
+class ModelsConfig(Section):
     """Frozen models: hub ids, or local folders of the same form, relative to the repository."""
 
-    autoencoder: str = "stabilityai/sd-vae-ft-mse"
-    text_encoder: str = "openai/clip-vit-base-patch32"
+    autoencoder: str = setting("stabilityai/sd-vae-ft-mse")
+    text_encoder: str = setting("openai/clip-vit-base-patch32")
 
 
 @dataclass(frozen=True)
-class UNetConfig:
+class UNetConfig(Section):
     """Shape of the denoiser."""
 
-    latent_size: int = 32
-    latent_channels: int = 4
-    widths: tuple[int, ...] = (160, 320, 320, 320)  # one per resolution, finest first
-    layers_per_block: int = 2
-    attention_heads: int = 8
-    text_width: int = 512
-    text_at_every_layer: bool = False  # the caption, pooled, joins the timestep embedding as well
+    latent_size: int = setting(32, least=1)
+    latent_channels: int = setting(4, least=1)
+    widths: tuple[int, ...] = setting((160, 320, 320, 320), least=32)  # finest resolution first
+    layers_per_block: int = setting(2, least=1)
+    attention_heads: int = setting(8, least=1)
+    text_width: int = setting(512, least=1)
+    # The pooled caption joins the timestep embedding as well.
+    text_at_every_layer: bool = setting(False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for width in self.widths:
+            if width % 32 or width % self.attention_heads:
+                raise ValueError(
+                    f"unet.widths: {width} is not a multiple of 32 (group normalisation) and of "
+                    f"unet.attention_heads ({self.attention_heads})"
+                )
 
 
 @dataclass(frozen=True)
-class DiffusionConfig:
+class DiffusionConfig(Section):
     """The forward process and what the denoiser predicts."""
 
-    num_train_timesteps: int = TRAIN_CELEBA_LDM_CONFIG["num_train_timesteps"]
-    beta_schedule: str = TRAIN_CELEBA_LDM_CONFIG["beta_schedule"]
-    prediction_type: str = "epsilon"  # or "v_prediction"
-    snr_gamma: float | None = None  # min-SNR-gamma weighting of the loss; None: plain MSE
+    num_train_timesteps: int = setting(TRAIN_CELEBA_LDM_CONFIG["num_train_timesteps"], least=2)
+    beta_schedule: str = setting(
+        TRAIN_CELEBA_LDM_CONFIG["beta_schedule"],
+        choices=("squaredcos_cap_v2", "linear", "scaled_linear"),
+    )
+    prediction_type: str = setting("epsilon", choices=("epsilon", "v_prediction"))
+    # Gamma of min-SNR weighting (Hang et al. 2023); None: every sample weighs the same.
+    snr_gamma: float | None = setting(None, above=0, off="None switches the weighting off")
+    # How t is drawn: "uniform", or "weight": in proportion to the min-SNR weight, which then is
+    # left out of the loss. Both have the same expectation; "weight" puts all of a batch to work.
+    timestep_sampling: str = setting("uniform", choices=("uniform", "weight"))
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
+class TrainingConfig(Section):
     """The optimisation."""
 
-    num_epochs: int = TRAIN_CELEBA_LDM_CONFIG["num_epochs"]
-    learning_rate: float = TRAIN_CELEBA_LDM_CONFIG["learning_rate"]
-    batch_size: int = TRAIN_CELEBA_LDM_CONFIG["batch_size"]  # per process
-    cfg_dropout_prob: float = TRAIN_CELEBA_LDM_CONFIG["cfg_dropout_prob"]
-    checkpoint_every_n_epochs: int = TRAIN_CELEBA_LDM_CONFIG["checkpoint_every_n_epochs"]
-    save_every_minutes: float = 15.0  # within an epoch too: what a crash can cost
-    keep_last: int = 2  # checkpoints; beside them those of every n-th epoch and of the best one
-    keep_every_n_epochs: int = 10
-    warmup_steps: int = 0
-    lr_decay: str = "constant"  # or "cosine", to zero at the end of the last epoch
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
-    skip_not_finite: int = 0  # batches of a run whose loss or gradient may be infinite, then stop
-    ema_decay: float = 0.9999  # ceiling; warmed up as 1 - (1 + step)^-3/4
-    fused_attention: bool = False  # on a CPU, where its backward pass is slower; a GPU always fuses
-    compile: bool = False  # torch.compile: minutes at the start, and slower than without on a CPU
-    tracker: str | None = "tensorboard"  # by accelerate's name; its files go to <run folder>/logs
-    mixed_precision: str = "bf16"  # autocast; weights stay float32. "no" for float32 throughout
-    seed: int = 0
+    num_epochs: int = setting(TRAIN_CELEBA_LDM_CONFIG["num_epochs"], least=1)
+    learning_rate: float = setting(
+        TRAIN_CELEBA_LDM_CONFIG["learning_rate"], resume=ANNOUNCED, above=0
+    )
+    batch_size: int = setting(
+        TRAIN_CELEBA_LDM_CONFIG["batch_size"], least=1
+    )  # of all processes together
+    # Multiplies the batch, and the learning rate by the rule below: an explicit choice for many
+    # GPUs. Without it the run is the same on any number of them.
+    scale_batch: int = setting(1, least=1)
+    scale_rate: str = setting("sqrt", choices=("none", "sqrt", "linear"))
+    # Samples in one forward pass; None: a process's whole share. The update stays the same.
+    micro_batch_size: int | None = setting(None, resume=FREE, least=1)
+    # Recompute activations in the backward pass: less memory, about a third more time.
+    gradient_checkpointing: bool = setting(False, resume=FREE)
+    cfg_dropout_prob: float = setting(TRAIN_CELEBA_LDM_CONFIG["cfg_dropout_prob"], least=0, most=1)
+    checkpoint_every_n_epochs: int = setting(
+        TRAIN_CELEBA_LDM_CONFIG["checkpoint_every_n_epochs"], resume=FREE, least=1
+    )
+    # Within an epoch too: what a crash can cost.
+    save_every_minutes: float = setting(15.0, resume=FREE, least=0)
+    # Checkpoints that are kept, beside those of every n-th epoch and of the best one.
+    keep_last: int = setting(2, resume=FREE, least=1)
+    keep_every_n_epochs: int = setting(10, resume=FREE, least=1)
+    # Folder (or hub id "hf:owner/name") that each finished checkpoint is copied to; a machine
+    # whose run folder is empty goes on from there.
+    mirror: str | None = setting(None, resume=FREE)
+    warmup_steps: int = setting(0, resume=ANNOUNCED, least=0)
+    lr_decay: str = setting("constant", choices=("constant", "cosine"))  # cosine: to zero
+    weight_decay: float = setting(0.01, resume=ANNOUNCED, least=0)
+    max_grad_norm: float | None = setting(
+        1.0, resume=ANNOUNCED, above=0, off="None switches clipping off"
+    )
+    # Batches of a run whose loss or gradient may be infinite before it stops.
+    skip_not_finite: int = setting(0, resume=FREE, least=0)
+    ema_decay: float = setting(0.9999, least=0, most=1)  # ceiling of 1 - (1 + step)^-3/4
+    # On a CPU, where its backward pass is slower; a GPU always fuses.
+    fused_attention: bool = setting(False, resume=FREE)
+    # torch.compile; None: on CUDA. On a CPU it takes two minutes and then saves about 15 %.
+    compile: bool | None = setting(None, resume=FREE)
+    log_every: int = setting(10, resume=FREE, least=1)  # steps between two reads of the losses
+    # By accelerate's name; its files go to <run folder>/logs.
+    tracker: str | None = setting("tensorboard", resume=FREE)
+    # Autocast over float32 weights. "auto": bfloat16 where the hardware has it, else float16 on
+    # CUDA, else float32 ("no").
+    mixed_precision: str = setting("auto", resume=ANNOUNCED, choices=("auto", "bf16", "fp16", "no"))
+    seed: int = setting(0, least=0)
+
+    @property
+    def global_batch_size(self) -> int:
+        """Samples a step, of all processes together."""
+        return self.batch_size * self.scale_batch
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The learning rate after warm-up, with the rule for a scaled batch."""
+        factor = {"none": 1.0, "sqrt": self.scale_batch**0.5, "linear": float(self.scale_batch)}
+        return self.learning_rate * factor[self.scale_rate]
 
 
 @dataclass(frozen=True)
-class SamplingConfig:
+class SamplingConfig(Section):
     """How pictures are made."""
 
-    sampler: str = "ddim"  # "ddpm", "ddim" or "dpm++"
-    steps: int = 50
-    guidance_scale: float = 3.0
+    sampler: str = setting("ddim", choices=("ddpm", "ddim", "dpm++"))
+    steps: int = setting(50, least=1)
+    guidance_scale: float = setting(3.0, least=0)
     # Share of the timesteps in which guidance acts; outside, the empty caption costs nothing.
-    guidance_interval: tuple[float, ...] = (0.0, 1.0)
-    prompts: tuple[
-        str, ...
-    ] = (  # the grid that is drawn as training goes, always from the same seeds
-        "A photo of a young woman with blond hair, smiling",
-        "A portrait of an older man with eyeglasses",
-        "A young person with black hair, wearing a hat",
-        "A photo of a young man with brown hair and a beard",
-        "A picture of a young woman with wavy black hair, not smiling",
-        "A portrait of an older woman with gray hair, smiling",
-        "A photo of a bald man with a mustache",
-        "A young woman with brown hair and bangs, wearing eyeglasses, smiling",
+    guidance_interval: tuple[float, ...] = setting((0.0, 1.0), least=0, most=1)
+    # The grid that is drawn as training goes, always from the same seeds.
+    prompts: tuple[str, ...] = setting(
+        (
+            "A photo of a young woman with blond hair, smiling",
+            "A portrait of an older man with eyeglasses",
+            "A young person with black hair, wearing a hat",
+            "A photo of a young man with brown hair and a beard",
+            "A picture of a young woman with wavy black hair, not smiling",
+            "A portrait of an older woman with gray hair, smiling",
+            "A photo of a bald man with a mustache",
+            "A young woman with brown hair and bangs, wearing eyeglasses, smiling",
+        )
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        bounds = self.guidance_interval
+        if len(bounds) != 2 or bounds[0] > bounds[1]:
+            raise ValueError(
+                f"sampling.guidance_interval: {self.guidance_interval} is not (low, high), two "
+                "shares of the timesteps with low <= high; (0, 1) guides throughout"
+            )
+
 
 @dataclass(frozen=True)
-class ClassifierConfig:
+class ClassifierConfig(Section):
     """The attribute classifier that judges pictures."""
 
-    image_size: int = 128
-    num_epochs: int = 12
-    batch_size: int = 64
-    learning_rate: float = 2e-3  # the peak of a one-cycle schedule
-    weight_decay: float = 0.05
-    imagenet_weights: str | None = None  # file of a ResNet-18 state dict; None: from scratch
-    least_balanced_accuracy: float = 0.85  # from which an attribute may judge
-    seed: int = 0
+    image_size: int = setting(128, least=32)
+    num_epochs: int = setting(12, least=1)
+    batch_size: int = setting(64, least=2)
+    learning_rate: float = setting(2e-3, above=0)  # the peak of a one-cycle schedule
+    weight_decay: float = setting(0.05, least=0)
+    # File of a ResNet-18 state dict; None: from scratch.
+    imagenet_weights: str | None = setting(None)
+    least_balanced_accuracy: float = setting(0.85, least=0, most=1)  # of one that may judge
+    seed: int = setting(0, least=0)
 
 
 @dataclass(frozen=True)
-class EvaluationConfig:
+class EvaluationConfig(Section):
     """What is measured, and in which feature spaces.
 
     A feature network is "inception" (FID's own), "dinov2:<name>", "clip:<name>",
     "efficientnet-lite0" or "judge" (the attribute classifier); names are hub ids or local folders.
     """
 
-    count: int = 2_824  # pictures: one for each caption of the test split, as far as it goes
-    feature_networks: tuple[str, ...] = (
-        "inception",
-        "dinov2:facebook/dinov2-base",
-        "clip:openai/clip-vit-large-patch14",
-        "judge",
+    count: int = setting(2_824, least=1)  # pictures, one a caption of the test split at first
+    feature_networks: tuple[str, ...] = setting(
+        (
+            "inception",
+            "dinov2:facebook/dinov2-base",
+            "clip:openai/clip-vit-large-patch14",
+            "judge",
+        )
     )
-    clip_judges: tuple[str, ...] = (  # CLIP score; the second is not the conditioning encoder
-        "openai/clip-vit-base-patch32",
-        "openai/clip-vit-large-patch14",
+    # CLIP score; the second is not the conditioning encoder.
+    clip_judges: tuple[str, ...] = setting(
+        ("openai/clip-vit-base-patch32", "openai/clip-vit-large-patch14")
     )
-    inception_weights: str | None = None  # torch-fidelity's file; None: downloaded once
-    sweep_count: int = 200  # pictures a setting in the sweep of guidance and steps
-    sweep_scales: tuple[float, ...] = (1.0, 2.0, 3.0, 5.0)
-    sweep_steps: tuple[int, ...] = (10, 25, 50)
+    inception_weights: str | None = setting(None)  # torch-fidelity's file; None: downloaded once
+    sweep_count: int = setting(200, least=1)  # pictures a setting of the sweep
+    sweep_scales: tuple[float, ...] = setting((1.0, 2.0, 3.0, 5.0), least=0)
+    sweep_steps: tuple[int, ...] = setting((10, 25, 50), least=1)
 
 
 @dataclass(frozen=True)
@@ -172,23 +252,38 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse contradictions before anything is opened."""
-        downsampled = self.data.image_size / 8
-        if downsampled != self.unet.latent_size:
-            raise ValueError(
-                f"preset {self.name}: {self.data.image_size} px give latents of {downsampled:g}, "
-                f"unet.latent_size is {self.unet.latent_size}"
+        for problem in self._contradictions():
+            raise ValueError(f"preset {self.name}: {problem}")
+
+    def _contradictions(self) -> Iterator[str]:
+        size, downsampled = self.unet.latent_size, self.data.image_size / 8
+        halvings = len(self.unet.widths) - 1
+        if Path(self.name).name != self.name:
+            yield f"the name {self.name!r} is a folder's name: use one word"
+        if downsampled != size:
+            yield (
+                f"{self.data.image_size} px give latents of {downsampled:g}, unet.latent_size is "
+                f"{size}: set data.image_size to {8 * size}, or unet.latent_size to match"
             )
-        if self.unet.latent_size % 2 ** (len(self.unet.widths) - 1):
-            raise ValueError(
-                f"preset {self.name}: latents of {self.unet.latent_size} cannot be halved "
-                f"{len(self.unet.widths) - 1} times; use fewer unet.widths"
+        elif size % 2**halvings:
+            yield f"latents of {size} cannot be halved {halvings} times; use fewer unet.widths"
+        if self.data.drawn_counts and len(self.data.drawn_counts) != 3:
+            yield f"data.drawn_counts: {self.data.drawn_counts} is not (train, val, test)"
+        if self.sampling.steps > self.diffusion.num_train_timesteps:
+            yield (
+                f"sampling.steps: {self.sampling.steps} is more than "
+                f"diffusion.num_train_timesteps ({self.diffusion.num_train_timesteps})"
             )
+        if self.diffusion.timestep_sampling == "weight" and self.diffusion.snr_gamma is None:
+            yield "diffusion.timestep_sampling 'weight' needs diffusion.snr_gamma, such as 5"
 
     @property
     def data_folder(self) -> Path:
-        """Where the faces lie: for real ones CELEBA_HQ_DIR if it is set, else `data.folder`."""
+        """Where the faces lie: for real ones CELEBA_HQ_DIR if it is set, else `data.folder`; a
+        relative path is relative to the repository, so that it means one folder everywhere.
+        """
         named = None if self.data.drawn_counts else os.environ.get("CELEBA_HQ_DIR")
-        return Path(named).expanduser() if named else ROOT / self.data.folder
+        return ROOT / Path(named or self.data.folder).expanduser()
 
     @property
     def run_folder(self) -> Path:
@@ -207,7 +302,7 @@ class Config:
         return ROOT / "outputs" / self.name
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as written into checkpoints."""
+        """Plain values, as a JSON file can hold them."""
         return dataclasses.asdict(self)
 
 
@@ -322,13 +417,17 @@ PRESETS: dict[str, Callable[[], Config]] = {
 }
 
 
-def get_config(name: str | None = None) -> Config:
+def get_config(name: str | None = None, changes: Sequence[str] = ()) -> Config:
     """The preset of that name; None reads LDM_PRESET and defaults to the specified `celeba_hq`.
 
+    Args:
+        changes: of fields, such as "training.learning_rate=1e-4"; "name=trial" gives the run a
+            folder of its own.
+
     Raises:
-        ValueError: no such preset; lists those there are.
+        ValueError: no such preset (lists those there are), or a change that is refused.
     """
     name = name or os.environ.get("LDM_PRESET") or "celeba_hq"
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")
-    return PRESETS[name]()
+    return override(PRESETS[name](), changes)

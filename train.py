@@ -1,49 +1,58 @@
-"""Training without a notebook: `python train.py --preset demo`, `accelerate launch train.py
---preset celeba_hq`.
+"""Train a preset: `python train.py --preset demo`, `accelerate launch train.py --preset celeba_hq`.
 
 Opens everything that can be missing before any long work starts, goes on from the newest checkpoint
-if there is one, and writes the run folder and a grid of fixed prompts and seeds every so often.
+if there is one, and writes the run folder and a grid of fixed prompts and seeds after every epoch.
 """
 
-import argparse
+import os
+import signal
 import sys
+from pathlib import Path
 
 from torchvision.utils import save_image
 
-from config import get_config
+from command_line import command, config_from, parser
+from inference.text_to_face import TextToFace
 from training import checkpoints
-from training.experiment import Experiment, open_experiment
+from training.experiment import Experiment
 from training.loop import train
 from training.tracking import log_pictures, tracked
 
 
+@command
 def main() -> None:
-    """Train the preset named on the command line (default: LDM_PRESET, then `celeba_hq`)."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", default=None)
-    experiment = open_experiment(get_config(parser.parse_args().preset))
-    print(experiment.summary())
-    accelerator = experiment.accelerator
-    is_main, epoch = accelerator.is_main_process, None
-    try:
-        steps = train(**experiment.training_inputs())
+    """Train the preset named on the command line."""
+    config = config_from(parser(__doc__).parse_args())
+    with Experiment(config) as experiment:
+        experiment.open_all()
+        is_main, epoch = experiment.accelerator.is_main_process, None
         done = experiment.state.step
-        for step in tracked(steps, accelerator, experiment.config.name, done):
-            if is_main and step.number % 10 == 0:
-                print(step.line(), flush=True)
+        if is_main:
+            say(experiment.summary())
+        for step in tracked(train(experiment), experiment.accelerator, config.name, done):
+            if is_main and step.is_read and step.number % 10 == 0:
+                say(step.line())
             if is_main and epoch is not None and step.epoch != epoch:
                 save_samples(experiment, step.number)
             epoch = step.epoch
-    except KeyboardInterrupt as stopped:
-        print(f"{stopped or 'stopped within a step; start again to go on'}: run the same command")
-        sys.exit(130)
-    print(f"checkpoint: {checkpoints.newest_checkpoint(experiment.folder)}")
+        if is_main:
+            say(f"checkpoint: {checkpoints.newest_checkpoint(experiment.folder)}")
+
+
+def say(text: str) -> None:
+    """Print; where nobody reads any more (`train.py | head`), stop as on SIGTERM."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115, until the process ends
+        signal.raise_signal(signal.SIGTERM)
 
 
 def save_samples(experiment: Experiment, number: int) -> None:
     """Draw the preset's fixed prompts from fixed seeds into `samples/` and the tracker."""
     prompts = experiment.config.sampling.prompts
-    images = experiment.text_to_face().generate(prompts, range(len(prompts)))
+    model = TextToFace.of(experiment)
+    images = model.generate(prompts, range(len(prompts)))
     folder = experiment.folder / "samples"
     folder.mkdir(exist_ok=True)
     log_pictures(experiment.accelerator, images, number)

@@ -6,28 +6,32 @@ posterior is sampled afresh at every step, and mirrored faces are encoded as suc
 simply be mirrored).
 """
 
-import fcntl
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import nullcontext
+from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from custom_datasets.celeba_hq_dataset import CelebAHQ, read_image, to_model_range
-from models.device import autocast, freed_memory_kept
-from models.loading import fingerprint as models_fingerprint
+from files import locked, write_json
+from models.device import autocast, choose_precision, freed_memory_kept
 from models.vae_wrapper import Posterior, VAEWrapper
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 BATCH_PIXELS = 2**20  # in one pass of the autoencoder; a few small images would leave cores idle
-SAVE_EVERY = 8  # batches between two records of how far an encode has come
+CHUNK = 256  # faces between two records of how far an encode has come
+PROBED_FILES = 8  # whose content joins the key; of the others name and size do
 
 
 class LatentSource(Protocol):
@@ -37,6 +41,32 @@ class LatentSource(Protocol):
 
     def fetch(self, positions: np.ndarray, flipped: np.ndarray) -> Posterior:
         """Posteriors of these faces, mirrored where `flipped`; float32 on the CPU."""
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes that encode into one folder, and this one's place among them."""
+
+    index: int = 0
+    count: int = 1
+    wait: Callable[[], None] = lambda: None  # until all of them have come here
+
+
+ALONE = Team()
+
+
+def encoding_precision(wanted: str, device: torch.device) -> str:
+    """The autocast precision to encode in: "fast" as training computes, "best" for latents that are
+    made once and kept.
+
+    Best is float32, as TF32 where CUDA has it. CUDA devices without TF32 (below compute capability
+    8.0) take float16, which has as many digits and is eight times as fast there.
+    """
+    if wanted == "fast":
+        return choose_precision("auto", device)
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        return "fp16"
+    return "no"
 
 
 class ImageLatents:
@@ -56,17 +86,19 @@ class ImageLatents:
         """See `LatentSource.fetch`."""
         return self.encode(torch.stack(list(self.start_reading(positions))), flipped)
 
-    def start_reading(self, positions: np.ndarray) -> Iterator[torch.Tensor]:
+    def start_reading(self, positions: np.ndarray) -> Iterator[Tensor]:
         """Begin to read these faces; gives their images, uint8 (3, S, S), in order."""
         paths = [self.faces.path(int(position)) for position in positions]
         return self.readers.map(read_image, paths, [self.faces.image_size] * len(paths))
 
-    def encode(self, images: torch.Tensor, flipped: np.ndarray) -> Posterior:
+    def encode(self, images: Tensor, flipped: np.ndarray) -> Posterior:
         """Posteriors of images uint8 (B, 3, S, S), mirrored where `flipped`."""
-        images = torch.where(torch.as_tensor(flipped).view(-1, 1, 1, 1), images.flip(-1), images)
         device = next(self.vae.parameters()).device
+        images = images.to(device)
+        mirrored = torch.as_tensor(flipped, device=device).view(-1, 1, 1, 1)
+        images = torch.where(mirrored, images.flip(-1), images)
         with autocast(self.precision, device):
-            mean, std = self.vae.encode(to_model_range(images).to(device))
+            mean, std = self.vae.encode(to_model_range(images))
         return Posterior(mean.float().cpu(), std.float().cpu())
 
 
@@ -93,13 +125,19 @@ class LatentCache:
         return Posterior(rows[:, 0], rows[:, 1])
 
 
-def fingerprint(faces: CelebAHQ, vae: VAEWrapper, flip: bool, precision: str) -> str:
-    """Hash of what determines the latents: images, size, autoencoder weights, precision."""
-    digest = hashlib.sha256(f"{CACHE_VERSION}/{faces.image_size}/{flip}/{precision}/".encode())
+def cache_key(faces: CelebAHQ, vae: VAEWrapper, frozen: str, flip: bool, precision: str) -> str:
+    """Hash of what determines the latents: images, size, autoencoder, precision.
+
+    Images count by name and size, and a few of them by content, so that a copy of a folder on
+    another machine has the same key.
+    """
+    parts = [CACHE_VERSION, faces.image_size, flip, precision, frozen, vae.scale, vae.shift]
+    digest = hashlib.sha256(repr(parts).encode())
     for position in range(len(faces)):
-        stat = faces.path(position).stat()
-        digest.update(f"{faces.indices[position]},{stat.st_size},{stat.st_mtime_ns};".encode())
-    digest.update(f"{models_fingerprint(vae)}/{vae.scale}/{vae.shift}".encode())
+        path = faces.path(position)
+        digest.update(f"{path.name},{path.stat().st_size};".encode())
+    for position in np.linspace(0, len(faces) - 1, PROBED_FILES).astype(int):
+        digest.update(faces.path(int(position)).read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -107,40 +145,140 @@ def open_latent_cache(
     faces: CelebAHQ,
     vae: VAEWrapper,
     folder: Path,
+    frozen: str,
     flip: bool = True,
-    batch_size: int | None = None,
     workers: int = 4,
     precision: str = "no",
+    team: Team = ALONE,
+    batch_size: int | None = None,
 ) -> LatentCache:
     """Open the cache of these faces under this autoencoder, encoding what is not there yet.
 
-    An interrupted encode goes on where it stopped; a second process waits for the first. A cache
-    that is cut short is named and made anew.
+    An interrupted encode goes on where it stopped, with any number of processes; each encodes a
+    share. A second run waits for the first. A cache that is cut short is named and made again.
+
+    Args:
+        frozen: fingerprint of the autoencoder.
 
     Raises:
         FloatingPointError: the autoencoder gives values that are not finite; names the image.
+        OSError: the disk has no room for the cache; says how much is missing.
     """
-    key = fingerprint(faces, vae, flip, precision)
+    key = cache_key(faces, vae, frozen, flip, precision)
     path = folder / f"latents_{faces.split or 'all'}_{faces.image_size}_{key}.npy"
-    folder.mkdir(parents=True, exist_ok=True)
     latent, sides = faces.image_size // vae.downsampling, 2 if flip else 1
     shape = (len(faces), sides, 2, vae.latent_channels, latent, latent)
-    with _locked(path.with_suffix(".lock")):
-        if path.is_file() and not _is_whole(path, shape):
-            print(f"{path} is not whole: encoding anew")
-            path.unlink()
+    encode = _Encode(path, shape)
+    batch_size = batch_size or max(1, BATCH_PIXELS // faces.image_size**2)
+    source = ImageLatents(faces, vae, workers, precision)
+    with locked(path.with_suffix(".lock")) if team.index == 0 else nullcontext():
+        if team.index == 0:
+            encode.prepare()
+        team.wait()  # all begin from the same records
         if not path.is_file():
-            batch_size = batch_size or max(1, BATCH_PIXELS // faces.image_size**2)
-            _encode_all(faces, vae, path, shape, batch_size, workers, precision)
+            encode.run(source, team, batch_size)
+            team.wait()
+            if team.index == 0:
+                encode.finish()
+        team.wait()
     return LatentCache(path)
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock; the system releases it when the process ends, however it ends."""
-    with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+class _Encode:
+    """An encode under way: a file of the full size, and which chunks of it are done."""
+
+    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
+        self.path, self.shape = path, shape
+        self.partial = path.with_suffix(".partial.npy")
+        self.bytes_a_face = int(np.prod(shape[1:])) * np.dtype(np.float16).itemsize
+
+    def prepare(self) -> None:
+        """Remove what is not whole, and make room for the rest."""
+        if self.path.is_file() and not _is_whole(self.path, self.shape):
+            print(f"{self.path} is not whole: encoding again")
+            self.path.unlink()
+        if self.path.is_file() or _is_whole(self.partial, self.shape):
+            return
+        for record in self._records():
+            record.unlink()  # left by an encode whose file is gone
+        self.partial.unlink(missing_ok=True)
+        _reserve(self.partial, self.shape)
+
+    def run(self, source: ImageLatents, team: Team, batch_size: int) -> None:
+        """Encode this process's share of the chunks that are missing."""
+        done = self._done()
+        chunks = [c for c in range(-(-self.shape[0] // CHUNK)) if c not in done]
+        mine = chunks[team.index :: team.count]
+        team.wait()  # nobody records a chunk before all have counted
+        record = self.path.with_suffix(f".progress{team.index}.json")
+        recorded = _read_record(record)
+        bar = tqdm(mine, "encoding latents", mininterval=5, leave=False, disable=team.index > 0)
+        device = next(source.vae.parameters()).device
+        with freed_memory_kept(device), self.partial.open("r+b") as file:
+            for chunk in bar:
+                self._encode_chunk(source, chunk, batch_size, file)
+                file.flush()
+                os.fsync(file.fileno())
+                recorded.append(chunk)
+                write_json(record, recorded)
+
+    def _encode_chunk(
+        self, source: ImageLatents, chunk: int, batch_size: int, file: BinaryIO
+    ) -> None:
+        faces = np.arange(chunk * CHUNK, min((chunk + 1) * CHUNK, self.shape[0]))
+        batches = (faces[i : i + batch_size] for i in range(0, len(faces), batch_size))
+        for positions, images in _read_ahead(source, batches):
+            sides = [
+                torch.stack(source.encode(images, np.full(len(positions), bool(side))), dim=1)
+                for side in range(self.shape[1])
+            ]
+            values = _finite(torch.stack(sides, dim=1), source.faces, positions)
+            file.seek(self._start + int(positions[0]) * self.bytes_a_face)
+            file.write(values.tobytes())
+
+    @property
+    def _start(self) -> int:
+        """Where the values begin, behind numpy's header."""
+        return self.partial.stat().st_size - self.shape[0] * self.bytes_a_face
+
+    def finish(self) -> None:
+        """Give the finished file its name."""
+        self.partial.replace(self.path)
+        for record in self._records():
+            record.unlink()
+
+    def _records(self) -> list[Path]:
+        return list(self.path.parent.glob(f"{self.path.stem}.progress*.json"))
+
+    def _done(self) -> set[int]:
+        return {chunk for record in self._records() for chunk in _read_record(record)}
+
+
+def _read_record(record: Path) -> list[int]:
+    """The chunks of a record; none where it is absent or a power cut emptied it."""
+    try:
+        return list(json.loads(record.read_text()))
+    except (OSError, ValueError):
+        return []
+
+
+def _reserve(path: Path, shape: tuple[int, ...]) -> None:
+    """Make a file of its full size, whose blocks are the program's before work begins: a disk that
+    fills up under a memory map ends a process with a bus error.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    needed = int(np.prod(shape)) * np.dtype(np.float16).itemsize
+    free = shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise OSError(
+            f"the latents need {needed / 1e9:.2f} GB in {path.parent}, where {free / 1e9:.2f} GB "
+            f"are free: {(needed - free) / 1e9:.2f} GB are missing. Make room, or set "
+            "data.cache_latents=false, which encodes every batch anew"
+        )
+    np.lib.format.open_memmap(path, "w+", np.float16, shape).flush()
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def _is_whole(path: Path, shape: tuple[int, ...]) -> bool:
@@ -151,65 +289,23 @@ def _is_whole(path: Path, shape: tuple[int, ...]) -> bool:
     return values.shape == shape and values.dtype == np.float16
 
 
-def _encoded_before(partial: Path, progress: Path, shape: tuple[int, ...]) -> int:
-    """How many faces an interrupted encode has finished; 0 where its files do not fit."""
-    try:
-        done = json.loads(progress.read_text())["done"]
-    except (OSError, ValueError):
-        return 0
-    return done if partial.is_file() and _is_whole(partial, shape) else 0
-
-
-@freed_memory_kept()
-def _encode_all(
-    faces: CelebAHQ,
-    vae: VAEWrapper,
-    path: Path,
-    shape: tuple[int, ...],
-    batch_size: int,
-    workers: int,
-    precision: str,
-) -> None:
-    source = ImageLatents(faces, vae, workers, precision)
-    partial, progress = path.with_suffix(".partial.npy"), path.with_suffix(".progress.json")
-    done = _encoded_before(partial, progress, shape)
-    if not done:
-        progress.unlink(missing_ok=True)  # left by an encode whose file is gone
-    values = np.lib.format.open_memmap(partial, "r+" if done else "w+", np.float16, shape)
-    starts = range(done, len(faces), batch_size)
-    bar = tqdm(starts, desc="encoding latents", mininterval=5, leave=False)
-    batches = (np.arange(start, min(start + batch_size, len(faces))) for start in bar)
-    for batch, (positions, images) in enumerate(_read_ahead(source, batches)):
-        for side in range(shape[1]):
-            mean, std = source.encode(images, np.full(len(positions), bool(side)))
-            values[positions, side] = _finite(torch.stack([mean, std], dim=1), faces, positions)
-        if batch % SAVE_EVERY == 0:
-            values.flush()
-            recorded = progress.with_suffix(".tmp")
-            recorded.write_text(json.dumps({"done": int(positions[-1]) + 1}))
-            recorded.replace(progress)
-    values.flush()
-    partial.replace(path)
-    progress.unlink(missing_ok=True)
-
-
 def _read_ahead(
     source: ImageLatents, batches: Iterable[np.ndarray]
-) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+) -> Iterator[tuple[np.ndarray, Tensor]]:
     """Positions and images of each batch, while those of the next are being read."""
     begun = ((positions, source.start_reading(positions)) for positions in batches)
     for (positions, images), _ in pairwise(chain(begun, [None])):
         yield positions, torch.stack(list(images))
 
 
-def _finite(latents: torch.Tensor, faces: CelebAHQ, positions: np.ndarray) -> np.ndarray:
-    """Latents (B, 2, C, h, w) as float16 that hold neither infinities nor NaN."""
+def _finite(latents: Tensor, faces: CelebAHQ, positions: np.ndarray) -> np.ndarray:
+    """Latents (B, F, 2, C, h, w) as float16 that hold neither infinities nor NaN."""
     halves = latents.half()
     wrong = ~halves.isfinite().flatten(1).all(dim=1)
     if wrong.any():
         path = faces.path(int(positions[int(wrong.nonzero()[0])]))
         raise FloatingPointError(
             f"the latent of {path} is not finite: the autoencoder overflows in this precision; "
-            "set training.mixed_precision to 'no'"
+            "set data.encoding=best, or LDM_DEVICE=cpu for this step"
         )
     return halves.numpy()

@@ -1,37 +1,44 @@
-"""What is random in a run, as a function of (seed, step, process): there is no state to restore.
+"""What is random in a run, as a function of (seed, step, place): there is no state to restore.
 
-The order of the faces comes from (seed, epoch), everything else in a step from one generator seeded
-by (seed, step, process). A run that goes on from a checkpoint continues as if it had never stopped.
+The order of the faces comes from (seed, epoch), everything else of a sample from (seed, step, its
+place in the batch). So a run that goes on from a checkpoint continues as if it had never stopped,
+and the same run can be shared among any number of processes.
 """
 
 import hashlib
 from functools import lru_cache
 
 import numpy as np
-import torch
-
-from config import TrainingConfig
 
 
-def step_generator(seed: int, step: int, process: int) -> torch.Generator:
-    """The generator of everything random in one step of one process."""
-    digest = hashlib.sha256(f"{seed}/{step}/{process}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+def sample_generator(seed: int, step: int, place: int) -> np.random.Generator:
+    """The generator of everything random in one sample of one step.
+
+    Philox (Salmon et al. 2011) is a block cipher over a counter: places and steps are far apart in
+    it, and no state is carried along.
+    """
+    return np.random.Generator(np.random.Philox(key=_key(seed), counter=[0, 0, place, step]))
+
+
+@lru_cache(maxsize=4)
+def _key(seed: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"sample/{seed}".encode()).digest()[:16], "little")
 
 
 @lru_cache(maxsize=2)
 def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
-    """Positions of all faces in the order of this epoch."""
+    """Positions of all faces in the order of this epoch, (count,)."""
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
-def positions_at(
-    step: int, count: int, config: TrainingConfig, process: int, processes: int
-) -> np.ndarray:
-    """The faces that one process trains on at a step, (batch,); an incomplete last batch is left
-    out.
-    """
-    per_step = config.batch_size * processes
-    epoch, within = divmod(step, count // per_step)
-    start = within * per_step + process * config.batch_size
-    return epoch_order(count, config.seed, epoch)[start : start + config.batch_size]
+def positions_at(step: int, count: int, batch_size: int, seed: int) -> np.ndarray:
+    """The faces of a step, (batch_size,); an incomplete last batch of an epoch is left out."""
+    epoch, within = divmod(step, count // batch_size)
+    start = within * batch_size
+    return epoch_order(count, seed, epoch)[start : start + batch_size]
+
+
+def share_of(batch_size: int, process: int, processes: int) -> range:
+    """The places of a batch that one process computes; shares differ by one at most."""
+    bounds = [batch_size * number // processes for number in (process, process + 1)]
+    return range(*bounds)

@@ -1,103 +1,164 @@
-"""The forward process and what the denoiser is trained on.
+"""One objective: how latents are noised, what the denoiser predicts, how its error is weighted.
 
-Knows tensors and callables only. Notation of Ho et al. 2020 (DDPM) and Salimans & Ho 2022
-(v-prediction): x_t = alpha_t x_0 + sigma_t eps with alpha_t^2 = abar_t, sigma_t^2 = 1 - abar_t, SNR
-= alpha_t^2 / sigma_t^2.
+Knows tensors and callables only. The forward process mixes a clean latent x_0 with noise eps,
 
-Shapes: B batch, C latent channels, h x w latents, L caption tokens, D text width.
+    x_t = alpha_t x_0 + sigma_t eps,    SNR(t) = alpha_t^2 / sigma_t^2,
+
+and a denoiser predicts a target that is linear in both, a_t x_0 + b_t eps: the noise, (a, b) =
+(0, 1), in Ho et al. 2020; v = alpha_t eps - sigma_t x_0, that is (-sigma_t, alpha_t), in Salimans &
+Ho 2022. So two pairs of coefficients say all there is to know. Another objective is another
+`Target`, or another pair (alpha, sigma); nothing else changes.
+
+Shapes: B batch, C latent channels, h x w latents, L caption tokens, D text width, T timesteps.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from diffusers import DDPMScheduler
+from torch import Tensor
 
 from config import DiffusionConfig
 
-PREDICTION_TYPES = ("epsilon", "v_prediction")
-Denoiser = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+# (noisy latents (B, C, h, w), timesteps (B,), hidden states (B, L, D)) -> prediction (B, C, h, w)
+Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def build_noise_scheduler(config: DiffusionConfig) -> DDPMScheduler:
-    """The DDPM forward process of the config.
+@dataclass(frozen=True)
+class Target:
+    """What the denoiser predicts: a_t x_0 + b_t eps."""
 
-    `clip_sample` is off: diffusers' default clamps to [-1, 1], which is right for pixels and cuts
-    latents of unit variance to a standard deviation of 0.68.
-
-    Raises:
-        ValueError: unknown prediction type.
-    """
-    if config.prediction_type not in PREDICTION_TYPES:
-        raise ValueError(f"unknown prediction_type {config.prediction_type!r}: {PREDICTION_TYPES}")
-    return DDPMScheduler(
-        num_train_timesteps=config.num_train_timesteps,
-        beta_schedule=config.beta_schedule,
-        prediction_type=config.prediction_type,
-        clip_sample=False,
-    )
+    prediction_type: str  # diffusers' name for it
+    coefficients: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (alpha, sigma) -> (a, b)
 
 
-def signal_to_noise(noise_scheduler: DDPMScheduler, timesteps: torch.Tensor) -> torch.Tensor:
-    """SNR(t) = abar_t / (1 - abar_t), shape of `timesteps`."""
-    alphas_cumprod = noise_scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
-    return alphas_cumprod / (1 - alphas_cumprod)
+EPSILON = Target("epsilon", lambda alpha, sigma: (torch.zeros_like(alpha), torch.ones_like(alpha)))
+VELOCITY = Target("v_prediction", lambda alpha, sigma: (-sigma, alpha))
+TARGETS = {"epsilon": EPSILON, "v_prediction": VELOCITY}
 
 
-def loss_weights(
-    noise_scheduler: DDPMScheduler, timesteps: torch.Tensor, snr_gamma: float | None
-) -> torch.Tensor:
-    """Weight of each sample's loss, (B,): ones, or min-SNR-gamma (Hang et al. 2023, equation 8 and
-    appendix).
-
-    min(SNR, gamma) / SNR when the noise is predicted, min(SNR, gamma) / (SNR + 1) when v is; both
-    are the same weight min(SNR, gamma) on the error of x_0.
-    """
-    if snr_gamma is None:
-        return torch.ones(timesteps.shape, device=timesteps.device)
-    snr = signal_to_noise(noise_scheduler, timesteps)
-    divisor = snr if noise_scheduler.config.prediction_type == "epsilon" else snr + 1
-    return snr.clamp(max=snr_gamma) / divisor
-
-
-def training_target(
-    noise_scheduler: DDPMScheduler,
-    latents: torch.Tensor,
-    noise: torch.Tensor,
-    timesteps: torch.Tensor,
-) -> torch.Tensor:
-    """What the denoiser has to predict, (B, C, h, w): eps, or v = alpha_t eps - sigma_t x_0."""
-    if noise_scheduler.config.prediction_type == "epsilon":
-        return noise
-    return noise_scheduler.get_velocity(latents, noise, timesteps)
-
-
-def loss_per_sample(
-    denoiser: Denoiser,
-    noise_scheduler: DDPMScheduler,
-    latents: torch.Tensor,
-    hidden_states: torch.Tensor,
-    timesteps: torch.Tensor,
-    noise: torch.Tensor,
-) -> torch.Tensor:
-    """Squared error of the prediction, mean over each sample's values, before weighting: (B,).
+class Objective:
+    """A forward process with its target, loss weight and law of timesteps; all as tables over t.
 
     Args:
-        denoiser: (noisy latents (B, C, h, w), timesteps (B,), hidden states (B, L, D)) -> (B, C, h,
-            w).
+        alpha, sigma: (T,).
+        target: what is predicted.
+        snr_gamma: min-SNR-gamma weighting, None for plain MSE.
+        draw_by_weight: draw t in proportion to its weight instead of weighting the loss.
+        scheduler_options: what a diffusers scheduler needs to sample the same process.
     """
-    noisy_latents = noise_scheduler.add_noise(latents, noise, timesteps)
-    prediction = denoiser(noisy_latents, timesteps, hidden_states)
-    target = training_target(noise_scheduler, latents, noise, timesteps)
-    return (prediction.float() - target.float()).square().mean(dim=(1, 2, 3))
+
+    def __init__(
+        self,
+        alpha: Tensor,
+        sigma: Tensor,
+        target: Target,
+        snr_gamma: float | None = None,
+        draw_by_weight: bool = False,
+        scheduler_options: Mapping[str, object] | None = None,
+    ) -> None:
+        self.alpha, self.sigma, self.prediction_type = alpha, sigma, target.prediction_type
+        self.a, self.b = target.coefficients(alpha, sigma)
+        # x_t and the target are two equations in x_0 and eps; this is their determinant.
+        self.determinant = alpha * self.b - sigma * self.a
+        # |error of x_0| = amplification * |error of the prediction|, at a given x_t.
+        self.amplification = (sigma / self.determinant).abs()
+        weight = min_snr_weight(self.snr, self.amplification, snr_gamma)
+        self.probabilities = weight / weight.sum() if draw_by_weight else None
+        # With t drawn in proportion to the weight, its mean keeps the loss the same on average.
+        self.loss_weight = weight.mean().expand(len(weight)) if draw_by_weight else weight
+        options = dict(scheduler_options or {}) | {"num_train_timesteps": len(alpha)}
+        self.scheduler_options = options | {"prediction_type": target.prediction_type}
+
+    @property
+    def num_train_timesteps(self) -> int:
+        """T."""
+        return len(self.alpha)
+
+    @property
+    def snr(self) -> Tensor:
+        """SNR(t) = alpha_t^2 / sigma_t^2, (T,)."""
+        return (self.alpha / self.sigma).square()
+
+    def to(self, device: torch.device) -> "Objective":
+        """Move the tables, so that no step copies them; returns a new objective."""
+        moved = object.__new__(Objective)
+        moved.__dict__.update(
+            {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
+        )
+        return moved
+
+    def timesteps(self, uniform: Tensor) -> Tensor:
+        """Timesteps (B,) for numbers (B,) that are uniform in [0, 1)."""
+        if self.probabilities is None:
+            return (uniform * self.num_train_timesteps).long()
+        cumulative = self.probabilities.double().cumsum(0)
+        found = torch.searchsorted(cumulative, uniform.double() * cumulative[-1], right=True)
+        return found.clamp(max=self.num_train_timesteps - 1)
+
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """x_t of latents (B, C, h, w), noise of their shape and timesteps (B,)."""
+        return _at(self.alpha, timesteps) * latents + _at(self.sigma, timesteps) * noise
+
+    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What the denoiser has to predict, (B, C, h, w)."""
+        return _at(self.a, timesteps) * latents + _at(self.b, timesteps) * noise
+
+    def clean(self, prediction: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
+        """x_0 as a prediction at x_t implies it, (B, C, h, w)."""
+        numerator = _at(self.b, timesteps) * noisy - _at(self.sigma, timesteps) * prediction
+        return numerator / _at(self.determinant, timesteps)
+
+    def noise(self, prediction: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
+        """eps as a prediction at x_t implies it, (B, C, h, w)."""
+        numerator = _at(self.alpha, timesteps) * prediction - _at(self.a, timesteps) * noisy
+        return numerator / _at(self.determinant, timesteps)
+
+    def weight(self, timesteps: Tensor) -> Tensor:
+        """Weight of each sample's loss, (B,)."""
+        return self.loss_weight[timesteps]
+
+    def loss(
+        self,
+        denoiser: Denoiser,
+        latents: Tensor,
+        hidden_states: Tensor,
+        timesteps: Tensor,
+        noise: Tensor,
+    ) -> Tensor:
+        """Squared error of the prediction, mean over each sample's values, not weighted: (B,)."""
+        noisy_latents = self.add_noise(latents, noise, timesteps)
+        prediction = denoiser(noisy_latents, timesteps, hidden_states)
+        target = self.target(latents, noise, timesteps)
+        return (prediction.float() - target.float()).square().mean(dim=(1, 2, 3))
 
 
-def drop_captions(
-    captions: list[str], probability: float, generator: torch.Generator
-) -> tuple[list[str], torch.Tensor]:
-    """Replace each caption by the empty one with this probability (Ho & Salimans 2022).
+def _at(table: Tensor, timesteps: Tensor) -> Tensor:
+    """Values of a table (T,) at timesteps (B,), broadcast over (B, C, h, w)."""
+    return table[timesteps].view(-1, 1, 1, 1)
 
-    Returns the captions and the mask (B,) of those dropped.
+
+def min_snr_weight(snr: Tensor, amplification: Tensor, gamma: float | None) -> Tensor:
+    """min(SNR, gamma) on the squared error of x_0, as a weight on that of the prediction, (T,).
+
+    Hang et al. 2023, equation 8: min(SNR, gamma) / SNR where the noise is predicted and
+    min(SNR, gamma) / (SNR + 1) where v is. Ones where gamma is None.
     """
-    dropped = torch.rand(len(captions), generator=generator) < probability
-    kept = ["" if drop else text for text, drop in zip(captions, dropped.tolist(), strict=True)]
-    return kept, dropped
+    if gamma is None:
+        return torch.ones_like(snr)
+    return snr.clamp(max=gamma) * amplification.square()
+
+
+def build_objective(config: DiffusionConfig) -> Objective:
+    """The objective of the config, over the schedule that diffusers' DDPMScheduler makes."""
+    options = {"beta_schedule": config.beta_schedule}
+    schedule = DDPMScheduler(num_train_timesteps=config.num_train_timesteps, **options)
+    return Objective(
+        schedule.alphas_cumprod.sqrt(),
+        (1 - schedule.alphas_cumprod).sqrt(),
+        TARGETS[config.prediction_type],
+        config.snr_gamma,
+        config.timestep_sampling == "weight",
+        options,
+    )

@@ -8,55 +8,67 @@ Shapes: B batch, C latent channels, h x w latents, L caption tokens, D text widt
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
+from diffusers import DPMSolverMultistepScheduler, SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
 
-from config import DiffusionConfig
-from diffusion.objective import Denoiser
+from diffusion.objective import Denoiser, Objective
 
-SAMPLERS = ("ddpm", "ddim", "dpm++")
-Predictor = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (latents, t) -> prediction
-# log(alpha_t / sigma_t) below which DPM-Solver++ does not start when the noise is predicted. At t =
-# 999 of squaredcos_cap_v2 alpha is 5e-5, and x_0 = (x - sigma eps) / alpha magnifies an error of
-# eps 20,000 times; at -5.1 it is 160 times, and the start is still indistinguishable from noise.
+Predictor = Callable[[Tensor, int], Tensor]  # (latents (B, C, h, w), t) -> prediction in float32
+# log(alpha_t / sigma_t) below which no sampler starts where an error of the prediction is magnified
+# there. At t = 999 of squaredcos_cap_v2 alpha is 5e-5, and x_0 = (x - sigma eps) / alpha magnifies
+# an error of eps 20,000 times; at -5.1 (t = 995) it is 160 times, and the start is still
+# indistinguishable from noise.
 LAMBDA_MIN = -5.1
-LEAST_COVERED = 0.95  # share of the timesteps that an even spacing must span to begin at noise
+MOST_AMPLIFICATION = 200.0
 
 
-def build_sampler(name: str, config: DiffusionConfig) -> SchedulerMixin:
-    """The scheduler that samples a model trained under `config`; never clips latents.
+@dataclass(frozen=True)
+class Sampler:
+    """A member of the DPM-Solver++ family (Lu et al. 2022), as diffusers' options name it.
 
-    With epsilon prediction DDIM takes "leading" timesteps (its first is 1001 - 1000/steps), because
-    at t = 999 any error of the model is magnified beyond repair; with v-prediction it starts at
-    pure noise.
+    The family holds the older samplers: of first order it is DDIM (Song et al. 2021), and with
+    noise DDPM's ancestral sampling (Ho et al. 2020, posterior variance). diffusers' own classes for
+    those two step from t to t - 1000 // steps whatever the next timestep is, so they can neither
+    start at t = 995 nor take a number of steps that does not divide 1000.
+    """
+
+    algorithm_type: str
+    solver_order: int
+    timestep_spacing: str  # "trailing" begins at the last timestep, "linspace" ends near the first
+
+
+SAMPLERS = {
+    "ddpm": Sampler("sde-dpmsolver++", 1, "trailing"),
+    "ddim": Sampler("dpmsolver++", 1, "trailing"),
+    "dpm++": Sampler("dpmsolver++", 2, "linspace"),
+}
+
+
+def build_sampler(name: str, objective: Objective) -> SchedulerMixin:
+    """The scheduler that samples a model trained under an objective; it never clips latents.
 
     Raises:
         ValueError: unknown sampler.
     """
-    common = {
-        "num_train_timesteps": config.num_train_timesteps,
-        "beta_schedule": config.beta_schedule,
-        "prediction_type": config.prediction_type,
-    }
-    predicts_noise = config.prediction_type == "epsilon"
-    if name == "ddpm":
-        return DDPMScheduler(**common, clip_sample=False, timestep_spacing="leading")
-    if name == "ddim":
-        spacing = "leading" if predicts_noise else "trailing"
-        # An offset of 1 is what StableDiffusionPipeline would put in: an export samples alike.
-        return DDIMScheduler(**common, clip_sample=False, timestep_spacing=spacing, steps_offset=1)
-    if name == "dpm++":
-        lambda_min = LAMBDA_MIN if predicts_noise else -float("inf")
-        return DPMSolverMultistepScheduler(**common, lambda_min_clipped=lambda_min)
-    raise ValueError(f"unknown sampler {name!r}: choose one of {', '.join(SAMPLERS)}")
+    if name not in SAMPLERS:
+        raise ValueError(f"unknown sampler {name!r}: choose one of {', '.join(SAMPLERS)}")
+    amplifies = float(objective.amplification[-1]) > MOST_AMPLIFICATION
+    return DPMSolverMultistepScheduler(
+        **objective.scheduler_options,
+        **asdict(SAMPLERS[name]),
+        lambda_min_clipped=LAMBDA_MIN if amplifies else -float("inf"),
+        steps_offset=1,  # what StableDiffusionPipeline puts in, so that an export samples alike
+    )
 
 
 def guide(
     denoiser: Denoiser,
-    hidden_states: torch.Tensor,
-    null_hidden_states: torch.Tensor,
+    hidden_states: Tensor,
+    null_hidden_states: Tensor,
     guidance_scale: float,
     interval: tuple[float, float] | None = None,
 ) -> Predictor:
@@ -64,7 +76,7 @@ def guide(
 
     uncond + s (cond - uncond), Ho & Salimans 2022 with s = 1 + w: s = 1 is the conditional model, s
     = 0 the unconditional one. Both halves run in one batch; where s leaves only one of them, only
-    that one runs.
+    that one runs. They are combined in float32: in bfloat16 the difference loses half its digits.
 
     Args:
         hidden_states: (B, L, D).
@@ -74,28 +86,30 @@ def guide(
             None: always.
     """
     null = null_hidden_states.expand(len(hidden_states), -1, -1)
-    if guidance_scale in (0, 1):
-        text = hidden_states if guidance_scale == 1 else null
-        return lambda latents, timestep: denoiser(latents, timestep.expand(len(latents)), text)
     both = torch.cat([null, hidden_states])  # (2B, L, D)
 
-    def predict(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        if interval is not None and not interval[0] <= int(timestep) <= interval[1]:
-            return denoiser(latents, timestep.expand(len(latents)), hidden_states)
-        doubled = torch.cat([latents, latents])
-        unconditional, conditional = denoiser(doubled, timestep.expand(len(doubled)), both).chunk(2)
+    def predict_once(latents: Tensor, timestep: int, text: Tensor) -> Tensor:
+        timesteps = torch.full((len(latents),), timestep, device=latents.device)
+        return denoiser(latents, timesteps, text).float()
+
+    def predict(latents: Tensor, timestep: int) -> Tensor:
+        is_guided = interval is None or interval[0] <= timestep <= interval[1]
+        if guidance_scale == 1 or not is_guided:
+            return predict_once(latents, timestep, hidden_states)
+        if guidance_scale == 0:
+            return predict_once(latents, timestep, null)
+        halves = predict_once(torch.cat([latents, latents]), timestep, both).chunk(2)
+        unconditional, conditional = halves
         return unconditional + guidance_scale * (conditional - unconditional)
 
     return predict
 
 
-def set_timesteps(scheduler: SchedulerMixin, steps: int, device: torch.device) -> None:
+def set_timesteps(scheduler: SchedulerMixin, steps: int) -> None:
     """Set the scheduler's own timesteps for so many steps, where they are sound.
 
-    diffusers' DDIM steps from t to t - 1000 // steps, whatever the next timestep is; where that
-    drifts far from its timesteps, noise is left over. "Leading" timesteps are 1000 // steps apart
-    too, so that 600 steps would take pure noise for t = 599. For some numbers DDIM ends at t = -1,
-    and DPM-Solver++ divides by zero where a timestep repeats.
+    They stay on the CPU, so that no step waits for a device to tell its timestep. For some numbers
+    a timestep repeats, by which DPM-Solver++ divides by zero.
 
     Raises:
         ValueError: such a number; names the nearest ones that will do.
@@ -108,20 +122,21 @@ def set_timesteps(scheduler: SchedulerMixin, steps: int, device: torch.device) -
         found = [next((n for n in side if _is_sound(scheduler, n)), None) for side in around]
         use = " or ".join(str(number) for number in found if number)
         raise ValueError(f"{steps} steps do not suit {type(scheduler).__name__}: use {use}")
-    scheduler.set_timesteps(steps, device=device)
+    scheduler.set_timesteps(steps)
 
 
 def _is_sound(scheduler: SchedulerMixin, steps: int) -> bool:
     scheduler.set_timesteps(steps)
-    timesteps, count = scheduler.timesteps, scheduler.config.num_train_timesteps
-    if timesteps.min() < 0 or timesteps.max() >= count:
-        return False
-    if len(timesteps) > steps or len(timesteps.unique()) < len(timesteps):
-        return False
-    is_even = isinstance(scheduler, DDPMScheduler | DDIMScheduler)
-    return not is_even or steps * (count // steps) >= LEAST_COVERED * count
+    timesteps = scheduler.timesteps
+    return bool(timesteps.min() >= 0) and len(timesteps.unique()) == len(timesteps) <= steps
 
 
+def seeded(seeds: Sequence[int]) -> list[torch.Generator]:
+    """One generator a seed, on the CPU, so that a seed means the same noise on every device."""
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+@torch.no_grad()
 def trajectory(
     predict: Predictor,
     scheduler: SchedulerMixin,
@@ -129,7 +144,7 @@ def trajectory(
     seeds: Sequence[int],
     steps: int,
     device: torch.device,
-) -> Iterator[torch.Tensor]:
+) -> Iterator[Tensor]:
     """Yield the latents (B, C, h, w) before the first and after every denoising step.
 
     Args:
@@ -140,42 +155,50 @@ def trajectory(
     Raises:
         ValueError: no seeds, or a number of steps that the scheduler cannot take.
     """
-    if not seeds:
+    if not len(seeds):
         raise ValueError("0 seeds: one an image is needed")
-    # On the CPU, so that a seed means the same noise on every device.
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    set_timesteps(scheduler, steps, device)
+    set_timesteps(scheduler, steps)
+    generators = seeded(seeds)
     latents = randn_tensor((len(seeds), *shape), generator=generators, device=device)
-    latents = latents * scheduler.init_noise_sigma
-    options = {} if isinstance(scheduler, DDIMScheduler) else {"generator": generators}
+    latents = latents * scheduler.init_noise_sigma  # (B, C, h, w)
     yield latents
     for timestep in scheduler.timesteps:
-        prediction = predict(scheduler.scale_model_input(latents, timestep), timestep)
-        latents = scheduler.step(prediction.float(), timestep, latents, **options).prev_sample
+        prediction = predict(latents, int(timestep))
+        latents = scheduler.step(prediction, timestep, latents, generator=generators).prev_sample
         yield latents
 
 
 @torch.no_grad()
-def sample(
-    denoiser: Denoiser,
+def renoise(
+    predict: Predictor,
     scheduler: SchedulerMixin,
-    hidden_states: torch.Tensor,
-    null_hidden_states: torch.Tensor,
-    guidance_scale: float,
+    latents: Tensor,
     seeds: Sequence[int],
     steps: int,
-    shape: Sequence[int],
-) -> torch.Tensor:
-    """Guided samples, latents (B, C, h, w), one for each seed and its hidden states (B, L, D).
+    strength: float,
+    free: Tensor | None = None,
+) -> Tensor:
+    """Latents (B, C, h, w), noised and denoised over the last `strength` of so many steps.
 
-    Raises:
-        ValueError: the numbers of seeds and captions differ.
+    SDEdit (Meng et al. 2022) for the whole picture; where `free` is False the given latents are put
+    back at every step, at its noise level (Lugmayr et al. 2022, RePaint, without its resampling).
+
+    Args:
+        strength: in (0, 1], the share of the steps that is taken.
+        free: bool, broadcastable to the latents; where it is False they end as they were.
     """
-    if len(seeds) != len(hidden_states):
-        raise ValueError(
-            f"{len(hidden_states)} captions for {len(seeds)} seeds; one an image is needed"
-        )
-    predict = guide(denoiser, hidden_states, null_hidden_states, guidance_scale)
-    device = hidden_states.device
-    *_, latents = trajectory(predict, scheduler, shape, seeds, steps, device)
-    return latents
+    set_timesteps(scheduler, steps)
+    begin = steps - max(1, round(steps * strength))
+    scheduler.set_begin_index(begin)
+    generators = seeded(seeds)
+    noise = randn_tensor(latents.shape, generator=generators, device=latents.device)
+    timesteps = scheduler.timesteps[begin:]
+    current = scheduler.add_noise(latents, noise, timesteps[:1])
+    for number, timestep in enumerate(timesteps, start=1):
+        prediction = predict(current, int(timestep))
+        current = scheduler.step(prediction, timestep, current, generator=generators).prev_sample
+        if free is not None:
+            after = timesteps[number : number + 1]
+            given = scheduler.add_noise(latents, noise, after) if len(after) else latents
+            current = torch.where(free, current, given)
+    return current

@@ -19,7 +19,7 @@ from torchvision.transforms import v2
 from config import ROOT, ClassifierConfig
 from custom_datasets.celeba_hq_dataset import ATTRIBUTES
 from models.attribute_classifier import AttributeClassifier
-from models.device import autocast, freed_memory_kept
+from models.device import autocast, choose_precision, freed_memory_kept
 
 # Wu et al. 2023 (arXiv 2210.07356): annotators agree on these least, or the labels are close to
 # random.
@@ -86,7 +86,7 @@ def train_judge(
         optimizer, config.learning_rate, total_steps=batches * config.num_epochs
     )
     best, kept = -1.0, {}
-    with freed_memory_kept():
+    with freed_memory_kept(classifier.thresholds.device):
         for number in range(1, config.num_epochs + 1):
             loss = 0.0
             for chosen in torch.randperm(len(images)).split(config.batch_size)[:batches]:
@@ -124,7 +124,7 @@ def _step(
 ) -> float:
     device = classifier.thresholds.device
     images = augment(images.to(device))
-    with autocast("bf16", device):
+    with autocast(choose_precision("auto", device), device):
         logits = classifier.train()(images)
     loss = F.binary_cross_entropy_with_logits(logits.float(), attributes.to(device).float())
     optimizer.zero_grad()

@@ -1,72 +1,232 @@
-"""The device: in which precision it computes, and what memory it keeps."""
+"""The device: which one computes, in which precision, and what memory its process keeps.
+
+One place for notebooks, scripts, page and evaluation. Environment variables: LDM_DEVICE ("cpu",
+"cuda", "mps", "xpu") insists on a device; LDM_EXACT=1 switches TF32 and cuDNN's autotuner off;
+LDM_KEEP_MEMORY=0 lets freed memory go back to the system at once.
+"""
 
 import ctypes
 import functools
+import importlib.util
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
-# From glibc's malloc.h.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# From glibc's malloc.h: M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX, each with the value that keeps
+# memory and glibc's own. Only the first arena grows without bound, so threads share it.
+MALLOC_OPTIONS = {
+    -1: (-1, 128 * 1024),
+    -4: (0, 65_536),
+    -8: (1, 8 * (os.cpu_count() or 1)),
+}
 
 
-@contextmanager
-def freed_memory_kept() -> Iterator[None]:
-    """Keep freed memory within the block, also as a decorator; give back what is free at its end.
+def choose_device() -> torch.device:
+    """The device of this process: LDM_DEVICE, else the first of CUDA, XPU, MPS, CPU that is there.
 
-    What is computed stays the same. After the first block what is freed outside of one goes back at
-    the end of the next. Does nothing where the C library is not glibc, or with LDM_KEEP_MEMORY=0 in
-    the environment.
+    Under `accelerate launch` each process takes the GPU of its local rank, and `--cpu` the CPU.
+
+    Raises:
+        ValueError: LDM_DEVICE names a device that is not there.
+        RuntimeError: the installed torch has no kernels for this GPU; says what to install.
     """
-    libc = _glibc_that_keeps()
-    try:
-        yield
-    finally:
-        if libc:
-            libc.malloc_trim(0)
+    kind = os.environ.get("LDM_DEVICE", "").partition(":")[0] or _first_available()
+    known = {"cuda": torch.cuda, "xpu": torch.xpu, "mps": torch.mps, "cpu": torch.cpu}
+    if kind not in known or not known[kind].is_available():
+        raise ValueError(
+            f"LDM_DEVICE={kind}: not one of the devices here ({', '.join(_available())})"
+        )
+    if kind == "cuda":
+        require_kernels(torch.cuda.get_device_capability(), torch.cuda.get_arch_list())
+    if kind in ("cuda", "xpu"):
+        return torch.device(kind, int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device(kind)
 
 
-@functools.cache
-def _glibc_that_keeps() -> ctypes.CDLL | None:
-    if sys.platform != "linux" or os.environ.get("LDM_KEEP_MEMORY") == "0":
-        return None
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "gnu_get_libc_version"):
-        return None
-    libc.mallopt(M_MMAP_THRESHOLD, 2**31 - 1)
-    libc.mallopt(M_TRIM_THRESHOLD, -1)
-    # Only the first arena grows without bound; threads would map large tensors again in theirs.
-    libc.mallopt(M_ARENA_MAX, 1)
-    return libc
+def _available() -> list[str]:
+    kinds = {"cuda": torch.cuda, "xpu": torch.xpu, "mps": torch.mps}
+    return [*(name for name, kind in kinds.items() if kind.is_available()), "cpu"]
 
 
-def supported(mixed_precision: str, device: torch.device) -> str:
-    """The precision asked for, "bf16" or "no"; "no" where a device would only emulate bfloat16."""
+def _first_available() -> str:
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
+        return "cpu"
+    return _available()[0]
+
+
+def require_kernels(capability: tuple[int, int], architectures: list[str]) -> None:
+    """Refuse a GPU that the installed torch was not compiled for, before its first kernel dies.
+
+    Args:
+        capability: such as (6, 0) of a P100.
+        architectures: such as ["sm_75", "sm_80", "compute_90"], of `torch.cuda.get_arch_list`.
+
+    Raises:
+        RuntimeError: no kernels for it; says what to install.
+    """
+    numbers = {name.rpartition("_")[2].rstrip("af"): name for name in architectures}
+    major, minor = capability
+    # A binary of one major version runs on later minor ones; PTX ("compute_") on all later ones.
+    runs = any(
+        divmod(int(number), 10) <= capability
+        and (int(number) // 10 == major or name.startswith("compute_"))
+        for number, name in numbers.items()
+    )
+    if not runs:
+        raise RuntimeError(
+            f"this torch ({torch.__version__}) has no kernels for {_gpu_name()} (sm_{major}{minor};"
+            f" it has {', '.join(architectures)}). Install a build that does, such as `pip install "
+            "torch torchvision --index-url https://download.pytorch.org/whl/cu126` (sm_50 to "
+            "sm_90), choose another GPU, or set LDM_DEVICE=cpu"
+        )
+
+
+def _gpu_name() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "this GPU"
+
+
+def require_accelerator(device: torch.device, image_size: int) -> None:
+    """Refuse to begin a preset of 256 px or more on a CPU, where it would take weeks.
+
+    Raises:
+        RuntimeError: says why no GPU was found and how to insist.
+    """
+    if image_size < 256 or device.type != "cpu" or os.environ.get("LDM_DEVICE") == "cpu":
+        return
+    raise RuntimeError(
+        f"no GPU was found, and faces of {image_size} px need one: {_why_no_gpu()} Presets for a "
+        "CPU are `laptop` and `demo`; to insist on this one, set LDM_DEVICE=cpu"
+    )
+
+
+def _why_no_gpu() -> str:
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f"this torch ({torch.__version__}) is built without CUDA; see pytorch.org."
+    return (
+        f"this torch is built for CUDA {torch.version.cuda}. `nvidia-smi` tells whether there is a "
+        "GPU and what its driver supports; for an older driver install an older CUDA build "
+        "(`--index-url https://download.pytorch.org/whl/cu126`)."
+    )
+
+
+# --- precision ---
+
+
+def choose_precision(wanted: str, device: torch.device) -> str:
+    """The autocast precision that a device computes in: "bf16", "fp16" or "no" (float32).
+
+    "auto" follows `accelerate launch --mixed_precision bf16|fp16`, else takes bfloat16 where the
+    hardware has it, float16 on other CUDA devices (a T4, where bfloat16 is emulated), else float32.
+
+    Raises:
+        ValueError: an unknown precision, or one that this device cannot compute in.
+    """
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if wanted == "auto" and launched != "no":
+        wanted = launched
+    if wanted == "auto":
+        return "bf16" if has_bfloat16(device) else "fp16" if device.type == "cuda" else "no"
+    if wanted not in ("bf16", "fp16", "no"):
+        raise ValueError(f"mixed_precision {wanted!r}: choose auto, bf16, fp16 or no")
+    if wanted == "bf16" and not has_bfloat16(device):
+        raise ValueError(
+            f"mixed_precision 'bf16': {device.type} has no bfloat16 arithmetic here; use 'auto'"
+        )
+    return wanted
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device computes in bfloat16 itself; torch's plain question says yes on a T4."""
     if device.type == "cuda":
-        is_real = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        is_real = device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return mixed_precision if is_real else "no"
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        # The operator is absent where torch is built without oneDNN, as for macOS.
+        is_supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+        return is_supported is not None and is_supported()
+    return device.type == "xpu"  # MPS has it from macOS 14 on, with kernels that err in silence
 
 
-def autocast(mixed_precision: str, device: torch.device) -> torch.autocast:
-    """Autocast of that precision on that device."""
-    use_bf16 = supported(mixed_precision, device) == "bf16"
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=use_bf16)
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """Autocast to "bf16" or "fp16" on a device; "no" leaves float32."""
+    dtype = PRECISIONS.get(precision)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
-def cast_matrices(model: nn.Module, mixed_precision: str, device: torch.device) -> nn.Module:
+def cast_matrices(model: nn.Module, precision: str) -> None:
     """Cast the weights of a frozen model's products once, which autocast would do at every call.
 
     What it computes under `autocast` stays the same, bit for bit. Training must not: it needs its
     weights in float32.
     """
-    if supported(mixed_precision, device) == "bf16":
+    if precision in PRECISIONS:
         for module in model.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
-                module.to(torch.bfloat16)
-    return model
+                module.to(PRECISIONS[precision])
+
+
+def tune_kernels(device: torch.device) -> None:
+    """Let CUDA use TF32 and cuDNN look for the fastest convolution; LDM_EXACT=1 forbids both."""
+    if device.type == "cuda":
+        allowed = os.environ.get("LDM_EXACT") != "1"
+        torch.backends.cuda.matmul.allow_tf32 = allowed
+        torch.backends.cudnn.allow_tf32 = allowed
+        torch.backends.cudnn.benchmark = allowed
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile works and pays here: on CUDA with Triton, which needs compute
+    capability 7.0 and is not part of torch on Windows.
+    """
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (7, 0)
+
+
+# --- memory ---
+
+
+@contextmanager
+def freed_memory_kept(device: torch.device) -> Iterator[None]:
+    """Keep what a CPU frees with the process within the block; give it back at its end.
+
+    glibc maps large tensors one by one and unmaps them when they are freed, so that the kernel
+    clears the pages of every activation anew: a tenth of a full-size training step and almost a
+    third of the encoder's time (`benchmarks/savings.py`). Blocks may nest and run in several
+    threads; the effect ends with the last one. Does nothing on other devices, whose allocator
+    keeps memory by itself, with another C library, or with LDM_KEEP_MEMORY=0.
+    """
+    libc = _glibc() if device.type == "cpu" else None
+    if libc is None:
+        yield
+        return
+    with _blocks_lock:
+        _blocks.append(device)
+        for option, (kept, _) in MALLOC_OPTIONS.items():
+            libc.mallopt(option, kept)
+    try:
+        yield
+    finally:
+        with _blocks_lock:
+            _blocks.pop()
+            if not _blocks:
+                for option, (_, usual) in MALLOC_OPTIONS.items():
+                    libc.mallopt(option, usual)
+            libc.malloc_trim(0)
+
+
+_blocks: list[torch.device] = []  # that are being executed
+_blocks_lock = threading.Lock()
+
+
+@functools.cache
+def _glibc() -> ctypes.CDLL | None:
+    if sys.platform != "linux" or os.environ.get("LDM_KEEP_MEMORY") == "0":
+        return None
+    libc = ctypes.CDLL(None)
+    return libc if hasattr(libc, "gnu_get_libc_version") else None

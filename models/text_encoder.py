@@ -63,9 +63,8 @@ class TextEncoder(nn.Module):
         """Tokens of a caption, start and end included."""
         return len(self.tokenizer(caption).input_ids)
 
-    @torch.no_grad()
-    def forward(self, captions: Sequence[str]) -> torch.Tensor:
-        """Captions -> hidden states (B, L, D).
+    def tokenize(self, captions: Sequence[str]) -> torch.Tensor:
+        """Captions -> token ids (B, L) on the CPU.
 
         Raises:
             ValueError: a caption longer than L tokens; cutting it would drop words unnoticed.
@@ -77,11 +76,18 @@ class TextEncoder(nn.Module):
             if len(row) > self.max_tokens:
                 raise ValueError(
                     f"the caption has {len(row)} tokens, the encoder takes {self.max_tokens}: "
-                    f"{caption!r}. "
-                    "Shorten it."
+                    f"{caption!r}. Shorten it."
                 )
-        tokens = torch.tensor(ids, device=self.model.device)
-        return self.model(tokens).last_hidden_state  # (B, L, D)
+        return torch.tensor(ids)
+
+    @torch.no_grad()
+    def encode(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Token ids (B, L) on the encoder's device -> hidden states (B, L, D)."""
+        return self.model(tokens).last_hidden_state
+
+    def forward(self, captions: Sequence[str]) -> torch.Tensor:
+        """Captions -> hidden states (B, L, D); raises as `tokenize` does."""
+        return self.encode(self.tokenize(captions).to(self.model.device))
 
     def null(self) -> torch.Tensor:
         """Hidden states of the empty caption, (1, L, D): the null condition."""

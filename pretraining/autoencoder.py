@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
 from custom_datasets.celeba_hq_dataset import to_model_range
-from models.device import autocast
+from models.device import autocast, choose_precision
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def train_autoencoder(
         batch = batch.contiguous(memory_format=torch.channels_last)
         if step % 2:
             batch = batch.flip(-1)
-        with autocast("bf16", device):
+        with autocast(choose_precision("auto", device), device):
             loss = reconstruction_loss(autoencoder, batch, settings)
         optimizer.zero_grad()
         loss.backward()

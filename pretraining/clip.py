@@ -14,7 +14,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenize
 from custom_datasets.captions import compose
 from custom_datasets.celeba_hq_dataset import ATTRIBUTES
 from evaluation.attributes import asked_values
-from models.device import autocast
+from models.device import autocast, choose_precision
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 # CLIP's own way of cutting text into words.
@@ -145,7 +145,7 @@ def train_clip(
             truncation=True,
             return_tensors="pt",
         )
-        with autocast("bf16", device):
+        with autocast(choose_precision("auto", device), device):
             output = model(
                 pixel_values=pixel_values(pixels, processor).to(device), **words.to(device)
             )

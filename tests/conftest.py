@@ -28,7 +28,7 @@ REAL_FACES = Path(__file__).resolve().parents[2] / "shared" / "celeba_hq"
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees where the user's own data or models lie."""
-    for name in ("LDM_PRESET", "CELEBA_HQ_DIR", "LDM_MODELS_DIR"):
+    for name in ("LDM_PRESET", "CELEBA_HQ_DIR", "LDM_MODELS_DIR", "LDM_DEVICE"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -122,13 +122,12 @@ def run(tiny_config: config.Config, tmp_path: Path) -> Path:
     values = dataclasses.replace(tiny_config, training=training)
     torch.manual_seed(5)
     state = new_state(build_unet(values.unet), values.training)
-    state.ema.update_parameters(state.unet)
     with torch.no_grad():
         for parameter in state.unet.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    live, average = state.unet.state_dict(), state.ema.state_dict()
-    parts = (live, average, state.optimizer.state_dict())
-    checkpoint = Checkpoint(values, 1, 3, Circumstances(1, 24, ""), *parts)
+    live, average = state.unet.state_dict(), state.ema_unet.state_dict()
+    parts = (live, average, state.optimizer.state_dict(), {}, 3)
+    checkpoint = Checkpoint(values, 1, 3, Circumstances(24, ""), *parts)
     checkpoints.save_checkpoint(checkpoints.checkpoint_path(tmp_path, 1, 3, True), checkpoint)
     return tmp_path
 

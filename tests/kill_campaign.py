@@ -19,8 +19,9 @@ import torch
 
 import config as config_module
 import settings
+from files import UNFINISHED
 
-WRITING = "celeba_ldm_unet_checkpoint_*.tmp"
+WRITING = f"celeba_ldm_unet_checkpoint_*{UNFINISHED}"
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
 
@@ -39,7 +40,7 @@ def train_in(root: Path, config: config_module.Config) -> int:
 
         experiment.ROOT = root
         torch.set_num_threads(1)
-        for _ in train(**experiment.open_experiment(config).training_inputs()):
+        for _ in train(experiment.Experiment(config).open_all()):
             pass
     except BaseException:
         import traceback
@@ -86,7 +87,7 @@ def wait_for_write(folder: Path, child: int) -> None:
 def main() -> None:
     """Run the campaign."""
     home, kills, rng = Path(sys.argv[1]), int(sys.argv[3]), random.Random(int(sys.argv[4]))
-    config = settings.from_dict(json.loads(Path(sys.argv[2]).read_text()))
+    config = settings.from_dict(json.loads(Path(sys.argv[2]).read_text()), config_module.Config)
     import training.experiment  # so that every child has it already
 
     assert training.experiment

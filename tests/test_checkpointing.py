@@ -1,7 +1,6 @@
 """Checkpoints that survive a crash, refuse what is not theirs, and are found in order."""
 
 import dataclasses
-import json
 import os
 import pickle
 import random
@@ -15,12 +14,13 @@ from hypothesis import strategies as st
 
 import config as config_module
 from config import Config, UNetConfig
+from files import UNFINISHED
 from models.custom_unet_celeba_ldm import build_unet
 from training import checkpoints
 from training.checkpoints import Checkpoint, Circumstances
 
 NAME = "celeba_ldm_unet_checkpoint_epoch_1.pt"
-CIRCUMSTANCES = {"processes": 1, "faces": 24, "frozen": ""}
+CIRCUMSTANCES = {"faces": 24, "frozen": ""}
 
 
 def small_config() -> Config:
@@ -31,24 +31,26 @@ def small_config() -> Config:
 
 def checkpoint(fill: float = 1.5) -> Checkpoint:
     """A checkpoint with every kind of value that a real one has."""
-    weights = {"a": torch.full((3, 4), fill), "n_averaged": torch.tensor(7)}
+    weights = {"a": torch.full((3, 4), fill), "b": torch.tensor(7)}
     moments = {"step": torch.tensor(3.0), "exp_avg": torch.full((2,), fill)}
     optimizer = {"state": {0: moments}, "param_groups": [{"lr": 0.1, "betas": (0.9, 0.999)}]}
     average = {name: value * 2 for name, value in weights.items()}
-    return Checkpoint(small_config(), 1, 3, Circumstances(1, 24, ""), weights, average, optimizer)
+    here = Circumstances(24, "")
+    return Checkpoint(small_config(), 1, 3, here, weights, average, optimizer, {}, 3)
 
 
 def write(folder: Path, **values: Any) -> Path:
     """A file of torch.save with the fields of a checkpoint, some of them replaced."""
     fields = {name: getattr(checkpoint(), name) for name in checkpoints.FIELDS}
     own = {"config": small_config().to_dict(), "circumstances": CIRCUMSTANCES}
+    own |= {"version": checkpoints.VERSION, "scaler": {}, "updates": 3}
     torch.save(fields | own | values, folder / NAME)
     return folder / NAME
 
 
 def assert_whole(path: Path, fill: float = 1.5) -> None:
     loaded, want = checkpoints.load_checkpoint(path), checkpoint(fill)
-    assert loaded.config == want.config
+    assert checkpoints.stored_config(loaded.config) == checkpoints.stored_config(want.config)
     assert (loaded.epoch, loaded.step) == (1, 3)
     for part in ("unet", "ema"):
         got, expected = getattr(loaded, part), getattr(want, part)
@@ -153,8 +155,25 @@ def test_bare_weights_are_refused(tmp_path: Path) -> None:
 def test_a_config_of_another_version_is_refused(tmp_path: Path) -> None:
     values = small_config().to_dict()
     values["training"]["momentum"] = values["training"].pop("ema_decay")
-    with pytest.raises(ValueError, match="ema_decay"):
+    with pytest.raises(checkpoints.OtherVersion, match="momentum"):
         checkpoints.load_checkpoint(write(tmp_path, config=values))
+    with pytest.raises(checkpoints.OtherVersion, match="update the code"):
+        checkpoints.load_checkpoint(write(tmp_path, version=checkpoints.VERSION + 1))
+
+
+def test_a_new_setting_orphans_no_checkpoint(tmp_path: Path) -> None:
+    """A field that was added since has the value that means "as before"."""
+    values = small_config().to_dict()
+    del values["training"]["micro_batch_size"], values["diffusion"]["timestep_sampling"]
+    del values["evaluation"], values["classifier"]
+    loaded = checkpoints.load_checkpoint(write(tmp_path, config=values))
+    assert loaded.config.training == small_config().training
+    assert loaded.config.diffusion == small_config().diffusion
+
+
+def test_only_what_shapes_a_run_is_stored() -> None:
+    stored = checkpoints.stored_config(small_config())
+    assert set(stored) == {"name", "data", "models", "unet", "diffusion", "training", "sampling"}
 
 
 def test_a_damaged_byte_gives_the_checkpoint_or_an_error_that_names_it(saved: Path) -> None:
@@ -170,7 +189,7 @@ def test_a_damaged_byte_gives_the_checkpoint_or_an_error_that_names_it(saved: Pa
             assert NAME in str(error)
 
 
-@pytest.mark.parametrize("config", [None, {}, {"name": "test"}])
+@pytest.mark.parametrize("config", [None, {}, {"name": 5}])
 def test_a_config_that_is_none_is_refused_with_the_files_name(tmp_path: Path, config: Any) -> None:
     with pytest.raises(ValueError, match=NAME):
         checkpoints.load_checkpoint(write(tmp_path, config=config))
@@ -257,7 +276,8 @@ def test_the_last_the_best_and_every_nth_are_kept(tmp_path: Path) -> None:
         checkpoints.checkpoint_path(tmp_path, epoch, epoch, True).touch()
         checkpoints.checkpoint_path(tmp_path, epoch, 10 * epoch + 5, False).touch()
     saved = checkpoints.checkpoint_path(tmp_path, 12, 125, False)
-    checkpoints.prune_checkpoints(saved, last=3, every_n_epochs=5, best=7)
+    for path in checkpoints.superfluous(saved, last=3, every_n_epochs=5, best=7):
+        path.unlink()
     found = [checkpoints.progress_in_name(path) for path in checkpoints.checkpoints(tmp_path)]
     assert found == [(12, 125), (12, 0), (11, 115), (10, 0), (7, 0), (5, 0)]
 
@@ -267,29 +287,28 @@ def test_damaged_ones_that_lie_ahead_take_no_place_among_the_last(tmp_path: Path
     behind = [checkpoints.checkpoint_path(tmp_path, 20, n, False) for n in (601, 602, 603)]
     for path in (*ahead, *behind):
         path.touch()
-    checkpoints.prune_checkpoints(behind[-1], last=2, every_n_epochs=10, best=None)
-    assert set(tmp_path.iterdir()) == {*ahead, *behind[1:]}
+    assert checkpoints.superfluous(behind[-1], last=2, every_n_epochs=10, best=None) == behind[:1]
 
 
 def test_what_a_killed_save_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
     kept = [checkpoints.checkpoint_path(tmp_path, 1, 1, True), tmp_path / "notes.tmp"]
-    left = checkpoints.checkpoint_path(tmp_path, 1, 7, False).with_suffix(".tmp")
-    for path in (*kept, left):
+    path = checkpoints.checkpoint_path(tmp_path, 1, 7, False)
+    left = [path.with_name(f"{path.name}.123{UNFINISHED}"), path.with_suffix(".tmp")]
+    for path in (*kept, *left):
         path.touch()
     checkpoints.remove_unfinished(tmp_path)
     assert set(tmp_path.iterdir()) == set(kept)
 
 
-def test_the_best_epoch_is_that_of_the_lowest_mean_loss(tmp_path: Path) -> None:
-    losses = [3.0, 3.0, 1.0, 1.5, 0.5, 9.0, 2.0, None]  # two steps an epoch; one was skipped
-    lines = [json.dumps({"step": n, "loss": loss}) for n, loss in enumerate(losses, start=1)]
-    (tmp_path / "losses.jsonl").write_text("\n".join(lines) + "\n")
-    assert checkpoints.best_epoch(tmp_path, 2) is None
-    for epoch in (1, 3, 4):
+def test_the_best_epoch_is_that_of_the_lowest_loss(tmp_path: Path) -> None:
+    losses = {1: 3.0, 2: 1.25, 3: 4.75, 4: 2.0, 5: None}
+    assert checkpoints.best_epoch(tmp_path, losses.get) is None
+    for epoch in (1, 3, 4, 5):
         checkpoints.checkpoint_path(tmp_path, epoch, 2 * epoch, True).touch()
-    assert checkpoints.best_epoch(tmp_path, 2) == 4
+    checkpoints.checkpoint_path(tmp_path, 2, 5, False).touch()  # within the third epoch
+    assert checkpoints.best_epoch(tmp_path, losses.get) == 4
     checkpoints.checkpoint_path(tmp_path, 2, 4, True).touch()
-    assert checkpoints.best_epoch(tmp_path, 2) == 2
+    assert checkpoints.best_epoch(tmp_path, losses.get) == 2
 
 
 # --- which is the newest ---

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from diffusion import sampling
-from inference.editing import edit, renoise
+from diffusion.objective import build_objective
+from diffusion.sampling import renoise
+from inference.editing import edit
 from inference.text_to_face import TextToFace
 
 PROMPTS, SEEDS = ["a man with glasses", "a woman, smiling"], [3, 4]
@@ -39,10 +41,10 @@ def test_a_perfect_denoiser_gives_the_face_back(
 ) -> None:
     """The prediction that belongs to x_0 leads every sampler to x_0, from wherever it starts."""
     config = replace(model.config.diffusion, prediction_type=prediction_type)
-    scheduler = sampling.build_sampler(sampler, config)
+    scheduler = sampling.build_sampler(sampler, build_objective(config))
     given = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
 
-    def predict(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    def predict(latents: torch.Tensor, timestep: int) -> torch.Tensor:
         alpha = scheduler.alphas_cumprod[timestep].sqrt()
         sigma = (1 - alpha**2).sqrt()
         noise = (latents - alpha * given) / sigma
@@ -56,17 +58,14 @@ def test_a_perfect_denoiser_gives_the_face_back(
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpm++"])
 def test_at_full_strength_nothing_of_the_face_is_left(model: TextToFace, sampler: str) -> None:
-    predict = model.predict(PROMPTS, 2.0)
-    scheduler = sampling.build_sampler(sampler, model.config.diffusion)
+    predict = model.predictor(PROMPTS, 2.0)
+    scheduler = sampling.build_sampler(sampler, model.objective)
     torch.manual_seed(0)
     ends = [
         renoise(predict, scheduler, face, SEEDS, 8, 1.0)
         for face in (torch.zeros(2, 4, 8, 8), torch.randn(2, 4, 8, 8))
     ]
-    drawn = sampling.sample(
-        model.denoise, scheduler, model.text_encoder(PROMPTS), model.text_encoder.null(),
-        2.0, SEEDS, 8, (4, 8, 8),
-    )  # fmt: skip
+    *_, drawn = sampling.trajectory(predict, scheduler, (4, 8, 8), SEEDS, 8, torch.device("cpu"))
     for end in ends:
         torch.testing.assert_close(end, drawn, rtol=0.02, atol=0.02)
 
@@ -84,8 +83,8 @@ def test_a_free_latent_is_drawn_and_the_others_end_as_they_were(model: TextToFac
     latents = torch.randn(2, 4, 8, 8)
     free = torch.zeros(1, 1, 8, 8, dtype=torch.bool)
     free[..., 2:5, 3:6] = True
-    scheduler = sampling.build_sampler("dpm++", model.config.diffusion)
-    got = renoise(model.predict(PROMPTS, 2.0), scheduler, latents, SEEDS, 6, 0.8, free)
+    scheduler = sampling.build_sampler("dpm++", model.objective)
+    got = renoise(model.predictor(PROMPTS, 2.0), scheduler, latents, SEEDS, 6, 0.8, free)
     assert torch.equal(got[~free.expand_as(got)], latents[~free.expand_as(got)])
     assert not torch.equal(got[free.expand_as(got)], latents[free.expand_as(got)])
 

@@ -32,7 +32,7 @@ def resident():
     return int(Path('/proc/self/statm').read_text().split()[1]) * resource.getpagesize() / 2**20
 
 before = resident()
-with freed_memory_kept():
+with freed_memory_kept(torch.device('cpu')):
     {how}
     print(faults() - first, resident() - before)
 print(resident() - before)

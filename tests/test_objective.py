@@ -4,20 +4,21 @@ import math
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from config import DiffusionConfig
-from diffusion import objective
+from diffusion.objective import TARGETS, Objective, Target, build_objective
 
 TIMES = torch.tensor([0, 1, 17, 250, 500, 731, 998, 999])
 SHAPE = (len(TIMES), 4, 8, 8)
 TEXT = torch.zeros(len(TIMES), 3, 5)
-BOTH = pytest.mark.parametrize("prediction_type", objective.PREDICTION_TYPES)
+BOTH = pytest.mark.parametrize("prediction_type", sorted(TARGETS))
 
 
-def scheduler_for(prediction_type: str) -> objective.DDPMScheduler:
-    return objective.build_noise_scheduler(DiffusionConfig(prediction_type=prediction_type))
+def objective_for(prediction_type: str, **options: object) -> Objective:
+    return build_objective(DiffusionConfig(prediction_type=prediction_type, **options))
 
 
 def cosine_abar(timesteps: torch.Tensor) -> torch.Tensor:
@@ -41,17 +42,27 @@ def data_and_noise(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_the_schedule_is_the_specified_cosine() -> None:
-    scheduler = objective.build_noise_scheduler(DiffusionConfig())
+    objective = build_objective(DiffusionConfig())
     want = cosine_abar(torch.arange(1000))
-    torch.testing.assert_close(scheduler.alphas_cumprod.double(), want, rtol=2e-4, atol=1e-9)
-    assert scheduler.config.prediction_type == "epsilon"
-    assert scheduler.config.num_train_timesteps == 1000
+    torch.testing.assert_close(objective.alpha.double().square(), want, rtol=2e-4, atol=1e-9)
+    assert objective.prediction_type == "epsilon" and objective.num_train_timesteps == 1000
 
 
 def test_another_schedule_of_the_config_is_used() -> None:
     config = DiffusionConfig(num_train_timesteps=10, beta_schedule="linear")
-    betas = objective.build_noise_scheduler(config).betas
-    torch.testing.assert_close(betas, torch.linspace(1e-4, 0.02, 10))
+    abar = build_objective(config).alpha.square()
+    torch.testing.assert_close(abar, (1 - torch.linspace(1e-4, 0.02, 10)).cumprod(0))
+
+
+@BOTH
+def test_it_agrees_with_diffusers(prediction_type: str) -> None:
+    scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type=prediction_type)
+    objective, (latents, noise) = objective_for(prediction_type), data_and_noise()
+    noisy = scheduler.add_noise(latents, noise, TIMES)
+    torch.testing.assert_close(objective.add_noise(latents, noise, TIMES), noisy)
+    velocity = scheduler.get_velocity(latents, noise, TIMES)
+    want = noise if prediction_type == "epsilon" else velocity
+    torch.testing.assert_close(objective.target(latents, noise, TIMES), want)
 
 
 @BOTH
@@ -66,7 +77,7 @@ def test_the_denoiser_receives_the_noisy_latents_their_times_and_the_text(
 
     latents, noise = data_and_noise()
     text = torch.randn(len(TIMES), 3, 5)
-    objective.loss_per_sample(spy, scheduler_for(prediction_type), latents, text, TIMES, noise)
+    objective_for(prediction_type).loss(spy, latents, text, TIMES, noise)
     alpha, sigma = alpha_sigma(TIMES)
     torch.testing.assert_close(received[0], alpha * latents + sigma * noise, rtol=1e-4, atol=1e-5)
     assert torch.equal(received[1], TIMES)
@@ -75,40 +86,32 @@ def test_the_denoiser_receives_the_noisy_latents_their_times_and_the_text(
 
 def test_noise_is_never_clipped() -> None:
     latents, noise = torch.full(SHAPE, 30.0), torch.full(SHAPE, -20.0)
-    scheduler = scheduler_for("epsilon")
     alpha, sigma = alpha_sigma(TIMES)
-    noisy = scheduler.add_noise(latents, noise, TIMES)
+    noisy = objective_for("epsilon").add_noise(latents, noise, TIMES)
     torch.testing.assert_close(noisy, alpha * latents + sigma * noise, rtol=1e-4, atol=1e-4)
-    stepped = scheduler.step(torch.zeros(1, 4, 8, 8), 0, torch.full((1, 4, 8, 8), 30.0))
-    assert stepped.pred_original_sample.min() > 29
-    assert not scheduler.config.clip_sample and not scheduler.config.thresholding
 
 
-@given(t=st.integers(0, 999))
-@settings(max_examples=50, deadline=None)
-def test_signal_to_noise(t: int) -> None:
-    times = torch.tensor([t])
-    snr = objective.signal_to_noise(scheduler_for("epsilon"), times)
-    abar = cosine_abar(times)
-    assert snr.shape == (1,)
+def test_signal_to_noise() -> None:
+    abar = cosine_abar(torch.arange(1000))
     # abar is 0.99996 at t = 0 and 2e-9 at t = 999: float32 keeps three digits of each ratio.
+    snr = objective_for("epsilon").snr
     torch.testing.assert_close(snr.double(), abar / (1 - abar), rtol=3e-3, atol=0)
 
 
 def test_epsilon_is_the_noise_itself() -> None:
     latents, noise = data_and_noise()
-    target = objective.training_target(scheduler_for("epsilon"), latents, noise, TIMES)
+    target = objective_for("epsilon").target(latents, noise, TIMES)
     assert torch.equal(target, noise)
 
 
 @given(seed=st.integers(0, 2**31))
 @settings(max_examples=20, deadline=None)
 def test_v_is_its_definition_and_gives_back_both_parts(seed: int) -> None:
-    scheduler = scheduler_for("v_prediction")
+    objective = objective_for("v_prediction")
     latents, noise = data_and_noise(seed)
     alpha, sigma = alpha_sigma(TIMES)
-    noisy = scheduler.add_noise(latents, noise, TIMES)
-    v = objective.training_target(scheduler, latents, noise, TIMES)
+    noisy = objective.add_noise(latents, noise, TIMES)
+    v = objective.target(latents, noise, TIMES)
     close = {"rtol": 1e-3, "atol": 1e-4}
     torch.testing.assert_close(v, alpha * noise - sigma * latents, **close)
     torch.testing.assert_close(alpha * noisy - sigma * v, latents, **close)
@@ -119,13 +122,12 @@ def test_v_is_its_definition_and_gives_back_both_parts(seed: int) -> None:
 def test_a_perfect_denoiser_loses_nothing_and_a_zero_one_the_mean_square(
     prediction_type: str,
 ) -> None:
-    scheduler = scheduler_for(prediction_type)
+    objective = objective_for(prediction_type)
     latents, noise = data_and_noise()
-    target = objective.training_target(scheduler, latents, noise, TIMES)
+    target = objective.target(latents, noise, TIMES)
 
     def loss_of(prediction: torch.Tensor) -> torch.Tensor:
-        inputs = (scheduler, latents, TEXT, TIMES, noise)
-        return objective.loss_per_sample(lambda x, t, text: prediction, *inputs)
+        return objective.loss(lambda x, t, text: prediction, latents, TEXT, TIMES, noise)
 
     assert torch.equal(loss_of(target), torch.zeros(len(TIMES)))
     mean_square = target.flatten(1).square().mean(1)
@@ -139,26 +141,24 @@ def test_a_perfect_denoiser_loses_nothing_and_a_zero_one_the_mean_square(
 
 
 def test_the_loss_is_taken_in_float32() -> None:
-    scheduler = scheduler_for("epsilon")
     latents, noise = torch.zeros(SHAPE), torch.ones(SHAPE)
     low = torch.full(SHAPE, 1 + 2**-7, dtype=torch.bfloat16)
-    inputs = (scheduler, latents, TEXT, TIMES, noise)
-    loss = objective.loss_per_sample(lambda x, t, text: low, *inputs)
+    loss = objective_for("epsilon").loss(lambda x, t, text: low, latents, TEXT, TIMES, noise)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, torch.full((len(TIMES),), 2.0**-14))
 
 
 @BOTH
 def test_without_gamma_every_sample_weighs_one(prediction_type: str) -> None:
-    weights = objective.loss_weights(scheduler_for(prediction_type), TIMES, None)
+    weights = objective_for(prediction_type).weight(TIMES)
     assert torch.equal(weights, torch.ones(len(TIMES)))
 
 
-@given(gamma=st.floats(0.1, 100), prediction_type=st.sampled_from(objective.PREDICTION_TYPES))
+@given(gamma=st.floats(0.1, 100), prediction_type=st.sampled_from(sorted(TARGETS)))
 @settings(max_examples=40, deadline=None)
 def test_min_snr_weights(gamma: float, prediction_type: str) -> None:
     times = torch.arange(1000)
-    weights = objective.loss_weights(scheduler_for(prediction_type), times, gamma)
+    weights = objective_for(prediction_type, snr_gamma=gamma).weight(times)
     abar = cosine_abar(times)
     snr = abar / (1 - abar)
     divisor = snr if prediction_type == "epsilon" else snr + 1
@@ -175,11 +175,11 @@ def test_both_predictions_weigh_the_same_error_of_the_image_alike() -> None:
     weighted = {}
     # An x_0 that is wrong by `error` is an eps wrong by -alpha/sigma and a v by -1/sigma of it.
     for prediction_type, factor in (("epsilon", alpha / sigma), ("v_prediction", 1 / sigma)):
-        scheduler = scheduler_for(prediction_type)
-        target = objective.training_target(scheduler, latents, noise, TIMES)
+        objective = objective_for(prediction_type, snr_gamma=5.0)
+        target = objective.target(latents, noise, TIMES)
         wrong = (target.double() - error * factor.double()).flatten(1)
         loss = (wrong - target.double().flatten(1)).square().mean(1)
-        weighted[prediction_type] = objective.loss_weights(scheduler, TIMES, 5.0).double() * loss
+        weighted[prediction_type] = objective.weight(TIMES).double() * loss
     abar = cosine_abar(TIMES)
     want = (abar / (1 - abar)).clamp(max=5.0) * error**2
     torch.testing.assert_close(weighted["epsilon"], want, rtol=5e-3, atol=0)
@@ -189,50 +189,80 @@ def test_both_predictions_weigh_the_same_error_of_the_image_alike() -> None:
 @pytest.mark.parametrize("prediction_type", ["sample", "v", ""])
 def test_an_unknown_prediction_type_is_refused(prediction_type: str) -> None:
     with pytest.raises(ValueError, match="prediction_type"):
-        scheduler_for(prediction_type)
+        objective_for(prediction_type)
 
 
-@given(seed=st.integers(0, 2**31), probability=st.sampled_from([0.1, 0.5, 0.9]))
-@settings(max_examples=30, deadline=None)
-def test_captions_are_dropped_at_the_asked_rate_and_independently(
-    seed: int, probability: float
-) -> None:
-    count = 4000
-    captions = [f"face {i}" for i in range(count)]
-    generator = torch.Generator().manual_seed(seed)
-    kept, dropped = objective.drop_captions(captions, probability, generator)
-    spread = math.sqrt(probability * (1 - probability) / count)
-    assert abs(dropped.float().mean().item() - probability) < 5.5 * spread
-    assert dropped.shape == (count,) and dropped.dtype == torch.bool
-    assert kept == ["" if d else c for c, d in zip(captions, dropped.tolist(), strict=True)]
-    both = (dropped[1:] & dropped[:-1]).float().mean().item()
-    assert abs(both - probability**2) < 0.06
+# --- what a prediction implies ---
+
+IMAGE = Target("sample", lambda alpha, sigma: (torch.ones_like(alpha), torch.zeros_like(alpha)))
 
 
-@given(seed=st.integers(0, 2**31), count=st.integers(0, 50))
-@settings(max_examples=30, deadline=None)
-def test_probability_0_drops_none_and_1_drops_all(seed: int, count: int) -> None:
-    captions = [f"face {i}" for i in range(count)]
-    generator = torch.Generator().manual_seed(seed)
-    kept, dropped = objective.drop_captions(captions, 0.0, generator)
-    assert kept == captions and not dropped.any()
-    kept, dropped = objective.drop_captions(captions, 1.0, generator)
-    assert kept == [""] * count and dropped.all()
+def flow_matching() -> Objective:
+    """Lipman et al. 2023: x_t = (1 - t) x_0 + t eps, and the velocity eps - x_0 is predicted."""
+    t = (torch.arange(1000) + 1) / 1001
+    target = Target("flow_prediction", lambda a, s: (-torch.ones_like(a), torch.ones_like(a)))
+    return Objective(1 - t, t, target, snr_gamma=5.0)
 
 
-def test_the_generator_alone_decides_what_is_dropped() -> None:
-    captions = [f"face {i}" for i in range(64)]
+def toy_image_prediction() -> Objective:
+    plain = objective_for("epsilon")
+    return Objective(plain.alpha, plain.sigma, IMAGE, 5.0, False, plain.scheduler_options)
 
-    def draw(seed: int) -> list[str]:
-        return objective.drop_captions(captions, 0.5, torch.Generator().manual_seed(seed))[0]
 
-    torch.manual_seed(0)
-    first = draw(3)
-    state = torch.random.get_rng_state()
-    torch.manual_seed(1)
-    assert draw(3) == first
-    assert draw(4) != first
-    torch.manual_seed(0)
-    draw(3)
-    assert torch.equal(torch.random.get_rng_state(), state)  # the global generator is left alone
-    assert captions == [f"face {i}" for i in range(64)]
+OBJECTIVES = {
+    "epsilon": lambda: objective_for("epsilon", snr_gamma=5.0),
+    "v_prediction": lambda: objective_for("v_prediction", snr_gamma=5.0),
+    "image": toy_image_prediction,
+    "flow matching": flow_matching,
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_target_gives_back_the_latent_and_the_noise(name: str) -> None:
+    """Objectives from outside too: a new one is a target and a pair of schedules."""
+    objective, times = OBJECTIVES[name](), torch.tensor([1, 100, 500, 900])
+    latents, noise = (part[:4] for part in data_and_noise())
+    noisy = objective.add_noise(latents, noise, times)
+    prediction = objective.target(latents, noise, times)
+    close = {"rtol": 1e-3, "atol": 1e-3}
+    torch.testing.assert_close(objective.clean(prediction, noisy, times), latents, **close)
+    torch.testing.assert_close(objective.noise(prediction, noisy, times), noise, **close)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_weighs_the_same_error_of_the_image_alike(name: str) -> None:
+    objective, times = OBJECTIVES[name](), torch.tensor([1, 100, 500, 900])
+    latents, noise = (part[:4].double() for part in data_and_noise())
+    noisy = objective.add_noise(latents, noise, times)
+    exact = objective.target(latents, noise, times)
+    wrong = exact + 0.1
+    error = (objective.clean(wrong, noisy, times) - latents).square().mean((1, 2, 3))
+    got = objective.weight(times) * (wrong - exact).square().mean((1, 2, 3))
+    want = objective.snr[times].clamp(max=5.0) * error
+    torch.testing.assert_close(got, want.to(got.dtype), rtol=1e-3, atol=1e-9)
+
+
+# --- how t is drawn ---
+
+
+def test_uniform_timesteps_cover_all_alike() -> None:
+    uniform = (torch.arange(4000) + 0.5) / 4000
+    counts = objective_for("epsilon").timesteps(uniform).bincount(minlength=1000)
+    assert (counts == 4).all()
+
+
+@BOTH
+def test_drawing_by_weight_is_the_same_objective(prediction_type: str) -> None:
+    """The mean of weight * f(t) over uniform t is that of f(t) over t drawn by weight, scaled."""
+    weighted = objective_for(prediction_type, snr_gamma=5.0)
+    drawn = objective_for(prediction_type, snr_gamma=5.0, timestep_sampling="weight")
+    uniform = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
+    for f in (lambda t: t.double(), lambda t: (t.double() / 100).sin() + 2):
+        times = weighted.timesteps(uniform)
+        want = (weighted.weight(times).double() * f(times)).mean()
+        times = drawn.timesteps(uniform)
+        got = (drawn.weight(times).double() * f(times)).mean()
+        torch.testing.assert_close(got, want, rtol=2e-3, atol=0)
+    assert drawn.timesteps(torch.tensor([0.0, 1 - 1e-9], dtype=torch.float64)).max() <= 999
+    # All of a batch is at work: no draw is spent on a timestep that hardly counts.
+    assert len(drawn.loss_weight.unique()) == 1

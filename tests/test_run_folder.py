@@ -12,6 +12,7 @@ import pytest
 import config as config_module
 import settings
 from config import Config
+from files import InUse
 from training import run_folder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,6 +27,7 @@ def small_config() -> Config:
 HOLDER = """
 import sys
 from pathlib import Path
+from files import InUse
 from training import run_folder
 with run_folder.hold(Path(sys.argv[1])):
     print("holding", flush=True)
@@ -53,9 +55,9 @@ def test_a_second_run_is_refused_with_the_first_ones_process_and_time(
     holder: subprocess.Popen, tmp_path: Path
 ) -> None:
     named = rf"process {holder.pid} on .* since 20"
-    for attempt in (run_folder.require_free, lambda folder: run_folder.hold(folder).__enter__()):
-        with pytest.raises(run_folder.RunFolderInUse, match=named):
-            attempt(tmp_path)
+    for _ in range(2):
+        with pytest.raises(InUse, match=named), run_folder.hold(tmp_path):
+            pass
 
 
 def test_the_lock_of_a_killed_process_is_taken_over(
@@ -63,27 +65,43 @@ def test_the_lock_of_a_killed_process_is_taken_over(
 ) -> None:
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
-    assert f"process {holder.pid}" in (tmp_path / "run.lock").read_text()
-    run_folder.require_free(tmp_path)
+    note = tmp_path / "run.lock.holder"
+    assert f"process {holder.pid}" in note.read_text()
     with run_folder.hold(tmp_path):
-        assert f"process {os.getpid()}" in (tmp_path / "run.lock").read_text()
+        assert f"process {os.getpid()}" in note.read_text()
 
 
 def test_a_folder_can_be_held_again_after_an_error(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), run_folder.hold(tmp_path):
         raise ZeroDivisionError
-    with run_folder.hold(tmp_path), pytest.raises(run_folder.RunFolderInUse):
-        run_folder.require_free(tmp_path)
+    with run_folder.hold(tmp_path), pytest.raises(InUse), run_folder.hold(tmp_path):
+        pass
 
 
 # --- config and losses ---
 
 
 def test_the_config_can_be_read_back(tmp_path: Path) -> None:
-    run_folder.write_config(tmp_path / "new", small_config(), {"torch": "1"})
-    values = json.loads((tmp_path / "new" / "config.json").read_text())
-    assert settings.from_dict(values["config"]) == small_config()
-    assert values["environment"] == {"torch": "1"}
+    folder = tmp_path / "new"
+    run_folder.write_config(folder, small_config(), {"torch": "1"}, 0, [])
+    values = json.loads((folder / "config.json").read_text())
+    assert settings.from_dict(values["config"], Config) == small_config()
+    assert values["environment"] == {"torch": "1"} and values["changes"] == []
+
+
+def test_what_changed_on_the_way_is_kept(tmp_path: Path) -> None:
+    for step, changes in (
+        (0, []),
+        (5, ["a: 1 there, 2 here"]),
+        (7, []),
+        (9, ["b: 0 there, 1 here"]),
+    ):
+        run_folder.write_config(tmp_path, small_config(), {}, step, changes)
+    assert [entry["step"] for entry in run_folder.read_changes(tmp_path)] == [5, 9]
+    (tmp_path / "config.json").write_text('{"config"')  # torn by a power cut
+    assert run_folder.read_changes(tmp_path) == []
+    run_folder.write_config(tmp_path, small_config(), {}, 9, [])
+    assert json.loads((tmp_path / "config.json").read_text())["changes"] == []
 
 
 @pytest.mark.parametrize("step", [0, 2, 5, 9])
@@ -105,3 +123,21 @@ def test_a_torn_last_line_of_losses_does_no_harm(tmp_path: Path) -> None:
     (tmp_path / "losses.jsonl").write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "lo')
     run_folder.cut_losses(tmp_path, 1)
     assert run_folder.read_losses(tmp_path) == [{"step": 1, "loss": 0.5}]
+
+
+def test_damaged_lines_in_the_middle_are_passed_over_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    lines = [
+        '{"step": 1, "loss": 0.5}',
+        '{"step": 2, "lo',
+        "\0" * 40,
+        "[3]",
+        '{"step": 4, "loss": 1}',
+    ]
+    (tmp_path / "losses.jsonl").write_text("\n".join(lines) + "\n")
+    assert [line["step"] for line in run_folder.read_losses(tmp_path)] == [1, 4]
+    assert "ignored 3 damaged lines" in capsys.readouterr().out
+    run_folder.cut_losses(tmp_path, 4)
+    assert [line["step"] for line in run_folder.read_losses(tmp_path)] == [1, 4]
+    assert "damaged" not in capsys.readouterr().out.partition("\n")[2]

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from config import DiffusionConfig, UNetConfig
 from diffusion import sampling
+from diffusion.objective import Objective, build_objective
 from models.custom_unet_celeba_ldm import build_unet
 
 STEPS = {"ddpm": 1000, "ddim": 50, "dpm++": 20}
@@ -49,13 +50,33 @@ def gaussian_denoiser(std: float, prediction_type: str, error: float = 0.0) -> s
     return predict
 
 
+def objective_for(prediction_type: str) -> Objective:
+    return build_objective(DiffusionConfig(prediction_type=prediction_type))
+
+
+def sample(
+    denoiser: Callable,
+    scheduler: SchedulerMixin,
+    text: torch.Tensor,
+    null: torch.Tensor,
+    scale: float,
+    seeds: list[int],
+    steps: int,
+    shape: tuple[int, ...],
+) -> torch.Tensor:
+    """Guided samples, latents (B, C, h, w)."""
+    predict = sampling.guide(denoiser, text, null, scale)
+    *_, latents = sampling.trajectory(predict, scheduler, shape, seeds, steps, CPU)
+    return latents
+
+
 def final_std(scheduler: SchedulerMixin, predict: sampling.Predictor, steps: int) -> float:
     *_, latents = sampling.trajectory(predict, scheduler, SHAPE, range(16), steps, CPU)
     return latents.std().item()
 
 
 def ours(sampler: str, prediction_type: str) -> SchedulerMixin:
-    return sampling.build_sampler(sampler, DiffusionConfig(prediction_type=prediction_type))
+    return sampling.build_sampler(sampler, objective_for(prediction_type))
 
 
 # --- the distribution that comes out ---
@@ -116,13 +137,25 @@ def test_where_each_sampler_starts_and_ends() -> None:
         scheduler.set_timesteps(STEPS[sampler])
         return int(scheduler.timesteps[0]), int(scheduler.timesteps[-1])
 
-    assert first_and_last("ddpm", "epsilon") == first_and_last("ddpm", "v_prediction") == (999, 0)
-    assert first_and_last("ddim", "epsilon") == (981, 1)
+    assert first_and_last("ddpm", "v_prediction") == (999, 0)
     assert first_and_last("ddim", "v_prediction") == (999, 19)
     assert first_and_last("dpm++", "v_prediction")[0] == 999
-    start = first_and_last("dpm++", "epsilon")[0]
-    log_snr = (ALPHA[start] / SIGMA[start]).log()
-    assert 980 < start < 999 and log_snr >= sampling.LAMBDA_MIN
+    for sampler in sampling.SAMPLERS:
+        start = first_and_last(sampler, "epsilon")[0]
+        log_snr = (ALPHA[start] / SIGMA[start]).log()
+        assert 980 < start < 999 and log_snr >= sampling.LAMBDA_MIN
+
+
+@SAMPLERS
+@BOTH
+@pytest.mark.parametrize("steps", [1, 2, 4, 10, 25, 50, 250])
+def test_the_start_is_indistinguishable_from_noise(
+    sampler: str, prediction_type: str, steps: int
+) -> None:
+    """Timesteps that begin at t = 901 would lose 15 % of the contrast, as pure noise has none."""
+    scheduler = ours(sampler, prediction_type)
+    sampling.set_timesteps(scheduler, steps)
+    assert ALPHA[scheduler.timesteps[0]] < 0.01
 
 
 @SAMPLERS
@@ -134,7 +167,8 @@ def test_a_denoiser_that_knows_the_image_gives_it_back(sampler: str, prediction_
         # float64, as (x - alpha x_0) / sigma cancels where sigma is small
         alpha, sigma = ALPHA[t].double(), SIGMA[t].double()
         noise = (x.double() - alpha * data) / sigma
-        return noise if prediction_type == "epsilon" else alpha * noise - sigma * data.double()
+        exact = noise if prediction_type == "epsilon" else alpha * noise - sigma * data.double()
+        return exact.float()
 
     scheduler = ours(sampler, prediction_type)
     *_, latents = sampling.trajectory(predict, scheduler, SHAPE, range(3), STEPS[sampler], CPU)
@@ -146,15 +180,57 @@ def test_a_denoiser_that_knows_the_image_gives_it_back(sampler: str, prediction_
 
 def plain_scheduler(sampler: str, prediction_type: str) -> SchedulerMixin:
     """The same samplers, written out anew."""
-    epsilon = prediction_type == "epsilon"
     common = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": prediction_type}
-    if sampler == "ddpm":
-        return DDPMScheduler(**common, clip_sample=False)
-    if sampler == "ddim":
-        spacing = "leading" if epsilon else "trailing"
-        return DDIMScheduler(**common, clip_sample=False, timestep_spacing=spacing, steps_offset=1)
-    options = {"lambda_min_clipped": -5.1} if epsilon else {}
+    if prediction_type == "epsilon":
+        common["lambda_min_clipped"] = -5.1
+    if sampler == "dpm++":
+        return DPMSolverMultistepScheduler(**common)
+    kind = {"ddpm": "sde-dpmsolver++", "ddim": "dpmsolver++"}[sampler]
+    options = {"solver_order": 1, "algorithm_type": kind, "timestep_spacing": "trailing"}
     return DPMSolverMultistepScheduler(**common, **options)
+
+
+@pytest.mark.parametrize("steps", [1, 10, 50])
+def test_ddim_is_diffusers_ddim(steps: int) -> None:
+    """First-order DPM-Solver++ is DDIM (Lu et al. 2022, section 4)."""
+
+    def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return (x * 1.3 + t / 1000).sin()
+
+    got = list(sampling.trajectory(predict, ours("ddim", "v_prediction"), SHAPE, [5], steps, CPU))
+    ddim = DDIMScheduler(
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="v_prediction",
+        clip_sample=False,
+        timestep_spacing="trailing",
+    )
+    ddim.set_timesteps(steps)
+    x = got[0]
+    for number, t in enumerate(ddim.timesteps, start=1):
+        x = ddim.step(predict(x, t), t, x).prev_sample
+        torch.testing.assert_close(got[number], x, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("steps", [10, 50])
+def test_ddpm_has_the_mean_and_the_variance_of_the_posterior(steps: int) -> None:
+    """Of first order with noise the family is ancestral sampling (Ho et al. 2020, equation 7)."""
+    scheduler = ours("ddpm", "v_prediction")
+    sampling.set_timesteps(scheduler, steps)
+    here, there = (int(t) for t in scheduler.timesteps[3:5])
+    data, x = torch.full((1, 4, 64, 64), 0.7), torch.full((1, 4, 64, 64), -0.4)
+    noise = (x - ALPHA[here] * data) / SIGMA[here]
+    scheduler.set_begin_index(3)
+    generator = torch.Generator().manual_seed(0)
+    v = ALPHA[here] * noise - SIGMA[here] * data
+    got = scheduler.step(v, scheduler.timesteps[3], x, generator=generator).prev_sample
+    ratio = (ALPHA[here] / ALPHA[there]) ** 2  # abar of the jump
+    mean = (
+        ALPHA[there] * (1 - ratio) / SIGMA[here] ** 2 * data
+        + ratio.sqrt() * SIGMA[there] ** 2 / SIGMA[here] ** 2 * x
+    )
+    deviation = ((1 - ratio) * SIGMA[there] ** 2 / SIGMA[here] ** 2).sqrt()
+    assert (got - mean).mean().item() == pytest.approx(0, abs=4 * deviation.item() / 128)
+    assert (got - mean).std().item() == pytest.approx(deviation.item(), rel=0.03)
 
 
 @SAMPLERS
@@ -210,7 +286,7 @@ def test_guidance_is_its_formula(scale: float, texts: list[float], null: float, 
     text = torch.tensor(texts).view(-1, 1, 1).expand(-1, 3, 5)
     predict = sampling.guide(denoiser, text, torch.full((1, 3, 5), null), scale)
     latents = torch.randn(len(texts), *SHAPE)
-    got = predict(latents, torch.tensor(t))
+    got = predict(latents, t)
     want = null + scale * (torch.tensor(texts) - null)
     want = want.view(-1, 1, 1, 1) + latents
     torch.testing.assert_close(got, want.expand_as(got), rtol=1e-4, atol=1e-3)
@@ -224,7 +300,7 @@ def test_each_step_calls_the_denoiser_once_and_doubles_only_where_needed(
     denoiser = Denoiser()
     text, null = torch.ones(3, 2, 5), torch.zeros(1, 2, 5)
     scheduler = ours("ddim", "epsilon")
-    sampling.sample(denoiser, scheduler, text, null, scale, [1, 2, 3], 7, SHAPE)
+    sample(denoiser, scheduler, text, null, scale, [1, 2, 3], 7, SHAPE)
     assert [len(latents) for latents, _, _ in denoiser.calls] == [size] * 7
     texts = {tuple(text.mean(dim=(1, 2)).tolist()) for _, _, text in denoiser.calls}
     want = {0.0: (0.0,) * 3, 1.0: (1.0,) * 3}.get(scale, (0.0,) * 3 + (1.0,) * 3)
@@ -238,8 +314,8 @@ def test_each_step_calls_the_denoiser_once_and_doubles_only_where_needed(
 
 def test_scale_1_is_the_conditional_model_and_0_the_unconditional_one() -> None:
     text, null = torch.rand(3, 2, 5), torch.rand(1, 2, 5)
-    latents, t = torch.randn(3, *SHAPE), torch.tensor(500)
-    times = t.expand(3)
+    latents, t = torch.randn(3, *SHAPE), 500
+    times = torch.full((3,), t)
     conditional = sampling.guide(Denoiser(), text, null, 1.0)(latents, t)
     assert torch.equal(conditional, Denoiser()(latents, times, text))
     unconditional = sampling.guide(Denoiser(), text, null, 0.0)(latents, t)
@@ -249,7 +325,7 @@ def test_scale_1_is_the_conditional_model_and_0_the_unconditional_one() -> None:
 def test_a_null_for_every_image_is_as_good_as_one_for_all() -> None:
     text = torch.rand(3, 2, 5)
     nulls = torch.rand(3, 2, 5)
-    latents, t = torch.randn(3, *SHAPE), torch.tensor(3)
+    latents, t = torch.randn(3, *SHAPE), 3
     together = sampling.guide(Denoiser(), text, nulls, 2.5)(latents, t)
     for i in range(3):
         one = slice(i, i + 1)
@@ -265,7 +341,7 @@ def test_the_guided_sample_is_that_of_the_guided_denoiser(sampler: str) -> None:
         return x * 0.3 + text.mean(dim=(1, 2)).view(-1, 1, 1, 1)
 
     text, null = torch.tensor([0.2, -0.4]).view(2, 1, 1), torch.tensor([[[0.1]]])
-    got = sampling.sample(denoiser, ours(sampler, "epsilon"), text, null, 3.0, [5, 6], 10, SHAPE)
+    got = sample(denoiser, ours(sampler, "epsilon"), text, null, 3.0, [5, 6], 10, SHAPE)
     guided = (0.1 + 3 * (text - 0.1)).view(2, 1, 1, 1)
     *_, want = sampling.trajectory(
         lambda x, t: x * 0.3 + guided, ours(sampler, "epsilon"), SHAPE, [5, 6], 10, CPU
@@ -288,7 +364,7 @@ def test_the_guided_sample_is_that_of_the_guided_denoiser(sampler: str) -> None:
 def run(sampler: str, seeds: list[int], denoiser: Callable, text: torch.Tensor) -> torch.Tensor:
     null = torch.zeros(1, *text.shape[1:])
     scheduler = ours(sampler, "v_prediction")
-    return sampling.sample(denoiser, scheduler, text, null, 2.0, seeds, 5, (4, 8, 8))
+    return sample(denoiser, scheduler, text, null, 2.0, seeds, 5, (4, 8, 8))
 
 
 @SAMPLERS
@@ -359,25 +435,22 @@ def test_a_number_of_steps_beyond_the_schedule_is_refused(sampler: str, steps: i
         next(sampling.trajectory(lambda x, t: x, ours(sampler, "epsilon"), SHAPE, [1], steps, CPU))
 
 
-def test_no_seeds_and_another_number_of_seeds_are_refused() -> None:
+def test_no_seeds_are_refused() -> None:
     scheduler = ours("ddim", "epsilon")
     with pytest.raises(ValueError, match="0 seeds"):
         next(sampling.trajectory(lambda x, t: x, scheduler, SHAPE, [], 5, CPU))
-    text, null = torch.zeros(2, 1, 1), torch.zeros(1, 1, 1)
-    with pytest.raises(ValueError, match="2 captions for 3 seeds"):
-        sampling.sample(lambda x, t, c: x, scheduler, text, null, 2.0, [1, 2, 3], 5, SHAPE)
 
 
 def test_an_unknown_sampler_is_refused_and_the_known_are_listed() -> None:
     with pytest.raises(ValueError, match=r"'euler'.*ddpm, ddim, dpm\+\+"):
-        sampling.build_sampler("euler", DiffusionConfig())
+        sampling.build_sampler("euler", objective_for("epsilon"))
 
 
 def test_gradients_are_not_kept() -> None:
     weight = torch.ones(1, requires_grad=True)
     text, null = torch.zeros(1, 1, 1), torch.zeros(1, 1, 1)
     scheduler = ours("ddim", "epsilon")
-    got = sampling.sample(lambda x, t, c: x * weight, scheduler, text, null, 1.0, [1], 3, SHAPE)
+    got = sample(lambda x, t, c: x * weight, scheduler, text, null, 1.0, [1], 3, SHAPE)
     assert not got.requires_grad
 
 
@@ -393,21 +466,21 @@ def test_numbers_of_steps_that_nearly_divide_1000(sampler: str, steps: int) -> N
     assert got == pytest.approx(0.5, rel=0.06)
 
 
-@pytest.mark.parametrize(
-    ("sampler", "steps", "use"),
-    [
-        ("ddim", 61, "60 or 62"),  # trailing: diffusers adds a 62nd step at t = -1
-        ("ddim", 300, "250 or 317"),
-        ("ddpm", 600, "500 or 950"),  # leading: pure noise would be taken for t = 599
-        ("dpm++", 1000, None),  # timesteps repeat: a division by zero
-    ],
-)
-def test_unsound_numbers_of_steps_are_refused_and_the_nearest_named(
-    sampler: str, steps: int, use: str | None
+def test_unsound_numbers_of_steps_are_refused_and_the_nearest_named() -> None:
+    scheduler = ours("dpm++", "v_prediction")  # timesteps repeat: a division by zero
+    with pytest.raises(ValueError, match=r"1000 steps do not suit .*use 999"):
+        sampling.set_timesteps(scheduler, 1000)
+    with pytest.raises(ValueError, match=r"61 steps do not suit .*use 60 or 62"):
+        sampling.set_timesteps(ours("ddim", "v_prediction"), 61)  # diffusers adds a 62nd at -1
+
+
+@pytest.mark.parametrize(("sampler", "steps"), [("ddim", 59), ("ddim", 300), ("ddpm", 600)])
+@BOTH
+def test_numbers_that_do_not_divide_the_schedule_are_taken(
+    sampler: str, steps: int, prediction_type: str
 ) -> None:
-    scheduler = ours(sampler, "v_prediction")
-    with pytest.raises(ValueError, match=f"{steps} steps do not suit .*use {use or ''}"):
-        sampling.set_timesteps(scheduler, steps, CPU)
+    predict = gaussian_denoiser(1.0, prediction_type)
+    assert final_std(ours(sampler, prediction_type), predict, steps) == pytest.approx(1, rel=0.05)
 
 
 @SAMPLERS
@@ -418,14 +491,14 @@ def test_what_is_accepted_starts_at_noise_and_ends_at_data(
     scheduler, accepted = ours(sampler, prediction_type), 0
     for steps in range(1, 1001, 7):
         try:
-            sampling.set_timesteps(scheduler, steps, CPU)
+            sampling.set_timesteps(scheduler, steps)
         except ValueError:
             continue
         accepted += 1
         times = scheduler.timesteps
         assert times.min() >= 0 and len(times.unique()) == len(times) <= steps
         if steps >= 10:
-            assert ALPHA[times[0]] < 0.25 and ALPHA[times[-1]] > 0.98
+            assert ALPHA[times[0]] < 0.01 and ALPHA[times[-1]] > 0.98
     assert accepted > 20
 
 
@@ -443,9 +516,8 @@ def test_guidance_outside_its_interval_is_the_conditional_prediction_alone() -> 
     within = sampling.guide(denoiser, text, null, 3.0, (200, 700))
     alone = sampling.guide(denoiser, text, null, 1.0)
     for t, same in ((0, alone), (199, alone), (200, always), (700, always), (701, alone)):
-        timestep = torch.tensor(t)
-        assert torch.equal(within(latents, timestep), same(latents, timestep))
+        assert torch.equal(within(latents, t), same(latents, t))
     sizes.clear()
     for t in (100, 500, 999):
-        within(latents, torch.tensor(t))
+        within(latents, t)
     assert sizes == [2, 4, 2]

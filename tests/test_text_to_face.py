@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from diffusion import sampling
+from diffusion.objective import build_objective
 from inference.text_to_face import TextToFace
 from models.custom_unet_celeba_ldm import build_unet
 from models.text_encoder import TextEncoder
@@ -28,8 +29,7 @@ def from_weights(run: Path, part: str) -> TextToFace:
     checkpoint = checkpoints.load_checkpoint(checkpoints.require_checkpoint(run))
     config = checkpoint.config
     unet = build_unet(config.unet).eval().requires_grad_(False)
-    own = {n.removeprefix("module."): v for n, v in getattr(checkpoint, part).items()}
-    unet.load_state_dict({n: v for n, v in own.items() if n != "n_averaged"})
+    unet.load_state_dict(getattr(checkpoint, part))
     text_encoder = TextEncoder.from_pretrained(config.models.text_encoder)
     return TextToFace(
         config, unet, text_encoder, VAEWrapper.from_pretrained(config.models.autoencoder)
@@ -83,15 +83,12 @@ def test_the_pipeline_is_encode_guide_sample_decode(text_to_face: TextToFace) ->
     text = text_to_face.text_encoder(PROMPTS[:2])
     null = text_to_face.text_encoder(["with glasses"])
     unet = text_to_face.unet
-    latents = sampling.sample(
-        lambda x, t, c: unet(x, t, encoder_hidden_states=c).sample,
-        sampling.build_sampler("ddim", text_to_face.config.diffusion),
-        text,
-        null,
-        4.0,
-        SEEDS[:2],
-        3,
-        (4, 8, 8),
+    predict = sampling.guide(
+        lambda x, t, c: unet(x, t, encoder_hidden_states=c).sample, text, null, 4.0
+    )
+    scheduler = sampling.build_sampler("ddim", build_objective(text_to_face.config.diffusion))
+    *_, latents = sampling.trajectory(
+        predict, scheduler, (4, 8, 8), SEEDS[:2], 3, torch.device("cpu")
     )
     want = text_to_face.vae.decode(latents)
     got = text_to_face.generate(PROMPTS[:2], SEEDS[:2], 4.0, 3, "ddim", "with glasses")
@@ -100,12 +97,13 @@ def test_the_pipeline_is_encode_guide_sample_decode(text_to_face: TextToFace) ->
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[object, ...]]]:
-    """(class of scheduler, steps, seeds) of every trajectory."""
+    """(algorithm, order, steps, seeds) of every trajectory."""
     seen: list[tuple[object, ...]] = []
     real = sampling.trajectory
 
     def spy(predict, scheduler, shape, seeds, steps, device) -> Iterator[torch.Tensor]:
-        seen.append((type(scheduler).__name__, steps, list(seeds)))
+        options = scheduler.config
+        seen.append((options.algorithm_type, options.solver_order, steps, list(seeds)))
         yield from real(predict, scheduler, shape, seeds, steps, device)
 
     monkeypatch.setattr(sampling, "trajectory", spy)
@@ -120,11 +118,11 @@ def test_what_is_not_given_comes_from_the_run(
     text_to_face.generate(PROMPTS[:1], [8], sampler="ddim")
     text_to_face.generate(PROMPTS[:3], [8, 9, 10], sampler="ddpm", steps=3, batch_size=2)
     assert calls == [
-        ("DPMSolverMultistepScheduler", 4, [8]),
-        ("DPMSolverMultistepScheduler", 2, [8]),
-        ("DDIMScheduler", 4, [8]),
-        ("DDPMScheduler", 3, [8, 9]),
-        ("DDPMScheduler", 3, [10]),
+        ("dpmsolver++", 2, 4, [8]),
+        ("dpmsolver++", 2, 2, [8]),
+        ("dpmsolver++", 1, 4, [8]),
+        ("sde-dpmsolver++", 1, 3, [8, 9]),
+        ("sde-dpmsolver++", 1, 3, [10]),
     ]
 
 
@@ -146,20 +144,22 @@ def test_scale_and_negative_prompt_change_the_picture(text_to_face: TextToFace) 
 
 
 def test_the_trajectory_ends_in_the_picture(text_to_face: TextToFace) -> None:
-    predict = text_to_face.predict(PROMPTS[:2], 2.5)
-    path = list(text_to_face.trajectory(predict, SEEDS[:2]))
+    predict = text_to_face.predictor(PROMPTS[:2], 2.5)
+    path = list(text_to_face.trajectory(predict, SEEDS[:2], text_to_face.config.sampling))
     assert [p.shape for p in path] == [(2, 4, 8, 8)] * 5
     want = text_to_face.generate(PROMPTS[:2], SEEDS[:2], 2.5)
     assert torch.equal(text_to_face.vae.decode(path[-1]), want)
+
+
+def in_bf16(model: TextToFace) -> TextToFace:
+    return TextToFace(model.config, model.unet, model.text_encoder, model.vae, "bf16")
 
 
 def test_the_precision_of_the_run_is_used(text_to_face: TextToFace) -> None:
     seen = []
     text_to_face.unet.conv_in.register_forward_hook(lambda m, args, out: seen.append(out.dtype))
     text_to_face.generate(PROMPTS[:1], [8], steps=1)
-    training = dataclasses.replace(text_to_face.config.training, mixed_precision="bf16")
-    text_to_face.config = dataclasses.replace(text_to_face.config, training=training)
-    text_to_face.generate(PROMPTS[:1], [8], steps=1)
+    in_bf16(text_to_face).generate(PROMPTS[:1], [8], steps=1)
     assert seen == [torch.float32, torch.bfloat16]
 
 
@@ -186,19 +186,16 @@ def test_a_folder_without_a_checkpoint_and_a_damaged_one_are_refused(
 
 
 def test_no_steps_at_all_are_refused(text_to_face: TextToFace) -> None:
-    with pytest.raises(ValueError, match="0 steps"):
+    with pytest.raises(ValueError, match=r"sampling\.steps: 0 is too small"):
         text_to_face.generate(PROMPTS[:1], [1], steps=0)
 
 
 def test_pictures_decoded_in_the_runs_precision_are_those_of_float32(
     text_to_face: TextToFace,
 ) -> None:
-    config = text_to_face.config
-    training = dataclasses.replace(config.training, mixed_precision="bf16")
     latents = torch.randn(11, *text_to_face.latent_shape)
     want = text_to_face.vae.decode(latents)
-    text_to_face.config = dataclasses.replace(config, training=training)
-    difference = (text_to_face.decode(latents) - want).abs()
+    difference = (in_bf16(text_to_face).decode(latents) - want).abs()
     assert difference.mean() < 0.005  # a step of eight bits is 0.004
     assert difference.max() < 0.1
 
@@ -206,13 +203,13 @@ def test_pictures_decoded_in_the_runs_precision_are_those_of_float32(
 def test_the_configs_guidance_interval_is_used(text_to_face: TextToFace) -> None:
     config = text_to_face.config
     alone = text_to_face.generate(PROMPTS[:1], [8], 1.0)
-    sampling_settings = dataclasses.replace(config.sampling, guidance_interval=(0.0, -0.1))
+    sampling_settings = dataclasses.replace(config.sampling, guidance_interval=(0.0, 0.0))
     text_to_face.config = dataclasses.replace(config, sampling=sampling_settings)
     assert torch.equal(text_to_face.generate(PROMPTS[:1], [8], 4.0), alone)
     everywhere = text_to_face.generate(PROMPTS[:1], [8], 4.0, guidance_interval=(0.0, 1.0))
     assert not torch.equal(everywhere, alone)
     text_to_face.config = config
-    asked = text_to_face.generate(PROMPTS[:1], [8], 4.0, guidance_interval=(0.0, -0.1))
+    asked = text_to_face.generate(PROMPTS[:1], [8], 4.0, guidance_interval=(0.0, 0.0))
     assert torch.equal(asked, alone)
 
 

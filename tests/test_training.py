@@ -8,27 +8,33 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import config as config_module
-from config import Config, TrainingConfig
-from diffusion import determinism, objective
+from config import Config, TrainingConfig, UNetConfig
+from diffusion import determinism
+from diffusion.objective import Objective
+from files import InUse
 from models.custom_unet_celeba_ldm import build_unet
-from models.text_encoder import TextEncoder
 from models.vae_wrapper import Posterior
-from training import checkpoints, experiment, loop, run_folder
+from training import checkpoints, loop, run_folder
+from training import experiment as experiment_module
 from training import state as training_state
-from training.caption_states import CaptionStates
+from training.batches import Batches
+from training.caption_states import KeptCaptions
+from training.experiment import Experiment
+from training.resuming import changed_settings, check_resume
+from training.state import learning_rate_at, new_state
+from training.step import TIMESTEP_BINS, Ledger, Step
 
 COUNT = 26  # faces: three batches of 8 and an incomplete one
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,61 +59,69 @@ class Latents:
         return Posterior(mean, torch.full_like(mean, self.std))
 
 
-def new_accelerator(precision: str) -> Accelerator:
-    """An accelerator of this precision; accelerate keeps one for the whole process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(mixed_precision=precision, cpu=True)
+def caption(position: int, wording: int) -> str:
+    return f"a photo of a {'wo' * (position % 2)}man with {['black', 'gray'][wording % 2]} hair"
 
 
-def caption(position: int, epoch: int) -> str:
-    return f"a photo of a {'wo' * (position % 2)}man with {['black', 'gray'][epoch % 2]} hair"
+def other_unet(config: UNetConfig) -> torch.nn.Module:
+    unet = build_unet(config)
+    for parameter in unet.parameters():
+        parameter.data.add_(1.0)
+    return unet
 
 
 @pytest.fixture
-def inputs(tiny_config: Config, tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """Makes the arguments of `train` for a fresh process with these training settings."""
+def inputs(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Experiment]]:
+    """Makes an experiment over made-up latents, as a fresh process would open it."""
+    monkeypatch.setattr(experiment_module, "ROOT", tmp_path)
+    made: list[Experiment] = []
 
     def make(
         latents: Latents | None = None,
         folder: str = "run",
-        seed_of_init: int = 0,
+        other_start: bool = False,
         flip: bool = True,
         snr_gamma: float | None = 5.0,
+        text_fingerprint: str = "text",
         **changes: Any,
-    ) -> dict[str, Any]:
-        changes = {"mixed_precision": "no", "warmup_steps": 2} | changes
+    ) -> Experiment:
+        for earlier in made:
+            earlier.close()
+        AcceleratorState._reset_state(reset_partial_state=True)
+        changes = {"mixed_precision": "no", "warmup_steps": 2, "tracker": None} | changes
         config = dataclasses.replace(
             tiny_config,
             data=dataclasses.replace(tiny_config.data, flip=flip),
             diffusion=dataclasses.replace(tiny_config.diffusion, snr_gamma=snr_gamma),
             training=dataclasses.replace(tiny_config.training, **changes),
         )
-        torch.manual_seed(seed_of_init)
-        state = training_state.new_state(build_unet(config.unet), config.training)
-        return {
-            "state": training_state.resume(state, config, tmp_path / folder),
-            "config": config,
-            "latents": latents or Latents(),
-            "caption": caption,
-            "text_encoder": TextEncoder.from_pretrained(config.models.text_encoder),
-            "folder": tmp_path / folder,
-            "accelerator": new_accelerator(config.training.mixed_precision),
-        }
+        opened = Experiment(config, tmp_path / folder)
+        opened.latents = opened.faces = latents or Latents()
+        opened.caption = caption
+        opened.text_fingerprint, opened.vae_fingerprint = text_fingerprint, "vae"
+        if other_start:  # weights that a checkpoint must replace
+            monkeypatch.setattr(experiment_module, "build_unet", other_unet)
+        made.append(opened)
+        return opened
 
-    return make
-
-
-Inputs = Callable[..., dict[str, Any]]
+    yield make
+    for opened in made:
+        opened.close()
 
 
-def finish(arguments: dict[str, Any]) -> list[loop.Step]:
-    return list(loop.train(**arguments))
+Inputs = Callable[..., Experiment]
 
 
-def stop_after(arguments: dict[str, Any], steps: int, number: int) -> None:
+def finish(arguments: Experiment) -> list[Step]:
+    return list(loop.train(arguments))
+
+
+def stop_after(arguments: Experiment, steps: int, number: int) -> None:
     """Train until a real signal, sent to this process after `steps` steps, ends it."""
-    with pytest.raises(KeyboardInterrupt, match=f"step {arguments['state'].step + steps + 1}"):
-        for done, _ in enumerate(loop.train(**arguments), start=1):
+    with pytest.raises(KeyboardInterrupt, match=f"step {arguments.state.step + steps + 1}"):
+        for done, _ in enumerate(loop.train(arguments), start=1):
             if done == steps:
                 signal.raise_signal(number)
 
@@ -133,23 +147,24 @@ def everything(state: training_state.TrainingState, folder: Path) -> dict[str, A
     losses = run_folder.read_losses(folder)
     for line in losses:
         line.pop("images_per_second")
-    parts = {"unet": state.unet, "ema": state.ema, "optimizer": state.optimizer}
-    return {n: p.state_dict() for n, p in parts.items()} | {"step": state.step, "losses": losses}
+    parts = {"unet": state.unet, "ema": state.ema_unet, "optimizer": state.optimizer}
+    counts = {"step": state.step, "updates": int(state.updates), "losses": losses}
+    return {n: p.state_dict() for n, p in parts.items()} | counts
 
 
 @pytest.fixture
 def spied_losses(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor]]:
     """What every step hands to the objective, and the losses that it gets back."""
     calls = []
-    real = objective.loss_per_sample
+    real = Objective.loss
 
-    def spy(denoiser: Callable, scheduler: Any, *tensors: torch.Tensor) -> torch.Tensor:
-        losses = real(denoiser, scheduler, *tensors)
+    def spy(self: Objective, denoiser: Callable, *tensors: torch.Tensor) -> torch.Tensor:
+        losses = real(self, denoiser, *tensors)
         names = ("latents", "text", "timesteps", "noise")
         calls.append(dict(zip(names, tensors, strict=True)) | {"losses": losses.detach()})
         return losses
 
-    monkeypatch.setattr(objective, "loss_per_sample", spy)
+    monkeypatch.setattr(Objective, "loss", spy)
     return calls
 
 
@@ -159,15 +174,15 @@ def spied_losses(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor
 @pytest.mark.parametrize("decay", [0.5, 0.9999])
 def test_the_average_is_its_recursion(inputs: Inputs, decay: float) -> None:
     arguments = inputs(ema_decay=decay, learning_rate=1e-2)
-    state, want = arguments["state"], {}
-    for step in loop.train(**arguments):
+    state, want = arguments.state, {}
+    for step in loop.train(arguments):
         live = {n: v.detach().clone() for n, v in state.unet.state_dict().items()}
         n = step.number - 1
         weight = 1.0 if n == 0 else max((1 + n) ** -0.75, 1 - decay)
         want = {k: want.get(k, v) * (1 - weight) + v * weight for k, v in live.items()}
         # Each yielded step is complete: counted, averaged and logged.
-        assert state.step == step.number == int(state.ema.n_averaged)
-        assert len(run_folder.read_losses(arguments["folder"])) == step.number
+        assert state.step == step.number == int(state.updates)
+        assert len(run_folder.read_losses(arguments.folder)) == step.number
         for name, value in state.ema_unet.state_dict().items():
             torch.testing.assert_close(value, want[name], rtol=1e-5, atol=1e-6)
     assert step.number == 6
@@ -177,12 +192,31 @@ def test_the_average_is_its_recursion(inputs: Inputs, decay: float) -> None:
     assert not state.ema_unet.training
 
 
-def test_the_decay_grows_to_its_ceiling() -> None:
-    update = training_state.ema_rule(0.99)
-    for count, weight in ((1, 2**-0.75), (99, 100**-0.75), (10**6, 0.01)):
-        averaged = [torch.zeros(3)]
-        update(averaged, [torch.ones(3)], torch.tensor(count))
-        torch.testing.assert_close(averaged[0], torch.full((3,), weight))
+@pytest.mark.parametrize(("count", "weight"), [(1, 2**-0.75), (99, 100**-0.75), (10**6, 0.01)])
+def test_the_decay_grows_to_its_ceiling(tiny_config: Config, count: int, weight: float) -> None:
+    state = new_state(build_unet(tiny_config.unet), tiny_config.training)
+    state.updates.fill_(count)
+    live, average = next(state.unet.parameters()), next(state.ema_unet.parameters())
+    with torch.no_grad():
+        live.fill_(1), average.fill_(0)
+    training_state._update_average(state, torch.ones(()), 0.99)
+    torch.testing.assert_close(average, torch.full_like(average, weight))
+    assert int(state.updates) == count + 1
+
+
+def test_the_average_moves_alike_on_a_gpu(
+    tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There the weight stays on the device, so another kernel is used."""
+    states = [new_state(build_unet(tiny_config.unet), tiny_config.training) for _ in range(2)]
+    states[1].unet.load_state_dict(states[0].unet.state_dict())
+    for state, kind in zip(states, ("cpu", "cuda"), strict=True):
+        state.ema_unet.load_state_dict({k: v * 0 for k, v in state.unet.state_dict().items()})
+        state.updates.fill_(3)
+        monkeypatch.setattr(training_state, "_reads_for_free", lambda _, kind=kind: kind == "cpu")
+        training_state._update_average(state, torch.ones(()), 0.9999)
+    for one, other in zip(*(s.ema_unet.parameters() for s in states), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 # --- learning rate ---
@@ -193,11 +227,11 @@ def test_the_decay_grows_to_its_ceiling() -> None:
 def test_the_shape_of_the_learning_rate(warmup: int, total: int, peak: float) -> None:
     constant = TrainingConfig(learning_rate=peak, warmup_steps=warmup, lr_decay="constant")
     cosine = dataclasses.replace(constant, lr_decay="cosine")
-    rates = [training_state.learning_rate_at(s, total, constant) for s in range(total + 1)]
+    rates = [learning_rate_at(s, total, constant) for s in range(total + 1)]
     want = [peak * min(1, (s + 1) / (warmup + 1)) for s in range(total + 1)]
     assert rates == pytest.approx(want, rel=1e-9)
     assert rates[warmup] == peak and rates[0] > 0 and (warmup == 0 or rates[warmup - 1] < peak)
-    cosined = [training_state.learning_rate_at(s, total, cosine) for s in range(total + 1)]
+    cosined = [learning_rate_at(s, total, cosine) for s in range(total + 1)]
     halves = [r * (1 + math.cos(math.pi * s / total)) / 2 for s, r in enumerate(rates)]
     assert cosined == pytest.approx(halves, rel=1e-9, abs=1e-15)
     assert cosined[total] == pytest.approx(0, abs=1e-12)
@@ -205,16 +239,16 @@ def test_the_shape_of_the_learning_rate(warmup: int, total: int, peak: float) ->
 
 
 def test_an_unknown_decay_is_refused() -> None:
-    with pytest.raises(ValueError, match="'linear'"):
-        training_state.learning_rate_at(0, 10, TrainingConfig(lr_decay="linear"))
+    with pytest.raises(ValueError, match=r"training\.lr_decay: 'linear' is unknown"):
+        TrainingConfig(lr_decay="linear")
 
 
 @pytest.mark.parametrize("decay", ["constant", "cosine"])
 def test_the_optimiser_runs_at_the_rate_of_its_step(inputs: Inputs, decay: str) -> None:
     arguments = inputs(lr_decay=decay, learning_rate=3e-3, weight_decay=0.07)
-    for step in loop.train(**arguments):
-        (group,) = arguments["state"].optimizer.param_groups
-        want = training_state.learning_rate_at(step.number - 1, 6, arguments["config"].training)
+    for step in loop.train(arguments):
+        (group,) = arguments.state.optimizer.param_groups
+        want = learning_rate_at(step.number - 1, 6, arguments.config.training)
         assert group["lr"] == step.learning_rate == want
         assert group["weight_decay"] == 0.07
 
@@ -222,18 +256,18 @@ def test_the_optimiser_runs_at_the_rate_of_its_step(inputs: Inputs, decay: str) 
 def test_the_first_step_moves_every_weight_by_the_learning_rate(inputs: Inputs) -> None:
     """AdamW's first step is lr * sign(gradient), whatever the gradient's size."""
     arguments = inputs(learning_rate=1e-3, warmup_steps=3, weight_decay=0.0)
-    before = {n: p.detach().clone() for n, p in arguments["state"].unet.named_parameters()}
-    next(loop.train(**arguments))
-    for name, parameter in arguments["state"].unet.named_parameters():
+    before = {n: p.detach().clone() for n, p in arguments.state.unet.named_parameters()}
+    next(loop.train(arguments))
+    for name, parameter in arguments.state.unet.named_parameters():
         moved = (parameter.detach() - before[name]).abs()
         assert moved.max() <= 1e-3 / 4 * 1.01, name
-    assert (arguments["state"].unet.conv_out.weight - before["conv_out.weight"]).abs().max() > 2e-4
+    assert (arguments.state.unet.conv_out.weight - before["conv_out.weight"]).abs().max() > 2e-4
 
 
 def test_gradients_are_clipped(inputs: Inputs) -> None:
     arguments = inputs(max_grad_norm=1e-3)
-    for _ in loop.train(**arguments):
-        gradients = [p.grad for p in arguments["state"].unet.parameters()]
+    for _ in loop.train(arguments):
+        gradients = [p.grad for p in arguments.state.unet.parameters()]
         norm = torch.nn.utils.get_total_norm(gradients).item()
         assert norm == pytest.approx(1e-3, rel=1e-2)
 
@@ -251,25 +285,26 @@ def test_gradients_are_clipped(inputs: Inputs) -> None:
 def test_an_epoch_shows_every_face_at_most_once(
     count: int, batch: int, processes: int, seed: int
 ) -> None:
-    steps = count // (batch * processes)
+    """Whatever the number of processes, which share each batch and change from epoch to epoch."""
+    steps = count // batch
     if steps == 0:
         return
-    settings_ = TrainingConfig(batch_size=batch, seed=seed)
 
-    def epoch(number: int) -> list[int]:
+    def epoch(number: int, processes: int) -> list[int]:
+        shares = [determinism.share_of(batch, p, processes) for p in range(processes)]
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
         faces = [
-            determinism.positions_at(step, count, settings_, process, processes)
+            determinism.positions_at(step, count, batch, seed)[np.array(share, int)]
             for step in range(number * steps, (number + 1) * steps)
-            for process in range(processes)
+            for share in shares
         ]
-        assert all(len(f) == batch for f in faces)
         return [int(i) for f in faces for i in f]
 
-    first, second = epoch(0), epoch(1)
-    assert len(set(first)) == len(first) == steps * batch * processes
-    assert set(first) <= set(range(count)) and count - len(first) < batch * processes
+    first, second = epoch(0, processes), epoch(1, 1)
+    assert len(set(first)) == len(first) == steps * batch
+    assert set(first) <= set(range(count)) and count - len(first) < batch
     determinism.epoch_order.cache_clear()  # as after a restart
-    assert epoch(1) == second and epoch(0) == first
+    assert epoch(1, processes) == second and epoch(0, 1) == first
     if len(first) >= 12:
         assert first != second != sorted(second)
 
@@ -281,10 +316,9 @@ def test_another_seed_is_another_order() -> None:
     assert len(orders) == 4
 
 
-def test_every_step_of_every_process_has_its_own_generator() -> None:
-    def numbers(seed: int, step: int, process: int) -> tuple[float, ...]:
-        generator = determinism.step_generator(seed, step, process)
-        return tuple(torch.randn(4, generator=generator).tolist())
+def test_every_sample_of_every_step_has_its_own_generator() -> None:
+    def numbers(seed: int, step: int, place: int) -> tuple[float, ...]:
+        return tuple(determinism.sample_generator(seed, step, place).standard_normal(4))
 
     keys = [(s, n, p) for s in (0, 1, 11) for n in (0, 1, 11, 12) for p in (0, 1, 2)]
     drawn = {numbers(*key) for key in keys}
@@ -292,27 +326,42 @@ def test_every_step_of_every_process_has_its_own_generator() -> None:
     assert numbers(0, 1, 2) == numbers(0, 1, 2)
 
 
-@pytest.mark.parametrize("process", [0, 1])
-def test_a_process_fetches_its_own_share(inputs: Inputs, process: int) -> None:
-    arguments = inputs(batch_size=4)
-    arguments["accelerator"] = _TwoProcesses(arguments["accelerator"], process)
-    finish(arguments)
-    asked = [positions for positions, _ in arguments["latents"].asked]
-    settings_ = arguments["config"].training
-    assert asked == [
-        determinism.positions_at(s, COUNT, settings_, process, 2).tolist() for s in range(6)
-    ]
+@pytest.mark.parametrize("processes", [2, 3, 8])
+def test_the_shares_of_processes_are_the_batch(inputs: Inputs, processes: int) -> None:
+    """Noise, timesteps, captions and mirroring too: a sample does not know who computes it."""
+    opened = inputs()
+    whole = opened.batches[4]
+    shares = [
+        Batches(
+            opened.latents, caption, opened.objective, opened.config.data, opened.config.training,
+            process=number, processes=processes,
+        )[4]
+        for number in range(processes)
+    ]  # fmt: skip
+    assert torch.equal(torch.cat([share.packed for share in shares]), whole.packed)
+    assert sum((share.captions for share in shares), ()) == whole.captions
+    assert np.concatenate([share.positions for share in shares]).tolist() == (
+        whole.positions.tolist()
+    )
 
 
-class _TwoProcesses:
-    """An accelerator that says it is one of two."""
+def test_a_batch_is_a_function_of_its_number(inputs: Inputs) -> None:
+    batches = inputs().batches
+    wanted = [batches[step] for step in range(5)]
+    ahead = list(batches.ahead(1, 5))
+    assert [batch.step for batch in ahead] == [1, 2, 3, 4]
+    for batch in ahead:
+        assert torch.equal(batch.packed, wanted[batch.step].packed)
+        assert batch.captions == wanted[batch.step].captions
 
-    def __init__(self, accelerator: Accelerator, process: int) -> None:
-        self.accelerator, self.process_index = accelerator, process
-        self.num_processes, self.is_main_process = 2, process == 0
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.accelerator, name)
+def test_more_processes_than_samples_are_refused(inputs: Inputs) -> None:
+    opened = inputs()
+    with pytest.raises(ValueError, match="a batch of 8 cannot be shared among 9 processes"):
+        Batches(
+            opened.latents, caption, opened.objective, opened.config.data, opened.config.training,
+            processes=9,
+        )  # fmt: skip
 
 
 # --- what reaches the model ---
@@ -341,11 +390,12 @@ def test_latents_are_fresh_samples_of_the_posterior(
 def test_the_loss_reported_is_the_unweighted_mean(
     inputs: Inputs, spied_losses: list[dict[str, torch.Tensor]]
 ) -> None:
-    arguments = inputs(snr_gamma=0.01)
-    for step, call in zip(loop.train(**arguments), spied_losses, strict=False):
+    opened = inputs(snr_gamma=0.01)
+    for step, call in zip(loop.train(opened), spied_losses, strict=False):
         assert step.loss == pytest.approx(call["losses"].mean().item(), rel=1e-6)
-        want = loop.loss_by_bin(call["losses"], call["timesteps"], 1000)
-        assert step.loss_by_timestep == want
+        want = by_bin(call["losses"], call["timesteps"])
+        for value, mean in zip(step.measured.loss_by_timestep, want, strict=True):
+            assert value == (mean if mean is None else pytest.approx(mean, rel=1e-5))
     assert len(spied_losses) == 6
 
 
@@ -356,27 +406,25 @@ def test_the_weights_of_the_samples_reach_the_gradient(
 ) -> None:
     asked = []
 
-    def spy(scheduler: Any, timesteps: torch.Tensor, gamma: float | None) -> torch.Tensor:
-        asked.append((scheduler.config.prediction_type, timesteps, gamma))
+    def no_weight(self: Objective, timesteps: torch.Tensor) -> torch.Tensor:
+        asked.append(timesteps)
         return torch.zeros(len(timesteps))
 
-    monkeypatch.setattr(objective, "loss_weights", spy)
-    arguments = inputs(snr_gamma=3.5)
-    next(loop.train(**arguments))
-    ((prediction_type, timesteps, gamma),) = asked
-    assert (prediction_type, gamma) == ("v_prediction", 3.5)
-    assert torch.equal(timesteps, spied_losses[0]["timesteps"])
-    assert all(not p.grad.any() for p in arguments["state"].unet.parameters())
+    monkeypatch.setattr(Objective, "weight", no_weight)
+    opened = inputs(snr_gamma=3.5)
+    next(loop.train(opened))
+    assert torch.equal(asked[0], spied_losses[0]["timesteps"])
+    assert all(not p.grad.any() for p in opened.state.unet.parameters())
 
 
 def test_the_denoiser_sees_the_captions_of_its_faces(
     inputs: Inputs, spied_losses: list[dict[str, torch.Tensor]]
 ) -> None:
     arguments = inputs(cfg_dropout_prob=0.0)
-    epochs = [step.epoch for step in loop.train(**arguments)]
+    epochs = [step.epoch for step in loop.train(arguments)]
     assert epochs == [0, 0, 1, 1, 1, 2]
-    for number, (positions, _) in enumerate(arguments["latents"].asked):
-        want = arguments["text_encoder"]([caption(p, number // 3) for p in positions])
+    for number, (positions, _) in enumerate(arguments.latents.asked):
+        want = arguments.text_encoder([caption(p, number // 3) for p in positions])
         torch.testing.assert_close(spied_losses[number]["text"], want, rtol=0, atol=1e-5)
 
 
@@ -386,14 +434,16 @@ def test_dropped_captions_reach_the_text_encoder(
 ) -> None:
     arguments = inputs(cfg_dropout_prob=float(probability), num_epochs=4)
     seen: list[str] = []
-    encode = CaptionStates.__call__
+    encode = KeptCaptions.__call__
     monkeypatch.setattr(
-        CaptionStates, "__call__", lambda self, texts: seen.extend(texts) or encode(self, texts)
+        KeptCaptions,
+        "__call__",
+        lambda self, batch: seen.extend(batch.captions) or encode(self, batch),
     )
     finish(arguments)
     assert len(seen) == 12 * 8
     assert low <= np.mean([text == "" for text in seen]) <= high
-    positions = [p for batch, _ in arguments["latents"].asked for p in batch]
+    positions = [p for batch, _ in arguments.latents.asked for p in batch]
     for i, (text, position) in enumerate(zip(seen, positions, strict=True)):
         assert text in ("", caption(position, i // 24))
 
@@ -402,10 +452,10 @@ def test_dropped_captions_reach_the_text_encoder(
 def test_mirrored_faces_are_asked_for(inputs: Inputs, flip: bool) -> None:
     arguments = inputs(num_epochs=4, flip=flip)
     finish(arguments)
-    flipped = [f for _, batch in arguments["latents"].asked for f in batch]
+    flipped = [f for _, batch in arguments.latents.asked for f in batch]
     share = np.mean(flipped)
     assert (0.3 < share < 0.7) if flip else share == 0
-    assert not flip or len({tuple(batch) for _, batch in arguments["latents"].asked}) > 6
+    assert not flip or len({tuple(batch) for _, batch in arguments.latents.asked}) > 6
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
@@ -414,7 +464,7 @@ def test_the_unet_computes_in_the_asked_precision_at_every_step(
 ) -> None:
     arguments = inputs(mixed_precision=precision)
     seen: list[torch.dtype] = []
-    unet = arguments["state"].unet
+    unet = arguments.state.unet
     unet.conv_in.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
     finish(arguments)
     assert seen == [torch.bfloat16 if precision == "bf16" else torch.float32] * 6
@@ -423,7 +473,7 @@ def test_the_unet_computes_in_the_asked_precision_at_every_step(
 
 def test_it_overfits_eight_faces(inputs: Inputs) -> None:
     arguments = inputs(Latents(8, 0.0), num_epochs=300, learning_rate=3e-3, flip=False)
-    losses = [step.loss for step in loop.train(**arguments)]
+    losses = [step.loss for step in loop.train(arguments)]
     # Latents of white noise cannot be guessed, only remembered: without memory the loss stays at 1.
     assert len(losses) == 300 and np.mean(losses[:5]) > 0.95
     assert np.mean(losses[-100:]) < 0.75
@@ -432,15 +482,22 @@ def test_it_overfits_eight_faces(inputs: Inputs) -> None:
 # --- loss by timestep ---
 
 
+def by_bin(losses: torch.Tensor, timesteps: torch.Tensor) -> tuple[float | None, ...]:
+    inside = [losses[timesteps * TIMESTEP_BINS // 1000 == b] for b in range(TIMESTEP_BINS)]
+    return tuple(part.mean().item() if len(part) else None for part in inside)
+
+
 @given(data=st.lists(st.tuples(st.integers(0, 999), st.floats(0, 10)), min_size=1, max_size=40))
 @settings(max_examples=50, deadline=None)
 def test_loss_by_bin(data: list[tuple[int, float]]) -> None:
     times, losses = (torch.tensor(column) for column in zip(*data, strict=True))
-    got = loop.loss_by_bin(losses, times, 1000)
-    assert len(got) == 10
-    for b, value in enumerate(got):
-        inside = [loss for t, loss in data if 100 * b <= t < 100 * (b + 1)]
-        assert value == (pytest.approx(np.mean(inside), rel=1e-4, abs=1e-6) if inside else None)
+    ledger = Ledger(1000)
+    ledger.note(7, losses, times, torch.tensor(0.5))
+    got = ledger.of(7)
+    assert got.loss == pytest.approx(losses.double().mean().item(), rel=1e-4, abs=1e-6)
+    assert got.gradient_norm == 0.5 and got.moved
+    for value, want in zip(got.loss_by_timestep, by_bin(losses, times), strict=True):
+        assert value == (want if want is None else pytest.approx(want, rel=1e-4, abs=1e-6))
 
 
 # --- stopping and going on ---
@@ -463,47 +520,43 @@ def test_going_on_is_as_never_having_stopped(
     stop_after(stopped, steps, number)
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
     name = f"celeba_ldm_unet_checkpoint_epoch_{(steps + 1) // 3}_step_{steps + 1}.pt"
-    assert [p.name for p in stopped["folder"].glob("*.pt")] == [name]
-    resumed = inputs(folder="stopped", seed_of_init=99, **options)
-    assert resumed["state"].step == steps + 1
-    numbers = [step.number for step in loop.train(**resumed)]
+    assert [p.name for p in stopped.folder.glob("*.pt")] == [name]
+    resumed = inputs(folder="stopped", other_start=True, **options)
+    assert resumed.state.step == steps + 1
+    numbers = [step.number for step in loop.train(resumed)]
     assert numbers == list(range(steps + 2, 7))
-    assert_same(
-        everything(resumed["state"], resumed["folder"]), everything(whole["state"], whole["folder"])
-    )
-    last = checkpoints.load_checkpoint(checkpoints.require_checkpoint(whole["folder"]))
+    assert_same(everything(resumed.state, resumed.folder), everything(whole.state, whole.folder))
+    last = checkpoints.load_checkpoint(checkpoints.require_checkpoint(whole.folder))
     assert (last.step, last.epoch) == (6, 2)
-    assert_same(last.ema, dict(resumed["state"].ema.state_dict()))
+    assert_same(last.ema, dict(resumed.state.ema_unet.state_dict()))
 
 
 def test_after_a_crash_the_run_goes_on_from_the_last_checkpoint(inputs: Inputs) -> None:
     whole = inputs(folder="whole")
     finish(whole)
     crashed = inputs(folder="crashed")
-    steps = loop.train(**crashed)
+    steps = loop.train(crashed)
     assert [next(steps).number for _ in range(5)] == [1, 2, 3, 4, 5]
     steps.close()  # nothing is saved within the second epoch, but its losses are written
-    assert len(run_folder.read_losses(crashed["folder"])) == 5
-    resumed = inputs(folder="crashed", seed_of_init=99)
-    assert resumed["state"].step == 3
+    assert len(run_folder.read_losses(crashed.folder)) == 5
+    resumed = inputs(folder="crashed", other_start=True)
+    assert resumed.state.step == 3
     finish(resumed)
-    assert_same(
-        everything(resumed["state"], resumed["folder"]), everything(whole["state"], whole["folder"])
-    )
+    assert_same(everything(resumed.state, resumed.folder), everything(whole.state, whole.folder))
 
 
 def test_a_finished_run_has_nothing_left_to_do(inputs: Inputs) -> None:
     finish(inputs(lr_decay="constant"))
     again = inputs(lr_decay="constant")
-    before = everything(again["state"], again["folder"])
+    before = everything(again.state, again.folder)
     assert finish(again) == []
-    assert_same(everything(again["state"], again["folder"]), before)
+    assert_same(everything(again.state, again.folder), before)
     longer = inputs(num_epochs=3, lr_decay="constant")
-    assert [step.number for step in loop.train(**longer)] == [7, 8, 9]
+    assert [step.number for step in loop.train(longer)] == [7, 8, 9]
 
 
 def test_the_second_signal_acts_at_once(inputs: Inputs) -> None:
-    steps = loop.train(**inputs())
+    steps = loop.train(inputs())
     next(steps)
     signal.raise_signal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt) as caught:
@@ -520,12 +573,12 @@ import config
 config.ROOT = Path(sys.argv[1])
 import torch
 torch.set_num_threads(int(sys.argv[3]))
-from training.caption_states import CaptionStates
-from training.experiment import open_experiment
+from training import experiment
 from training.loop import train
 from settings import from_dict
-values = from_dict(json.loads(Path(sys.argv[2]).read_text()))
-for step in train(**open_experiment(values).training_inputs()):
+experiment.ROOT = config.ROOT
+values = from_dict(json.loads(Path(sys.argv[2]).read_text()), config.Config)
+for step in train(experiment.Experiment(values).open_all()):
     print("step", step.number, flush=True)
     if step.number == 4:
         sys.stdin.readline()
@@ -556,13 +609,13 @@ def test_a_real_interrupt_of_a_real_process(
     assert process.returncode != 0 and "stopped after step 5" in errors
 
     def train_in(root: Path) -> dict[str, Any]:
-        for module in (config_module, experiment):
+        for module in (config_module, experiment_module):
             monkeypatch.setattr(module, "ROOT", root)
         AcceleratorState._reset_state(reset_partial_state=True)
-        opened = experiment.open_experiment(config)
-        started.append(opened.state.step)
-        finish(opened.training_inputs())
-        return everything(opened.state, opened.folder)
+        with Experiment(config) as opened:
+            started.append(opened.state.step)
+            finish(opened)
+            return everything(opened.state, opened.folder)
 
     started: list[int] = []
     found = [p.name for p in (interrupted / "checkpoints" / "test").glob("*.pt")]
@@ -579,48 +632,54 @@ def test_a_real_interrupt_of_a_real_process(
 
 def test_a_loss_that_is_not_finite_stops_and_saves_nothing(inputs: Inputs) -> None:
     arguments = inputs()
-    steps = loop.train(**arguments)
+    steps = loop.train(arguments)
     for _ in range(3):
         next(steps)
-    (saved,) = arguments["folder"].glob("*.pt")
+    (saved,) = arguments.folder.glob("*.pt")
     content = saved.read_bytes()
-    arguments["latents"].mean[:] = math.nan
+    before = {n: p.clone() for n, p in arguments.state.unet.state_dict().items()}
+    arguments.latents.mean[:] = math.nan
     with pytest.raises(FloatingPointError, match=r"nan.*last checkpoint is intact"):
-        next(steps)
-    assert list(arguments["folder"].glob("*.pt")) == [saved] and saved.read_bytes() == content
-    assert arguments["state"].step == 3
-    assert all(p.isfinite().all() for p in arguments["state"].unet.parameters())
-    assert run_folder.read_losses(arguments["folder"])[-1]["step"] == 3
+        for _ in range(2):  # the next batch may have been prepared already
+            next(steps)
+    assert list(arguments.folder.glob("*.pt")) == [saved] and saved.read_bytes() == content
+    if arguments.state.step == 4:  # the refused step is the fourth
+        assert_same(dict(arguments.state.unet.state_dict()), before)
+    assert all(p.isfinite().all() for p in arguments.state.unet.parameters())
+    assert [
+        line["step"] for line in run_folder.read_lines(arguments.folder / "not_finite.jsonl")
+    ] == [arguments.state.step]
 
 
 def test_a_gradient_that_is_not_finite_is_never_saved(inputs: Inputs) -> None:
     arguments = inputs(Latents(8), num_epochs=3)
-    arguments["state"].unet.conv_in.weight.register_hook(lambda gradient: gradient * math.inf)
+    arguments.state.unet.conv_in.weight.register_hook(lambda gradient: gradient * math.inf)
     with pytest.raises(FloatingPointError):
         finish(arguments)
-    for path in arguments["folder"].glob("*.pt"):
+    for path in arguments.folder.glob("*.pt"):
         weights = checkpoints.load_checkpoint(path).unet
         assert all(value.isfinite().all() for value in weights.values())
 
 
 def test_a_run_begun_under_other_circumstances_is_refused(inputs: Inputs) -> None:
     """Other faces would change the order of all of them; other frozen models, the latents."""
-    finish(inputs() | {"frozen": "0123"})
-    more = inputs(Latents(COUNT + 8)) | {"frozen": "0123"}
+    finish(inputs(text_fingerprint="0123"))
     with pytest.raises(ValueError, match=f"faces: {COUNT} there, {COUNT + 8} here"):
-        finish(more)
-    with pytest.raises(ValueError, match="frozen: 0123 there, 4567 here"):
-        finish(inputs() | {"frozen": "4567"})
-    assert finish(inputs() | {"frozen": "0123"}) == []
+        finish(inputs(Latents(COUNT + 8), text_fingerprint="0123"))
+    with pytest.raises(ValueError, match="frozen: '0123-vae' there, '4567-vae' here"):
+        finish(inputs(text_fingerprint="4567"))
+    assert finish(inputs(text_fingerprint="0123")) == []
 
 
-def test_a_state_that_another_process_has_overtaken_is_refused(inputs: Inputs) -> None:
-    early = inputs()
-    finish(inputs())
-    losses = (early["folder"] / "losses.jsonl").read_bytes()
-    with pytest.raises(ValueError, match=r"gone on to step 6 since this state \(step 0\)"):
-        finish(early)
-    assert (early["folder"] / "losses.jsonl").read_bytes() == losses
+def test_a_run_folder_is_held_from_the_opening_to_the_end(inputs: Inputs) -> None:
+    opened = inputs()
+    with pytest.raises(InUse, match="process"):
+        Experiment(opened.config, opened.folder)
+    next(loop.train(opened))
+    with pytest.raises(InUse):
+        Experiment(opened.config, opened.folder)
+    opened.close()
+    Experiment(opened.config, opened.folder).close()
 
 
 @pytest.mark.parametrize("allowed", [0, 1, 2])
@@ -628,69 +687,94 @@ def test_batches_that_are_not_finite_are_skipped_up_to_a_bound(
     inputs: Inputs, allowed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two of the six steps blow up; what they would have done never reaches weights or average."""
-    real, calls = objective.loss_per_sample, []
+    real, calls = Objective.loss, []
 
-    def loss_per_sample(*arguments: Any) -> torch.Tensor:
+    def loss(*arguments: Any) -> torch.Tensor:
         calls.append(1)
         return real(*arguments) * (math.nan if len(calls) in (2, 5) else 1.0)
 
-    monkeypatch.setattr(objective, "loss_per_sample", loss_per_sample)
+    monkeypatch.setattr(Objective, "loss", loss)
     arguments = inputs(skip_not_finite=allowed)
-    folder, steps = arguments["folder"], []
+    folder, steps = arguments.folder, []
     if allowed < 2:
         with pytest.raises(FloatingPointError, match=r"not_finite\.jsonl"):
-            steps.extend(loop.train(**arguments))
+            steps.extend(loop.train(arguments))
     else:
         steps = finish(arguments)
         assert [step.skipped for step in steps] == [False, True, False, False, True, False]
-        assert int(arguments["state"].ema.n_averaged) == 4
+        assert int(arguments.state.updates) == 4
         losses = [line["loss"] for line in run_folder.read_losses(folder)]
         assert [loss is None for loss in losses] == [step.skipped for step in steps]
     lines = [json.loads(line) for line in (folder / "not_finite.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 5][: allowed + 1]
     assert all(len(line["faces"]) == 8 and line["learning_rate"] > 0 for line in lines)
-    assert all(p.isfinite().all() for p in arguments["state"].unet.parameters())
+    assert all(p.isfinite().all() for p in arguments.state.unet.parameters())
 
 
 def test_too_few_faces_are_refused(inputs: Inputs) -> None:
     arguments = inputs(Latents(7))
     with pytest.raises(ValueError, match="7 faces do not fill one batch of 8"):
         finish(arguments)
-    assert not arguments["folder"].exists()
+    assert not list(arguments.folder.glob("*.pt"))
 
 
-@pytest.mark.parametrize(
-    ("section", "name", "value"),
-    [
-        ("training", "seed", 1),
-        ("training", "batch_size", 4),
-        ("training", "learning_rate", 0.5),
-        ("training", "ema_decay", 0.9),
-        ("training", "cfg_dropout_prob", 0.2),
-        ("diffusion", "prediction_type", "epsilon"),
-        ("diffusion", "snr_gamma", None),
-        ("unet", "widths", (64, 64)),
-        ("data", "flip", False),
-        ("models", "text_encoder", "another/model"),
-    ],
-)
-def test_changed_settings_are_refused_by_name(
-    inputs: Inputs, section: str, name: str, value: Any
-) -> None:
-    arguments = inputs()
-    steps = loop.train(**arguments)
+FIXED_CHANGES = [
+    ("training", "seed", 1),
+    ("training", "batch_size", 4),
+    ("training", "ema_decay", 0.9),
+    ("training", "cfg_dropout_prob", 0.2),
+    ("diffusion", "prediction_type", "epsilon"),
+    ("diffusion", "snr_gamma", None),
+    ("unet", "widths", (64, 64)),
+    ("data", "flip", False),
+    ("models", "text_encoder", "another/model"),
+]
+
+
+def with_change(config: Config, section: str, name: str, value: Any) -> Config:
+    part = dataclasses.replace(getattr(config, section), **{name: value})
+    return dataclasses.replace(config, **{section: part})
+
+
+def after_one_epoch(inputs: Inputs) -> Experiment:
+    opened = inputs()
+    steps = loop.train(opened)
     for _ in range(3):
         next(steps)
     steps.close()
-    config, state = arguments["config"], arguments["state"]
-    part = dataclasses.replace(getattr(config, section), **{name: value})
-    changed = dataclasses.replace(config, **{section: part})
-    with pytest.raises(ValueError, match=rf"epoch_1\.pt.*{section}\.{name}: "):
-        training_state.resume(state, changed, arguments["folder"])
-    old = getattr(getattr(config, section), name)
-    assert training_state.changed_settings(config, changed) == [
-        f"{section}.{name}: {old!r} there, {value!r} here"
-    ]
+    return opened
+
+
+@pytest.mark.parametrize(("section", "name", "value"), FIXED_CHANGES)
+def test_changed_settings_are_refused_by_name(
+    inputs: Inputs, section: str, name: str, value: Any
+) -> None:
+    opened = after_one_epoch(inputs)
+    changed = with_change(opened.config, section, name, value)
+    found = checkpoints.open_newest(opened.folder)
+    old = getattr(getattr(opened.config, section), name)
+    assert changed_settings(opened.config, changed) == (
+        [f"{section}.{name}: {old!r} there, {value!r} here"],
+        [],
+    )
+    opened.config = changed
+    with pytest.raises(ValueError, match=rf"epoch_1\.pt.*{section}\.{name}: .*--set name="):
+        check_resume(found, opened)
+
+
+def test_a_lower_learning_rate_is_taken_said_aloud_and_recorded(
+    inputs: Inputs, capsys: pytest.CaptureFixture
+) -> None:
+    """It is what the product itself advises after a loss that is not finite."""
+    after_one_epoch(inputs)
+    lower = inputs(learning_rate=1e-5)
+    steps = finish(lower)
+    change = "training.learning_rate: 0.0007 there, 1e-05 here"
+    assert f"changed after step 3: {change}" in capsys.readouterr().out
+    assert [step.number for step in steps] == [4, 5, 6] and steps[0].learning_rate < 1e-4
+    assert run_folder.read_changes(lower.folder) == [{"step": 3, "changed": [change]}]
+    again = inputs(learning_rate=1e-5)  # nothing changes any more, and the record stays
+    assert finish(again) == [] and len(run_folder.read_changes(again.folder)) == 1
 
 
 def test_what_does_not_shape_the_weights_may_change(tiny_config: Config) -> None:
@@ -702,7 +786,7 @@ def test_what_does_not_shape_the_weights_may_change(tiny_config: Config) -> None
     )
     sampling = dataclasses.replace(tiny_config.sampling, steps=3, sampler="ddim")
     changed = dataclasses.replace(tiny_config, data=data, training=often, sampling=sampling)
-    assert training_state.changed_settings(tiny_config, changed) == []
+    assert changed_settings(tiny_config, changed) == ([], [])
 
 
 @pytest.mark.parametrize(("decay", "free"), [("constant", True), ("cosine", False)])
@@ -712,14 +796,14 @@ def test_a_run_may_be_made_longer_unless_its_rate_falls_towards_the_end(
     training_ = dataclasses.replace(tiny_config.training, lr_decay=decay)
     before = dataclasses.replace(tiny_config, training=training_)
     longer = dataclasses.replace(before, training=dataclasses.replace(training_, num_epochs=99))
-    changed = training_state.changed_settings(before, longer)
-    assert changed == ([] if free else ["training.num_epochs: 2 there, 99 here"])
+    refused, _ = changed_settings(before, longer)
+    assert refused == ([] if free else ["training.num_epochs: 2 there, 99 here"])
 
 
 def test_resume_without_a_checkpoint_is_a_fresh_start(inputs: Inputs) -> None:
     arguments = inputs(folder="nothing")
-    assert arguments["state"].step == 0
-    assert not arguments["state"].optimizer.state
+    assert arguments.state.step == 0
+    assert not arguments.state.optimizer.state
 
 
 @pytest.mark.parametrize("setting", ["fused_attention", "compile"])
@@ -729,8 +813,8 @@ def test_what_is_faster_trains_alike(inputs: Inputs, setting: str) -> None:
     losses = []
     for value in (False, True):
         arguments = inputs(folder=str(value), **{setting: value})
-        losses.append([step.loss for step in loop.train(**arguments)])
-        unet = arguments["state"].unet
+        losses.append([step.loss for step in loop.train(arguments)])
+        unet = arguments.state.unet
         plain = any(type(p).__name__ == "AttnProcessor" for p in unet.attn_processors.values())
         assert plain == (not (setting == "fused_attention" and value))
         assert (unet._compiled_call_impl is not None) == (setting == "compile" and value)
@@ -738,11 +822,17 @@ def test_what_is_faster_trains_alike(inputs: Inputs, setting: str) -> None:
 
 
 @pytest.mark.parametrize("size", [1e-3, 0.5, 10.0, math.inf, math.nan])
-def test_clipping_equals_pytorchs(size: float) -> None:
+@pytest.mark.parametrize("reads", [True, False])
+def test_clipping_equals_pytorchs(
+    size: float, reads: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     models = [torch.nn.Linear(5, 3) for _ in range(2)]
     for model in models:
         model.weight.grad = torch.linspace(-size, size, 15).view(3, 5)  # the bias has none
-    ours = training_state.clip_gradients(models[0], 1.0)
+    gradients = [models[0].weight.grad]
+    ours = torch.nn.utils.get_total_norm(gradients)
+    monkeypatch.setattr(training_state, "_reads_for_free", lambda _: reads)
+    training_state.clip_gradients(gradients, ours, 1.0)
     theirs = torch.nn.utils.clip_grad_norm_(models[1].parameters(), 1.0)
     assert torch.equal(ours, theirs) or (ours.isnan() and theirs.isnan())
     torch.testing.assert_close(

@@ -1,89 +1,124 @@
-"""Hidden states of captions, made once for each caption however often it comes back.
+"""Hidden states of a batch's captions: encoded at every step on a GPU, kept in a file on a CPU.
 
-CLIP takes about a tenth of a full-size training step. A face has a few wordings
-(`data.caption_wordings`) that return epoch after epoch, so their states are kept in a file without
-a name: the system caches it in what memory is free, and removes it when the process ends.
+On a GPU a batch of captions takes a few milliseconds. On a CPU CLIP takes about a tenth of a
+full-size training step, so what it gives for a face's few wordings is kept; they come back epoch
+after epoch.
 
-Shapes: B batch, L caption tokens, D text width.
+Shapes: b samples, L caption tokens, D text width.
 """
 
-import os
+import hashlib
 import shutil
-import tempfile
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from models.device import autocast, supported
+from models.device import PRECISIONS, autocast
 from models.text_encoder import TextEncoder
+from training.batches import Batch
 
 ENCODE_BATCH = 16
+CHECKSUM = 4  # bytes behind each row
+ConditionSource = Callable[[Batch], Tensor]  # a batch -> hidden states (b, L, D) on the device
 
 
-class CaptionStates:
-    """Captions -> hidden states (B, L, D), as the text encoder under autocast gives them.
+class EncodedCaptions:
+    """Encodes the tokens of every batch on the device."""
+
+    def __init__(self, text_encoder: TextEncoder, precision: str) -> None:
+        self.text_encoder, self.precision = text_encoder, precision
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Hidden states (b, L, D)."""
+        with autocast(self.precision, batch.packed.device):
+            return self.text_encoder.encode(batch.tokens)
+
+
+class KeptCaptions:
+    """Encodes each caption once and keeps its hidden states in a file that processes share.
 
     What a caption gives never depends on what was asked before, or a run that goes on from a
-    checkpoint, with nothing kept yet, would differ from one that never stopped. A matrix product
-    may round another way in a batch of another size, so captions are encoded in batches of one
-    size, filled up with empty ones.
+    checkpoint would differ from one that never stopped. A matrix product may round another way in
+    a batch of another size, so captions are encoded in batches of one size, filled up with empty
+    ones. A row carries a checksum over caption and states: rows that are not written yet, that a
+    crash left incomplete, or that belong to another caption are encoded again.
 
-    States are kept in bfloat16 where the denoiser computes in it, which rounds them as its first
-    layer would, else in float32: 79 kB a caption at L = 77, D = 512 in bfloat16.
+    States are kept in the precision that the denoiser computes in, which rounds them as its first
+    layer would: 79 kB a caption at L = 77, D = 512 in bfloat16.
 
     Args:
-        capacity: captions that are kept, as far as half of the free disk goes, and no further once
-            it is full; others are encoded whenever they are asked for. 0 keeps none.
-        folder: where the file lies; on a disk, as a full-size run keeps gigabytes.
+        path: the file, which grows as captions are met; see `file_name`.
+        rows: captions that there are; a `Batch` numbers them.
     """
 
-    def __init__(
-        self, text_encoder: TextEncoder, mixed_precision: str, capacity: int, folder: Path
-    ) -> None:
-        self.text_encoder, self.mixed_precision = text_encoder, mixed_precision
-        self.device = next(text_encoder.parameters()).device
-        is_bf16 = supported(mixed_precision, self.device) == "bf16"
-        self.dtype = torch.bfloat16 if is_bf16 else torch.float32
+    def __init__(self, text_encoder: TextEncoder, precision: str, path: Path, rows: int) -> None:
+        self.text_encoder, self.precision = text_encoder, precision
+        self.dtype = PRECISIONS.get(precision, torch.float32)
         self.shape = (text_encoder.max_tokens, text_encoder.width)
-        self.size = self.shape[0] * self.shape[1] * self.dtype.itemsize
-        folder.mkdir(parents=True, exist_ok=True)
-        self.capacity = min(capacity, shutil.disk_usage(folder).free // 2 // self.size)
-        self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115, open as long as this lives
-        self.rows: dict[str, int] = {}
+        self.size = self.shape[0] * self.shape[1] * self.dtype.itemsize + CHECKSUM
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        there = path.stat().st_size // self.size
+        free = shutil.disk_usage(path.parent).free // 2 // self.size
+        self.capacity = min(rows, there + free)
+        self.file = path.open("r+b", buffering=0)
 
-    def __call__(self, captions: Sequence[str]) -> torch.Tensor:
-        """Hidden states (B, L, D) on the encoder's device.
+    def __call__(self, batch: Batch) -> Tensor:
+        """Hidden states (b, L, D) on the CPU."""
+        rows = batch.caption_rows.tolist()
+        wanted = dict(zip(rows, batch.captions, strict=True))
+        found = {row: self._read(row, text) for row, text in wanted.items()}
+        missing = [row for row, states in found.items() if states is None]
+        if missing:
+            fresh = self.encode([wanted[row] for row in missing])
+            found.update(zip(missing, fresh, strict=True))
+            for row, states in zip(missing, fresh, strict=True):
+                self._keep(row, wanted[row], states)
+        return torch.stack([found[row] for row in rows])  # (b, L, D)
 
-        Raises:
-            ValueError: a caption longer than the encoder takes.
-        """
-        missing = [text for text in dict.fromkeys(captions) if text not in self.rows]
-        fresh = dict(zip(missing, self._encode(missing), strict=True)) if missing else {}
-        found = [fresh[text] if text in fresh else self._read(text) for text in captions]
-        for text in missing[: self.capacity - len(self.rows)]:
-            self._keep(text, fresh[text])
-        return torch.stack(found).to(self.device)  # (B, L, D)
-
-    def _encode(self, captions: list[str]) -> torch.Tensor:
-        filled = captions + [""] * (-len(captions) % ENCODE_BATCH)
+    def encode(self, captions: Sequence[str]) -> Tensor:
+        """Hidden states (b, L, D) of captions, the same in every company."""
+        filled = [*captions, *[""] * (-len(captions) % ENCODE_BATCH)]
         starts = range(0, len(filled), ENCODE_BATCH)
-        with autocast(self.mixed_precision, self.device):
+        with autocast(self.precision, torch.device("cpu")):
             states = [self.text_encoder(filled[i : i + ENCODE_BATCH]) for i in starts]
-        return torch.cat(states)[: len(captions)].to(self.dtype)  # (B, L, D)
+        return torch.cat(states)[: len(captions)].to(self.dtype)
 
-    def _keep(self, caption: str, states: torch.Tensor) -> None:
-        row = len(self.rows)
-        values = states.cpu().contiguous().view(torch.uint8).numpy().tobytes()
+    def _keep(self, row: int, caption: str, states: Tensor) -> None:
+        if row >= self.capacity:
+            return
+        values = states.contiguous().view(torch.uint8).numpy().tobytes()
         try:
-            written = os.pwrite(self.file.fileno(), values, row * self.size)
+            self.file.seek(row * self.size)
+            self.file.write(values + _checksum(caption, values))
         except OSError:  # a full disk: the run needs the rest of it, and does without keeping
-            written = 0
-        if written == self.size:
-            self.rows[caption] = row
-        else:
-            self.capacity = row
+            self.capacity = 0
 
-    def _read(self, caption: str) -> torch.Tensor:
-        values = bytearray(os.pread(self.file.fileno(), self.size, self.rows[caption] * self.size))
-        return torch.frombuffer(values, dtype=self.dtype).view(self.shape).to(self.device)
+    def _read(self, row: int, caption: str) -> Tensor | None:
+        if row >= self.capacity:
+            return None
+        self.file.seek(row * self.size)
+        values = self.file.read(self.size)
+        content, checksum = values[:-CHECKSUM], values[-CHECKSUM:]
+        if len(values) < self.size or checksum != _checksum(caption, content):
+            return None
+        return torch.frombuffer(bytearray(content), dtype=self.dtype).view(self.shape)
+
+
+def _checksum(caption: str, content: bytes) -> bytes:
+    return zlib.crc32(content, zlib.crc32(caption.encode())).to_bytes(CHECKSUM, "little")
+
+
+def file_name(fingerprint: str, precision: str, rows: int) -> str:
+    """The file of the states that this text encoder gives on this kind of processor."""
+    parts = [
+        fingerprint,
+        precision,
+        rows,
+        torch.__version__,
+        torch.backends.cpu.get_cpu_capability(),
+    ]
+    return f"caption_states_{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}.bin"

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, verified before they are believed.
+"""Checkpoints: written atomically, checksummed on load, found by name, pruned.
 
 One is enough both to sample (EMA weights and the config that rebuilds the model) and to go on (live
 weights, optimiser, step). For sampling it is memory-mapped, so the optimiser takes no memory.
@@ -6,41 +6,39 @@ Loading never runs code from a file: `weights_only=True` throughout.
 """
 
 import hashlib
-import os
 import re
 import zipfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from config import Config
+from files import UNFINISHED, replacing
 from models.loading import read_archive
 from settings import from_dict
-from training.run_folder import read_losses
 
 CHECKPOINT_PATTERN = "celeba_ldm_unet_checkpoint_epoch_*.pt"
+# 1: files without a version. 2: the batch is that of all processes together; "ema" holds plain
+# names and "updates" its count; "scaler" is new.
+VERSION = 2
 FIELDS = ("config", "epoch", "step", "circumstances", "unet", "ema", "optimizer")
+# What shapes the weights and the course of a run; the rest of a config is about other work.
+STORED_SECTIONS = ("data", "models", "unet", "diffusion", "training", "sampling")
 
 
 class OtherVersion(ValueError):
-    """A whole checkpoint whose settings this version of the code does not know."""
+    """A whole checkpoint that this version of the code cannot read."""
 
 
 @dataclass(frozen=True)
 class Circumstances:
     """What a run must find again to go on as if it had never stopped, beside its settings."""
 
-    processes: int  # that train together: the global batch is so many times larger
     faces: int  # in the training set
     frozen: str  # fingerprint of autoencoder and text encoder, `models.loading.fingerprint`
-
-    def differences(self, here: "Circumstances") -> list[str]:
-        """What is not the same here: "faces: 8000 there, 24183 here"."""
-        before, now = asdict(self), asdict(here)
-        return [f"{n}: {before[n]} there, {now[n]} here" for n in before if before[n] != now[n]]
 
 
 @dataclass(frozen=True)
@@ -54,6 +52,14 @@ class Checkpoint:
     unet: dict[str, torch.Tensor]
     ema: dict[str, torch.Tensor]
     optimizer: dict[str, Any]
+    scaler: dict[str, Any]  # empty unless the run computes in float16
+    updates: int  # steps that moved the weights
+
+
+def stored_config(config: Config) -> dict[str, Any]:
+    """The part of a config that a checkpoint keeps, as plain values."""
+    values = config.to_dict()
+    return {"name": config.name} | {section: values[section] for section in STORED_SECTIONS}
 
 
 def checkpoint_path(folder: Path, epoch: int, step: int, epoch_is_finished: bool) -> Path:
@@ -63,24 +69,19 @@ def checkpoint_path(folder: Path, epoch: int, step: int, epoch_is_finished: bool
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write beside and rename: a crash leaves the old file or the new one, never half of one.
+    """Write a checkpoint atomically.
 
     Raises:
         OSError: it cannot be written (a full disk); what was there before is intact.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    values = {name: getattr(checkpoint, name) for name in FIELDS} | {
-        "config": checkpoint.config.to_dict(),
+    values = vars(checkpoint) | {
+        "version": VERSION,
+        "config": stored_config(checkpoint.config),
         "circumstances": asdict(checkpoint.circumstances),
     }
-    temporary = path.with_suffix(".tmp")
     try:
-        with temporary.open("wb") as file:
+        with replacing(path) as temporary, temporary.open("wb") as file:
             torch.save(values, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
         # torch's archive writer, closing, covers the system's error with one of its own.
         reason = error.__context__ if isinstance(error.__context__, OSError) else error
@@ -88,17 +89,6 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
             f"cannot save {path}: {reason}. What was saved before is intact: make room on the "
             "disk and start the run again, it goes on from there."
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename outlast a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def load_checkpoint(path: Path, map_memory: bool = True) -> Checkpoint:
@@ -110,17 +100,45 @@ def load_checkpoint(path: Path, map_memory: bool = True) -> Checkpoint:
 
     Raises:
         ValueError: the file is torn, altered, holds code, or is not one of this project's.
-        OtherVersion: it is whole, but its settings are not those of this version.
+        OtherVersion: it is whole, but this version of the code cannot read it.
     """
     values = read_archive(path, "checkpoint", map_memory)
     missing = [name for name in FIELDS if not isinstance(values, dict) or name not in values]
     if missing:
         raise ValueError(f"{path} is no checkpoint of this project: it lacks {', '.join(missing)}")
+    version = values.pop("version", 1)
+    if version > VERSION:
+        raise OtherVersion(
+            f"{path} is of version {version}, this code reads up to {VERSION}: update the code"
+        )
+    if version == 1:
+        values = _from_version_1(values)
     try:
         read = {key: from_dict(values[key], kind) for key, kind in _SECTIONS.items()}
     except ValueError as error:
         raise OtherVersion(f"{path}: {error}") from error
-    return Checkpoint(**{name: read.get(name, values[name]) for name in FIELDS})
+    return Checkpoint(**(values | read))
+
+
+_SECTIONS = {"config": Config, "circumstances": Circumstances}
+
+
+def _from_version_1(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a version 1 file as version 2 has them."""
+    circumstances = dict(values["circumstances"])
+    processes = circumstances.pop("processes")
+    config = {key: values["config"][key] for key in ("name", *STORED_SECTIONS)}
+    training = config["training"]
+    config["training"] = training | {"batch_size": training["batch_size"] * processes}
+    average = {name.removeprefix("module."): value for name, value in values["ema"].items()}
+    updates = int(average.pop("n_averaged"))
+    return values | {
+        "config": config,
+        "circumstances": circumstances,
+        "ema": average,
+        "updates": updates,
+        "scaler": {},
+    }
 
 
 def identity(path: Path) -> str:
@@ -134,9 +152,6 @@ def identity(path: Path) -> str:
     return f"{path.name} {hashlib.sha256(repr(records).encode()).hexdigest()[:12]}"
 
 
-_SECTIONS = {"config": Config, "circumstances": Circumstances}
-
-
 def progress_in_name(path: Path) -> tuple[int, int]:
     """(finished epochs, step within the next one or 0), for finding the newest checkpoint by its
     name.
@@ -145,31 +160,25 @@ def progress_in_name(path: Path) -> tuple[int, int]:
     return (int(match[1]), int(match[2] or 0)) if match else (-1, -1)
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Delete what a process left behind that was killed while it saved."""
-    for path in folder.glob("celeba_ldm_unet_checkpoint_*.tmp"):
-        path.unlink()
-
-
 def checkpoints(folder: Path) -> list[Path]:
-    """All checkpoints of the folder, the one that has come furthest first."""
+    """All checkpoints of the folder, newest first."""
     found = (p for p in folder.glob(CHECKPOINT_PATTERN) if progress_in_name(p) >= (0, 0))
     return sorted(found, key=progress_in_name, reverse=True)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint that has come furthest, by its name; None where there is none."""
+    """The newest checkpoint by its name; None where there is none."""
     return next(iter(checkpoints(folder)), None)
 
 
 def open_newest(folder: Path, map_memory: bool = True) -> tuple[Path, Checkpoint] | None:
-    """The furthest checkpoint that is whole, opened, or None where there is none at all.
+    """The newest checkpoint that is whole, opened, or None where there is none at all.
 
-    Damaged ones are named on the way.
+    Prints the damaged ones that it passes over.
 
     Raises:
         ValueError: there are checkpoints, and none of them is whole.
-        OtherVersion: the furthest whole one was written by another version of the code.
+        OtherVersion: the newest whole one was written by another version of the code.
     """
     found = checkpoints(folder)
     for path in found:
@@ -182,14 +191,14 @@ def open_newest(folder: Path, map_memory: bool = True) -> tuple[Path, Checkpoint
     if found:
         raise ValueError(
             f"none of the {len(found)} checkpoints in {folder} is whole "
-            f"({', '.join(path.name for path in found)}): move them away to start anew, or bring "
-            "back a copy"
+            f"({', '.join(path.name for path in found)}): bring back a copy, or delete these files "
+            "to start the run again"
         )
     return None
 
 
 def require_checkpoint(folder: Path) -> Path:
-    """The furthest checkpoint that is whole.
+    """The newest checkpoint that is whole.
 
     Raises:
         FileNotFoundError: the run has none yet; says how to make one.
@@ -204,16 +213,33 @@ def require_checkpoint(folder: Path) -> Path:
     return opened[0]
 
 
-def prune_checkpoints(saved: Path, last: int, every_n_epochs: int, best: int | None) -> None:
-    """Delete all checkpoints but the last ones, every n-th epoch's, and the best epoch's.
+def superfluous(saved: Path, last: int, every_n_epochs: int, best: int | None) -> list[Path]:
+    """The checkpoints to delete: all but the last ones, every n-th epoch's, and the best epoch's.
 
-    What lies beyond the one just saved is damaged or of no use, and takes no place among the last.
+    Those beyond the one just saved are damaged or of no use, and do not count among the last.
     """
     reached = progress_in_name(saved)
     behind = [path for path in checkpoints(saved.parent) if progress_in_name(path) <= reached]
-    for path in behind[last:]:
+
+    def is_kept(path: Path) -> bool:
         epoch, within = progress_in_name(path)
-        if within or (epoch % every_n_epochs and epoch != best):
+        return not within and (epoch % every_n_epochs == 0 or epoch == best)
+
+    return [path for path in behind[last:] if not is_kept(path)]
+
+
+def best_epoch(folder: Path, loss_of_epoch: Callable[[int], float | None]) -> int | None:
+    """The epoch (counted from 1) with the lowest loss, of those that have a checkpoint."""
+    epochs = [epoch for epoch, within in map(progress_in_name, checkpoints(folder)) if not within]
+    losses = {epoch: loss_of_epoch(epoch) for epoch in epochs}
+    known = {epoch: loss for epoch, loss in losses.items() if loss is not None}
+    return min(known, key=known.__getitem__, default=None)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete what a process left behind that was killed while it saved."""
+    for pattern in (f"*{UNFINISHED}", "celeba_ldm_unet_checkpoint_*.tmp"):
+        for path in folder.glob(pattern):
             path.unlink()
 
 
@@ -236,15 +262,3 @@ def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], origi
             "another run folder."
         )
     model.load_state_dict(weights)
-
-
-def best_epoch(folder: Path, steps_per_epoch: int) -> int | None:
-    """The epoch (counted from 1) with the lowest mean loss, of those that have a checkpoint."""
-    losses = {line["step"]: line["loss"] for line in read_losses(folder)}
-    means = {}
-    for epoch, within in map(progress_in_name, checkpoints(folder)):
-        steps = range((epoch - 1) * steps_per_epoch + 1, epoch * steps_per_epoch + 1)
-        known = [losses[step] for step in steps if losses.get(step) is not None]
-        if not within and known:
-            means[epoch] = float(np.mean(known))
-    return min(means, key=means.__getitem__, default=None)

@@ -1,90 +1,258 @@
-"""Opens the parts of an experiment that a preset names: data, frozen models, latents, state.
+"""Opens what a preset names, each part once, and holds its run folder for the whole run.
 
-The one place where the sections of a config meet. The training notebook takes the same steps one by
-one; `train.py` and the tests take them here.
+Opening goes from cheap to dear: the lock of the run folder, the faces, the frozen models, the
+training state (from the newest checkpoint), the latents. A notebook takes the parts one by one;
+a script calls `open_all`.
 """
 
-import platform
-import shutil
-import subprocess
-from dataclasses import dataclass
+from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from types import TracebackType
 
-import accelerate
-import diffusers
 import torch
-import transformers
-from accelerate import Accelerator
+from torch import Tensor
 
 from config import ROOT, Config, DataConfig
 from custom_datasets.captions import describe
 from custom_datasets.celeba_hq_dataset import CelebAHQ
 from custom_datasets.drawn_faces import write_drawn_faces
-from custom_datasets.latent_cache import ImageLatents, LatentSource, open_latent_cache
+from custom_datasets.latent_cache import (
+    ImageLatents,
+    LatentSource,
+    encoding_precision,
+    open_latent_cache,
+)
 from custom_datasets.screening import screen
-from inference.text_to_face import TextToFace
+from diffusion.objective import Objective, build_objective
+from diffusion.sampling import build_sampler, set_timesteps
 from models.custom_unet_celeba_ldm import build_unet, count_parameters
-from models.device import supported
+from models.device import choose_device, choose_precision, require_accelerator, tune_kernels
 from models.loading import fingerprint
 from models.text_encoder import TextEncoder
 from models.vae_wrapper import VAEWrapper
-from training import run_folder
-from training.checkpoints import Circumstances
-from training.state import (
-    TrainingState,
-    new_state,
-    require_circumstances,
-    resume,
+from training import checkpoints, run_folder
+from training.batches import Batches
+from training.caption_states import ConditionSource, EncodedCaptions, KeptCaptions, file_name
+from training.checkpoints import Checkpoint, Circumstances
+from training.environment import describe_environment
+from training.mirror import restore
+from training.processes import (
+    agree,
+    build_accelerator,
+    main_process_first,
+    team_of,
+    together,
 )
+from training.resuming import check_resume, resume
+from training.state import TrainingState, new_state
 
 
-@dataclass
 class Experiment:
-    """Everything that training needs, opened and checked."""
+    """Everything that training needs. Each part is opened when it is first asked for, once.
 
-    config: Config
-    accelerator: Accelerator
-    faces: CelebAHQ
-    vae: VAEWrapper
-    text_encoder: TextEncoder
-    latents: LatentSource
-    state: TrainingState
+    Use it in a `with` block, or call `close`, to let go of the run folder.
 
-    @property
-    def folder(self) -> Path:
-        """The run folder."""
-        return self.config.run_folder
+    Args:
+        folder: the run folder; None: the preset's.
 
-    def caption(self, position: int, epoch: int) -> str:
-        """The caption of a training face in an epoch."""
+    Raises:
+        files.InUse: another process trains into the folder.
+        RuntimeError: no device that can do it; says why and how to insist.
+        ValueError: settings that a later stage could not take.
+    """
+
+    def __init__(self, config: Config, folder: Path | None = None) -> None:
+        self.config, self.folder = config, folder or config.run_folder
+        sampler = build_sampler(config.sampling.sampler, build_objective(config.diffusion))
+        set_timesteps(sampler, config.sampling.steps)
+        require_accelerator(choose_device(), config.data.image_size)
+        tracker = config.training.tracker
+        self.accelerator = build_accelerator(tracker, self.folder / "logs")
+        self.device = self.accelerator.device
+        self.precision = choose_precision(config.training.mixed_precision, self.device)
+        tune_kernels(self.device)
+        self._held = ExitStack()
+        with together(self.accelerator, "opening the run folder"):
+            if self.accelerator.is_main_process:
+                self._held.enter_context(run_folder.hold(self.folder))
+
+    def __enter__(self) -> "Experiment":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.close()
+        else:  # the other processes may never come to an orderly end
+            self._held.close()
+
+    def close(self) -> None:
+        """Let go of the run folder and of the other processes."""
+        self._held.close()
+        self.accelerator.end_training()
+
+    def open_all(self) -> "Experiment":
+        """Open every part, cheapest first, so that what is missing is told before any long work."""
+        for name in ("faces", "text_encoder", "vae", "state", "latents", "batches", "conditions"):
+            getattr(self, name)
+        return self
+
+    @cached_property
+    def faces(self) -> CelebAHQ:
+        """The usable faces of the train split."""
+        with main_process_first(self.accelerator, "opening the faces"):
+            return open_faces(self.config.data, self.config.data_folder, "train")
+
+    @cached_property
+    def text_encoder(self) -> TextEncoder:
+        """The frozen CLIP text model; refuses another width, and prompts that are too long."""
+        encoder = TextEncoder.from_pretrained(self.config.models.text_encoder)
+        _require_fit(self.config, "text width", encoder.width, self.config.unet.text_width)
+        encoder.tokenize(self.config.sampling.prompts)
+        return encoder.to(self.device)
+
+    @cached_property
+    def vae(self) -> VAEWrapper:
+        """The frozen autoencoder; refuses one whose latents do not fit the UNet."""
+        vae, unet = VAEWrapper.from_pretrained(self.config.models.autoencoder), self.config.unet
+        _require_fit(self.config, "latent channels", vae.latent_channels, unet.latent_channels)
+        wanted = self.config.data.image_size // unet.latent_size
+        _require_fit(self.config, "downsampling", vae.downsampling, wanted)
+        return vae.to(self.device)
+
+    @cached_property
+    def circumstances(self) -> Circumstances:
+        """What a run must find again, beside its settings."""
+        frozen = f"{self.text_fingerprint}-{self.vae_fingerprint}"
+        return Circumstances(len(self.faces), frozen)
+
+    @cached_property
+    def text_fingerprint(self) -> str:
+        """Tells text encoders with other weights apart."""
+        return fingerprint(self.text_encoder)
+
+    @cached_property
+    def vae_fingerprint(self) -> str:
+        """Tells autoencoders with other weights apart."""
+        return fingerprint(self.vae)
+
+    @cached_property
+    def objective(self) -> Objective:
+        """Forward process, target and weights; its tables are on the CPU."""
+        return build_objective(self.config.diffusion)
+
+    @cached_property
+    def state(self) -> TrainingState:
+        """The UNet with weights drawn from the preset's seed, or those of the newest checkpoint.
+
+        Raises:
+            ValueError: the checkpoint is of another run (names the settings), or all are damaged.
+        """
+        torch.manual_seed(self.config.training.seed)
+        unet = build_unet(self.config.unet).to(self.device)
+        state = new_state(unet, self.config.training, self.precision)
+        with together(self.accelerator, "opening the newest checkpoint"):
+            opened = self._newest_checkpoint()
+            changes = check_resume(opened, self) if opened else []
+            if opened:
+                resume(state, *opened)
+        if self.accelerator.is_main_process:
+            self._prepare_folder(state.step, changes)
+        return state
+
+    def _newest_checkpoint(self) -> tuple[Path, Checkpoint] | None:
+        """The checkpoint that the main process finds; every process opens the same one."""
+        opened, mirror = None, self.config.training.mirror
+        if self.accelerator.is_main_process:
+            if mirror:
+                restore(mirror, self.config.name, self.folder, checkpoints.load_checkpoint)
+            opened = checkpoints.open_newest(self.folder, map_memory=False)
+        mine = opened and (opened[0].name, checkpoints.identity(opened[0]))
+        name, identity = agree(self.accelerator, mine) or (None, None)
+        if name is None or opened:
+            return opened
+        path = self.folder / name
+        if not path.is_file() or checkpoints.identity(path) != identity:
+            raise ValueError(
+                f"the main process goes on from {identity}, which {self.folder} does not hold "
+                "here: all machines need the same run folder (a shared one, or training.mirror)"
+            )
+        return path, checkpoints.load_checkpoint(path, map_memory=False)
+
+    def _prepare_folder(self, step: int, changes: list[str]) -> None:
+        for change in changes:
+            print(f"changed after step {step}: {change}")
+        checkpoints.remove_unfinished(self.folder)
+        run_folder.cut_losses(self.folder, step)
+        environment = describe_environment(self.device, self.precision)
+        run_folder.write_config(self.folder, self.config, environment, step, changes)
+
+    @cached_property
+    def latents(self) -> LatentSource:
+        """The latent cache, or encoding on the fly, as the preset says."""
+        data, folder = self.config.data, ROOT / "data" / "latents"
+        precision = encoding_precision(data.encoding, self.device)
+        if not data.cache_latents:
+            return ImageLatents(self.faces, self.vae, data.loader_workers, precision)
+        return open_latent_cache(
+            self.faces,
+            self.vae,
+            folder,
+            self.vae_fingerprint,
+            data.flip,
+            data.loader_workers,
+            precision,
+            team_of(self.accelerator, folder),
+        )
+
+    @cached_property
+    def batches(self) -> Batches:
+        """Batch n as a function of (seed, n)."""
+        encodes = self.device.type != "cpu"
+        return Batches(
+            self.latents,
+            self.caption,
+            self.objective,
+            self.config.data,
+            self.config.training,
+            self.text_encoder.tokenize if encodes else None,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+            pin=self.device.type == "cuda",
+        )
+
+    @cached_property
+    def conditions(self) -> ConditionSource:
+        """Gives the hidden states of a batch's captions."""
+        if self.device.type != "cpu":
+            return EncodedCaptions(self.text_encoder, self.precision)
+        rows = self.batches.caption_count
+        name = file_name(self.text_fingerprint, self.precision, rows)
+        path = ROOT / "data" / "caption_states" / name
+        return KeptCaptions(self.text_encoder, self.precision, path, rows)
+
+    def caption(self, position: int, wording: int) -> str:
+        """The caption of a training face in one of its wordings."""
         index = int(self.faces.indices[position])
-        wording = epoch % self.config.data.caption_wordings
         return describe(self.faces.attributes[position], index, wording, self.config.training.seed)
 
-    def training_inputs(self) -> dict[str, Any]:
-        """The arguments of `training.loop.train`."""
-        return {
-            "state": self.state,
-            "config": self.config,
-            "latents": self.latents,
-            "caption": self.caption,
-            "text_encoder": self.text_encoder,
-            "folder": self.folder,
-            "accelerator": self.accelerator,
-            "frozen": fingerprint(self.text_encoder, self.vae),
-        }
-
-    def text_to_face(self) -> TextToFace:
-        """A sampler over the averaged weights as they are now."""
-        return TextToFace(self.config, self.state.ema_unet, self.text_encoder, self.vae)
+    @torch.no_grad()
+    def predict(self, latents: Tensor, timesteps: Tensor, captions: list[str]) -> Tensor:
+        """What the live UNet predicts, (B, C, h, w); for a look at it."""
+        return self.state.unet(latents, timesteps, self.text_encoder(captions)).sample
 
     def summary(self) -> str:
         """What was opened, in a few lines."""
+        processes = self.accelerator.num_processes
         return "\n".join(
             [
-                f"preset {self.config.name} on {self.accelerator.device}, "
-                f"{self.accelerator.num_processes} process(es), {self.accelerator.mixed_precision}",
+                f"preset {self.config.name} on {self.device}, {processes} process(es), "
+                f"precision {self.precision}",
                 repr(self.faces),
                 f"UNet: {count_parameters(self.state.unet) / 1e6:.1f}M parameters",
                 f"run folder {self.folder}, going on after step {self.state.step}",
@@ -104,101 +272,9 @@ def open_faces(config: DataConfig, folder: Path, split: str | None) -> CelebAHQ:
     return screen(faces, ROOT / "data" / "screened", config.loader_workers)
 
 
-def build_accelerator(
-    mixed_precision: str, tracker: str | None = None, folder: Path | None = None
-) -> Accelerator:
-    """Accelerator with this precision; where there is no bfloat16, float32, and it says so.
-
-    Args:
-        tracker: accelerate's name of one, whose files go to `<folder>/logs`.
-    """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    usable = supported(mixed_precision, device)
-    if usable != mixed_precision:
-        print(f"this device has no {mixed_precision}: training in float32")
-    logs = folder / "logs" if folder else None
-    return Accelerator(mixed_precision=usable, log_with=tracker, project_dir=logs)
-
-
-def describe_environment(device: torch.device) -> dict[str, str]:
-    """Versions, commit and device, to be kept beside results."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "transformers": transformers.__version__,
-        "accelerate": accelerate.__version__,
-        "commit": _commit() or "not a git checkout",
-        "device": f"{device.type}: {name or platform.machine()}",
-    }
-
-
-def _commit() -> str:
-    if shutil.which("git") is None:
-        return ""
-    git = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
-    return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-
-
-def open_latents(config: Config, faces: CelebAHQ, vae: VAEWrapper) -> LatentSource:
-    """The latent cache, or encoding on the fly, as the preset says."""
-    precision, workers = config.training.mixed_precision, config.data.loader_workers
-    if config.data.cache_latents:
-        folder, flip = ROOT / "data" / "latents", config.data.flip
-        return open_latent_cache(faces, vae, folder, flip, workers=workers, precision=precision)
-    return ImageLatents(faces, vae, workers, precision)
-
-
-def open_state(config: Config, device: torch.device) -> TrainingState:
-    """The UNet with weights drawn from the preset's seed, or those of its newest checkpoint.
-
-    Raises:
-        ValueError: see `training.state.resume`.
-    """
-    torch.manual_seed(config.training.seed)
-    state = new_state(build_unet(config.unet).to(device), config.training)
-    return resume(state, config, config.run_folder)
-
-
-def open_experiment(config: Config) -> Experiment:
-    """Open all parts of the preset, cheapest checks first, and resume its newest checkpoint.
-
-    Raises:
-        FileNotFoundError, ValueError: something is missing or does not fit; the message says what
-            and how to mend it.
-        RunFolderInUse: the preset is being trained by another process.
-    """
-    settings = config.training
-    accelerator = build_accelerator(settings.mixed_precision, settings.tracker, config.run_folder)
-    if accelerator.is_main_process:
-        run_folder.require_free(config.run_folder)
-    faces = open_faces(config.data, config.data_folder, "train")
-    text_encoder = TextEncoder.from_pretrained(config.models.text_encoder).to(accelerator.device)
-    vae = VAEWrapper.from_pretrained(config.models.autoencoder).to(accelerator.device)
-    check_fit(config, text_encoder, vae)
-    state = open_state(config, accelerator.device)
-    frozen = fingerprint(text_encoder, vae)
-    here = Circumstances(accelerator.num_processes, len(faces), frozen)
-    require_circumstances(state, here, config.run_folder)
-    latents = open_latents(config, faces, vae)  # one process encodes, the others wait for its lock
-    if accelerator.is_main_process:
-        run_folder.write_config(config.run_folder, config, describe_environment(accelerator.device))
-    return Experiment(config, accelerator, faces, vae, text_encoder, latents, state)
-
-
-def check_fit(config: Config, text_encoder: TextEncoder, vae: VAEWrapper) -> None:
-    """Refuse frozen models whose widths are not those that the UNet is built for.
-
-    Raises:
-        ValueError: text width or latent channels differ; both numbers are named.
-    """
-    for what, have, want in (
-        ("text width", text_encoder.width, config.unet.text_width),
-        ("latent channels", vae.latent_channels, config.unet.latent_channels),
-        ("downsampling", vae.downsampling, config.data.image_size // config.unet.latent_size),
-    ):
-        if have != want:
-            raise ValueError(
-                f"preset {config.name}: the frozen model's {what} is {have}, not {want}"
-            )
+def _require_fit(config: Config, what: str, found: int, wanted: int) -> None:
+    """Refuse a frozen model that is not of the shape that the UNet is built for."""
+    if found != wanted:
+        raise ValueError(
+            f"preset {config.name}: the frozen model's {what} is {found}, not {wanted}"
+        )

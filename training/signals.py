@@ -1,15 +1,22 @@
-"""Ctrl-C and SIGTERM wait for the step under way."""
+"""Signals that ask a run to stop wait for the step under way."""
 
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+# Ctrl-C; a job scheduler's end; a closed terminal; SLURM's warning before its time limit. Windows
+# knows the first two.
+STOP_SIGNALS = [
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+    if hasattr(signal, name)
+]
+
 
 @contextmanager
 def stop_on_signal() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C or SIGTERM into a set event, so that the step under way is finished
-    first.
+    """Turn the first of these signals into a set event, so that the step under way is finished.
 
     A second one acts at once. Outside the main thread nothing is changed: Python delivers no
     signals there.
@@ -21,7 +28,7 @@ def stop_on_signal() -> Iterator[threading.Event]:
         signal.signal(number, before[number])
 
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOP_SIGNALS:
             before[number] = signal.signal(number, handle)
     try:
         yield stop

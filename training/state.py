@@ -1,24 +1,16 @@
 """What training changes: live weights, their moving average, the optimiser, the steps taken."""
 
+import copy
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
-from torch.optim.swa_utils import AveragedModel
+from torch import Tensor
 
-from config import Config, TrainingConfig
-from training import checkpoints
+from config import TrainingConfig
 
-# Settings that do not shape the weights: where the data lie, how often to save. How long to train
-# is free as well where the learning rate does not fall towards the end.
-FREE = frozenset(
-    "folder loader_workers cache_latents checkpoint_every_n_epochs save_every_minutes keep_last "
-    "keep_every_n_epochs skip_not_finite fused_attention compile "
-    "tracker".split()
-)
+SCALER = {"init_scale": 2.0**16, "growth_interval": 2000}
 
 
 @dataclass
@@ -26,116 +18,86 @@ class TrainingState:
     """The state of a run after `step` optimiser steps."""
 
     unet: UNet2DConditionModel
-    ema: AveragedModel
+    ema_unet: UNet2DConditionModel  # the averaged model, which is the one to sample from
     optimizer: torch.optim.Optimizer
-    step: int = 0
-    circumstances: checkpoints.Circumstances | None = None  # None: it is new
-
-    @property
-    def ema_unet(self) -> UNet2DConditionModel:
-        """The averaged model, which is the one to sample from."""
-        return self.ema.module
+    scaler: torch.amp.GradScaler  # passes everything on unless the precision is float16
+    updates: Tensor  # () float32 on the device: steps that moved the weights
+    step: int = 0  # all steps, skipped ones too
 
 
-def clip_gradients(model: torch.nn.Module, limit: float) -> torch.Tensor:
-    """As `torch.nn.utils.clip_grad_norm_`, without a pass over gradients that are short enough;
-    returns their norm before.
+def new_state(
+    unet: UNet2DConditionModel, config: TrainingConfig, precision: str = "no"
+) -> TrainingState:
+    """The state before the first step.
+
+    Args:
+        precision: "fp16" scales the loss, as float16 gradients would underflow.
     """
-    parameters = list(model.parameters())
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if not norm + 1e-6 <= limit:  # NaN too
-        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
-    return norm
+    device = next(unet.parameters()).device
+    ema_unet = copy.deepcopy(unet).requires_grad_(False).eval()
+    optimizer = torch.optim.AdamW(
+        unet.parameters(), config.peak_learning_rate, weight_decay=config.weight_decay, fused=True
+    )
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16", **SCALER)
+    return TrainingState(unet, ema_unet, optimizer, scaler, torch.zeros((), device=device))
 
 
 def learning_rate_at(step: int, total_steps: int, config: TrainingConfig) -> float:
-    """Linear warm-up, then constant or a cosine to zero; a function of the step alone.
-
-    Raises:
-        ValueError: unknown `lr_decay`.
-    """
+    """Linear warm-up, then constant or a cosine to zero; a function of the step alone."""
     warmup = min(1.0, (step + 1) / (config.warmup_steps + 1))
-    if config.lr_decay == "constant":
-        return config.learning_rate * warmup
-    if config.lr_decay == "cosine":
-        return config.learning_rate * warmup * _cosine(step / total_steps)
-    raise ValueError(f"unknown lr_decay {config.lr_decay!r}: 'constant' or 'cosine'")
+    part = min(1.0, step / total_steps) if config.lr_decay == "cosine" else 0.0
+    return config.peak_learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * part))
 
 
-def _cosine(part: float) -> float:
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, part)))
+def apply_gradients(state: TrainingState, rate: float, config: TrainingConfig) -> Tensor:
+    """One update of weights and average, all of it on the device; returns the gradient's norm, ().
 
-
-def ema_rule(decay: float) -> Callable[..., None]:
-    """Moving average whose decay grows as 1 - (1 + n)^-3/4 up to `decay`, so that short runs are
-    not blurred.
+    Where the norm is not finite, neither moves: AdamW's fused kernel reads the decision from the
+    device, as the host would have to wait for it.
     """
-
-    def update(
-        averaged: list[torch.Tensor], current: list[torch.Tensor], count: torch.Tensor
-    ) -> None:
-        weight = max((1 + float(count)) ** -0.75, 1 - decay)
-        torch._foreach_lerp_(averaged, current, weight)
-
-    return update
-
-
-def new_state(unet: UNet2DConditionModel, config: TrainingConfig) -> TrainingState:
-    """The state before the first step."""
-    ema = AveragedModel(unet, multi_avg_fn=torch.no_grad()(ema_rule(config.ema_decay)))
-    ema.module.requires_grad_(False).eval()
-    optimizer = torch.optim.AdamW(
-        unet.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
-    )
-    return TrainingState(unet, ema, optimizer)
+    state.scaler.unscale_(state.optimizer)
+    gradients = [p.grad for p in state.unet.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    is_finite = torch.isfinite(norm)
+    if config.max_grad_norm is not None:
+        clip_gradients(gradients, norm, config.max_grad_norm)
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate
+    state.optimizer.grad_scale = None
+    state.optimizer.found_inf = 1.0 - is_finite.float()
+    state.optimizer.step()
+    if state.scaler.is_enabled():
+        state.scaler.update()
+    _update_average(state, is_finite.float(), config.ema_decay)
+    state.step += 1
+    return norm
 
 
-def resume(state: TrainingState, config: Config, folder: Path) -> TrainingState:
-    """Go on from the furthest whole checkpoint of the folder, if there is one.
+def clip_gradients(gradients: list[Tensor], norm: Tensor, limit: float) -> None:
+    """Scale gradients down to a total norm of `limit`, as `torch.nn.utils.clip_grad_norm_` does."""
+    if _reads_for_free(norm) and norm + 1e-6 <= limit:  # else a pass over all of them for nothing
+        return
+    torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
 
-    Raises:
-        ValueError: it was trained with other settings (names them), or all are damaged.
+
+def _update_average(state: TrainingState, moved: Tensor, decay: float) -> None:
+    """average += w (weights - average), w = max((1 + n)^-3/4, 1 - decay) after n updates.
+
+    The decay grows with n, so that short runs are not blurred.
     """
-    opened = checkpoints.open_newest(folder, map_memory=False)
-    if opened is None:
-        return state
-    path, checkpoint = opened
-    changed = changed_settings(checkpoint.config, config)
-    if changed:
-        raise ValueError(
-            f"{path} was trained with other settings: {'; '.join(changed)}. Restore them, or move "
-            f"{folder} away to start a new run."
-        )
-    checkpoints.load_weights(state.unet, checkpoint.unet, path)
-    checkpoints.load_weights(state.ema, checkpoint.ema, path)
-    state.optimizer.load_state_dict(checkpoint.optimizer)
-    state.step, state.circumstances = checkpoint.step, checkpoint.circumstances
-    return state
+    weight = moved * (1 + state.updates).pow(-0.75).clamp(min=1 - decay)
+    state.updates += moved
+    with torch.no_grad():
+        average, live = list(state.ema_unet.parameters()), list(state.unet.parameters())
+        if _reads_for_free(weight):
+            torch._foreach_lerp_(average, live, float(weight))
+            return
+        # A lerp whose weight is on the device exists for single tensors only.
+        difference = torch._foreach_sub(live, average)
+        torch._foreach_mul_(difference, weight)
+        torch._foreach_add_(average, difference)
 
 
-def require_circumstances(
-    state: TrainingState, here: checkpoints.Circumstances, folder: Path
-) -> None:
-    """Refuse to go on where other faces, frozen models or processes would change the run.
-
-    Raises:
-        ValueError: names what is not as it was.
-    """
-    changed = state.circumstances.differences(here) if state.circumstances else []
-    if changed:
-        raise ValueError(
-            f"the run in {folder} was begun under other circumstances: {'; '.join(changed)}. "
-            "Restore them, or move it away to start a new run."
-        )
-
-
-def changed_settings(old: Config, new: Config) -> list[str]:
-    """Settings that shape the weights and differ: "training.seed: 0 there, 1 here"."""
-    before, after = old.to_dict(), new.to_dict()
-    free = FREE | ({"num_epochs"} if new.training.lr_decay == "constant" else set())
-    return [
-        f"{section}.{name}: {value!r} there, {after[section][name]!r} here"
-        for section in ("data", "models", "unet", "diffusion", "training")
-        for name, value in before[section].items()
-        if name not in free and value != after[section][name]
-    ]
+def _reads_for_free(value: Tensor) -> bool:
+    """Whether the host can look at a value without waiting for a device."""
+    return value.device.type == "cpu"

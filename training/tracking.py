@@ -16,15 +16,20 @@ from training.step import Step
 def tracked(
     steps: Iterable[Step], accelerator: Accelerator, name: str, done: int = 0
 ) -> Iterator[Step]:
-    """Pass on the steps of a run and log each of them: losses, by timestep, rate, speed.
+    """Pass on the steps of a run and log each of them, once its block was read from the device.
 
     Args:
-        done: steps that the run has taken; what was logged beyond them is made anew.
+        done: steps that the run has taken; what was logged beyond them is logged again.
     """
     accelerator.init_trackers(name, init_kwargs={"tensorboard": {"purge_step": done + 1}})
+    waiting: list[Step] = []
     try:
         for step in steps:
-            accelerator.log(values_of(step), step=step.number)
+            waiting.append(step)
+            if step.is_read:
+                for logged in waiting:
+                    accelerator.log(values_of(logged), step=logged.number)
+                waiting = []
             yield step
     finally:
         for tracker in accelerator.trackers:
@@ -38,10 +43,10 @@ def values_of(step: Step) -> dict[str, float]:
         return values
     bins = {
         f"loss_by_timestep/{10 * number}-{10 * number + 10}%": loss
-        for number, loss in enumerate(step.loss_by_timestep)
+        for number, loss in enumerate(step.measured.loss_by_timestep)
         if loss is not None
     }
-    return values | {"loss": step.loss} | bins
+    return values | {"loss": step.loss, "gradient_norm": step.measured.gradient_norm} | bins
 
 
 def log_pictures(accelerator: Accelerator, images: torch.Tensor, step: int) -> None:

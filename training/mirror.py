@@ -1,0 +1,181 @@
+"""A second home of a run: each finished checkpoint is copied there, and found there again.
+
+Notebooks in the cloud lose their disks, and their drives lose files that are appended to and break
+memory maps. So a run lives on the local disk, and its mirror (a folder, or a private repository on
+the hub) receives whole files only.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+from files import replacing
+from training import checkpoints, run_folder
+
+HUB = "hf:"
+SMALL_FILES = ("config.json", run_folder.LOSSES, run_folder.NOT_FINITE)
+
+
+class Store(Protocol):
+    """Where copies go."""
+
+    def names(self) -> list[str]:
+        """The files there."""
+
+    def put(self, path: Path) -> None:
+        """Copy a file there, verified; replaces one of its name."""
+
+    def get(self, name: str, path: Path) -> None:
+        """Copy a file back, atomically."""
+
+    def delete(self, name: str) -> None:
+        """Delete a file there."""
+
+
+class FolderStore:
+    """Copies in a folder, such as a mounted drive."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def names(self) -> list[str]:
+        """The files there; none where the folder is not made yet.
+
+        Raises:
+            OSError: the drive is away.
+        """
+        return sorted(p.name for p in self.folder.iterdir()) if self.folder.is_dir() else []
+
+    def put(self, path: Path) -> None:
+        """Copy a file and compare the copy with it.
+
+        Raises:
+            OSError: it cannot be written, or was altered on its way.
+        """
+        with replacing(self.folder / path.name) as temporary:
+            shutil.copyfile(path, temporary)
+            if _digest(temporary) != _digest(path):
+                raise OSError(f"the copy of {path.name} in {self.folder} differs")
+
+    def get(self, name: str, path: Path) -> None:
+        """Copy a file back, atomically."""
+        with replacing(path) as temporary:
+            shutil.copyfile(self.folder / name, temporary)
+
+    def delete(self, name: str) -> None:
+        """Delete a file there."""
+        (self.folder / name).unlink(missing_ok=True)
+
+
+class HubStore:
+    """Copies in a private repository on the Hugging Face hub, which verifies uploads by hash."""
+
+    def __init__(self, repository: str) -> None:
+        from huggingface_hub import HfApi
+
+        self.repository, self.api = repository, HfApi()
+
+    def names(self) -> list[str]:
+        """The files there; none where the repository is not made yet."""
+        if not self.api.repo_exists(self.repository):
+            return []
+        return self.api.list_repo_files(self.repository)
+
+    def put(self, path: Path) -> None:
+        """Upload a file."""
+        self.api.create_repo(self.repository, private=True, exist_ok=True)
+        self.api.upload_file(path_or_fileobj=path, path_in_repo=path.name, repo_id=self.repository)
+
+    def get(self, name: str, path: Path) -> None:
+        """Download a file, atomically."""
+        with replacing(path) as temporary:
+            shutil.copyfile(self.api.hf_hub_download(self.repository, name), temporary)
+
+    def delete(self, name: str) -> None:
+        """Delete a file there."""
+        self.api.delete_file(name, self.repository)
+
+
+def open_store(mirror: str, run: str) -> Store:
+    """The store of a run: "hf:owner/name", or a folder in which the run gets one of its own."""
+    if mirror.startswith(HUB):
+        return HubStore(mirror.removeprefix(HUB))
+    return FolderStore(Path(mirror).expanduser() / run)
+
+
+class Mirror:
+    """Copies checkpoints in the background, each once."""
+
+    def __init__(self, mirror: str, run: str) -> None:
+        self.where, self.store = mirror, open_store(mirror, run)
+        self.thread = ThreadPoolExecutor(1, "mirror")
+        self.copied: dict[str, str] = {}  # name -> identity
+        self.last: Future[None] | None = None
+
+    def copy(self, folder: Path, checkpoint: Path) -> None:
+        """Begin to copy a checkpoint with the run's small files; what the run folder no longer
+        holds is deleted there. A mirror that is away costs a message: the next checkpoint tries
+        again.
+        """
+        self.last = self.thread.submit(self._copy, folder, checkpoint)
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is copied."""
+        if self.last:
+            self.last.result()
+
+    def _copy(self, folder: Path, checkpoint: Path) -> None:
+        try:
+            identity = checkpoints.identity(checkpoint)
+            if self.copied.get(checkpoint.name) != identity:
+                self.store.put(checkpoint)
+                self.copied[checkpoint.name] = identity
+            for name in SMALL_FILES:
+                if (folder / name).is_file():
+                    self.store.put(folder / name)
+            kept = {path.name for path in checkpoints.checkpoints(folder)}
+            for name in self.store.names():
+                if checkpoints.progress_in_name(Path(name)) >= (0, 0) and name not in kept:
+                    self.store.delete(name)
+        except Exception as error:
+            # Whatever is wrong with a drive or a network, the run on the local disk goes on.
+            print(f"{checkpoint.name} was not copied to the mirror {self.where}: {error}")
+
+
+def restore(mirror: str, run: str, folder: Path, is_whole: Callable[[Path], object]) -> Path | None:
+    """Copy a run's newest whole checkpoint and its small files back into an empty run folder.
+
+    Args:
+        is_whole: raises ValueError for a damaged checkpoint, which is passed over.
+
+    Returns:
+        The checkpoint, or None where the run folder has one already or the mirror has none.
+    """
+    if checkpoints.checkpoints(folder):
+        return None
+    store = open_store(mirror, run)
+    names = {Path(name): checkpoints.progress_in_name(Path(name)) for name in store.names()}
+    for name in sorted(names, key=names.__getitem__, reverse=True):
+        if names[name] < (0, 0):
+            break
+        store.get(str(name), folder / name)
+        try:
+            is_whole(folder / name)
+        except ValueError as error:
+            print(f"passed over in the mirror: {error}")
+            (folder / name).unlink()
+            continue
+        for small in SMALL_FILES:
+            if Path(small) in names:
+                store.get(small, folder / small)
+        print(f"{name} was brought back from the mirror {mirror}")
+        return folder / name
+    return None
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

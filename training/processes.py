@@ -1,0 +1,180 @@
+"""The processes that train one run together, one a GPU: what they share and how they agree.
+
+torch.distributed through accelerate. A process is alone unless a launcher started several.
+"""
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+    gather_object,
+)
+
+from custom_datasets.latent_cache import Team
+
+SUPPORTED = {
+    DistributedType.NO,
+    DistributedType.MULTI_CPU,
+    DistributedType.MULTI_GPU,
+    DistributedType.MULTI_XPU,
+}
+# How long a process waits for the others: encoding and saving are shared out or short.
+PATIENCE = timedelta(minutes=30)
+
+
+def build_accelerator(tracker: str | None = None, logs: Path | None = None) -> Accelerator:
+    """accelerate's view of the processes. Precision and accumulation are the loop's own.
+
+    Args:
+        tracker: accelerate's name of one, whose files go to `logs`.
+
+    Raises:
+        ValueError: the launcher asks for something that training does not support; names it.
+    """
+    refuse_unsupported(os.environ)
+    accelerator = Accelerator(
+        mixed_precision="no",
+        cpu=os.environ.get("LDM_DEVICE") == "cpu" or None,
+        log_with=tracker,
+        project_dir=logs,
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+            InitProcessGroupKwargs(timeout=PATIENCE),
+        ],
+    )
+    if accelerator.distributed_type not in SUPPORTED:
+        raise ValueError(
+            f"{accelerator.distributed_type.value} is not supported: a model of this size fits on "
+            "every GPU. Launch with --multi_gpu, see docs/gpus.md"
+        )
+    return accelerator
+
+
+def refuse_unsupported(environment: Any) -> None:
+    """Refuse what `accelerate launch` or its config file asks for and training would not do.
+
+    Raises:
+        ValueError: names the option and what to use instead.
+    """
+    for variable, name in (
+        ("ACCELERATE_USE_FSDP", "FSDP"),
+        ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"),
+        ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM"),
+    ):
+        if environment.get(variable, "").lower() in ("1", "true", "yes"):
+            raise ValueError(
+                f"{name} is not supported: a model of this size fits on every GPU. Launch with "
+                "--multi_gpu, see docs/gpus.md"
+            )
+    steps = environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    if steps not in ("1", ""):
+        raise ValueError(
+            f"--gradient_accumulation_steps {steps} is not supported: set "
+            "training.micro_batch_size, which gives the same update as the whole batch"
+        )
+
+
+def agree(accelerator: Accelerator, value: Any) -> Any:
+    """The main process's value, in every process."""
+    if accelerator.num_processes == 1:
+        return value
+    return broadcast_object_list([value])[0]
+
+
+@contextmanager
+def together(accelerator: Accelerator, doing: str) -> Iterator[None]:
+    """A block that fails in every process if it fails in one, so that none waits for ever.
+
+    Raises:
+        RuntimeError: another process failed; its own message tells why.
+    """
+    if accelerator.num_processes == 1:
+        yield
+        return
+    try:
+        yield
+    except Exception:
+        gather_object([accelerator.process_index])
+        raise
+    failed = gather_object([-1])
+    others = sorted({number for number in failed if number >= 0})
+    if others:
+        raise RuntimeError(f"process {others[0]} failed while {doing}: see its message")
+
+
+@contextmanager
+def main_process_first(accelerator: Accelerator, doing: str) -> Iterator[None]:
+    """A block that the main process finishes before the others begin, so that they find its files.
+
+    On several machines without a shared folder the first process of each goes first.
+    """
+    if accelerator.is_local_main_process:
+        with together(accelerator, doing):
+            yield
+        with together(accelerator, doing):
+            pass
+    else:
+        with together(accelerator, doing):
+            pass
+        with together(accelerator, doing):
+            yield
+
+
+def sees_same_folder(accelerator: Accelerator, folder: Path) -> bool:
+    """Whether every process sees the main process's files in a folder."""
+    if accelerator.num_processes == 1:
+        return True
+    token = folder / f".{agree(accelerator, f'{socket.gethostname()}-{os.getpid()}')}"
+    if accelerator.is_main_process:
+        token.touch()
+    accelerator.wait_for_everyone()
+    seen = all(gather_object([token.exists()]))
+    if accelerator.is_main_process:
+        token.unlink()
+    return seen
+
+
+def team_of(accelerator: Accelerator, folder: Path) -> Team:
+    """The processes that share a folder: all of them, or those of this machine."""
+    folder.mkdir(parents=True, exist_ok=True)
+    wait = accelerator.wait_for_everyone
+    if sees_same_folder(accelerator, folder):
+        return Team(accelerator.process_index, accelerator.num_processes, wait)
+    count = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return Team(accelerator.local_process_index, count, wait)
+
+
+class ProcessLost(RuntimeError):
+    """Another process of this run has ended, so that this one cannot go on."""
+
+
+@contextmanager
+def lost_process_named(accelerator: Accelerator) -> Iterator[None]:
+    """Turn the error of a collective whose other side is gone into one that says so.
+
+    Raises:
+        ProcessLost: says how to go on.
+    """
+    try:
+        yield
+    except (RuntimeError, torch.distributed.DistError) as error:
+        text = str(error)
+        is_collective = isinstance(error, torch.distributed.DistError) or "gloo" in text.lower()
+        if accelerator.num_processes == 1 or not is_collective:
+            raise
+        raise ProcessLost(
+            "another process of this run has ended (its message, if it left one, is above). "
+            "Nothing that was saved is lost: start the same command again, with any number of "
+            f"processes. ({text.splitlines()[0]})"
+        ) from error

@@ -1,0 +1,74 @@
+"""Going on from a checkpoint: what may have changed since, and what may not."""
+
+import dataclasses
+from dataclasses import asdict
+from pathlib import Path
+from typing import Protocol
+
+from config import Config
+from settings import ANNOUNCED, FIXED
+from training.checkpoints import Checkpoint, Circumstances, load_weights
+from training.state import TrainingState
+
+COMPARED_SECTIONS = ("data", "models", "unet", "diffusion", "training")
+
+
+class Run(Protocol):
+    """What a checkpoint is compared with."""
+
+    config: Config
+    circumstances: Circumstances
+
+
+def check_resume(opened: tuple[Path, Checkpoint], run: Run) -> list[str]:
+    """The settings that changed and may; they are to be printed and recorded.
+
+    Raises:
+        ValueError: settings that shape the weights, the faces, or the frozen models are not those
+            of the checkpoint; names them.
+    """
+    path, checkpoint = opened
+    refused, announced = changed_settings(checkpoint.config, run.config)
+    before, now = asdict(checkpoint.circumstances), asdict(run.circumstances)
+    refused += [_change(name, before[name], now[name]) for name in now if before[name] != now[name]]
+    if refused:
+        raise ValueError(
+            f"{path} belongs to a run with other settings: {'; '.join(refused)}. Restore them, or "
+            "start another run beside it with --set name=<another name>"
+        )
+    return announced
+
+
+def changed_settings(old: Config, new: Config) -> tuple[list[str], list[str]]:
+    """Settings that differ and are refused, and those that differ and are announced.
+
+    Each as "training.seed: 0 there, 1 here"; `config.py` says beside each field which it is.
+    """
+    refused, announced = [], []
+    for name in COMPARED_SECTIONS:
+        before, after = getattr(old, name), getattr(new, name)
+        for field in dataclasses.fields(after):
+            values = getattr(before, field.name), getattr(after, field.name)
+            rule = field.metadata["resume"]
+            # How long to train is free where the learning rate does not fall towards the end.
+            if field.name == "num_epochs" and new.training.lr_decay == "constant":
+                continue
+            if values[0] != values[1] and rule in (FIXED, ANNOUNCED):
+                kind = refused if rule == FIXED else announced
+                kind.append(_change(f"{name}.{field.name}", *values))
+    return refused, announced
+
+
+def _change(name: str, before: object, now: object) -> str:
+    return f"{name}: {before!r} there, {now!r} here"
+
+
+def resume(state: TrainingState, path: Path, checkpoint: Checkpoint) -> None:
+    """Put a checkpoint's weights, average, optimiser and counts into a new state."""
+    load_weights(state.unet, checkpoint.unet, path)
+    load_weights(state.ema_unet, checkpoint.ema, path)
+    state.optimizer.load_state_dict(checkpoint.optimizer)
+    if state.scaler.is_enabled() and checkpoint.scaler:
+        state.scaler.load_state_dict(checkpoint.scaler)
+    state.updates.fill_(checkpoint.updates)
+    state.step = checkpoint.step
