@@ -1,8 +1,11 @@
 """Latents: the cache holds what encoding gives, once, whatever interrupts it."""
 
 import os
+import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,18 +13,36 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
+from custom_datasets import latent_cache
 from custom_datasets.celeba_hq_dataset import CelebAHQ, to_model_range
 from custom_datasets.drawn_faces import write_drawn_faces
 from custom_datasets.latent_cache import (
     ImageLatents,
     LatentCache,
-    fingerprint,
-    open_latent_cache,
+    Team,
+    cache_key,
 )
+from models.loading import fingerprint
 from models.vae_wrapper import Posterior, VAEWrapper
 
 ROOT = Path(__file__).resolve().parents[1]
 HALF = {"atol": 2e-3, "rtol": 2e-3}  # float16 keeps eleven bits
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Progress is recorded every eight faces."""
+    monkeypatch.setattr(latent_cache, "CHUNK", 8)
+
+
+def open_cache(
+    faces: CelebAHQ, vae: VAEWrapper, folder: Path, flip: bool = True, **options: object
+) -> LatentCache:
+    return latent_cache.open_latent_cache(faces, vae, folder, fingerprint(vae), flip, **options)
+
+
+def key_of(faces: CelebAHQ, vae: VAEWrapper, flip: bool, precision: str) -> str:
+    return cache_key(faces, vae, fingerprint(vae), flip, precision)
 
 
 class CountingVAE(VAEWrapper):
@@ -56,7 +77,7 @@ def breaking_after(batches: int, like: CountingVAE) -> CountingVAE:
 def test_the_cache_holds_what_encoding_gives(
     faces: CelebAHQ, vae: CountingVAE, tmp_path: Path, flip: bool
 ) -> None:
-    cache = open_latent_cache(faces, vae, tmp_path, flip, batch_size=5, workers=1)
+    cache = open_cache(faces, vae, tmp_path, flip, batch_size=5, workers=1)
     assert cache.values.shape == (24, 1 + flip, 2, 4, 8, 8)
     assert cache.values.dtype == np.float16
     source = ImageLatents(faces, vae, workers=1)
@@ -74,7 +95,7 @@ def test_any_order_and_any_mixture_of_sides(
     faces: CelebAHQ, vae: CountingVAE, tmp_path: Path
 ) -> None:
     positions, flipped = np.array([7, 0, 23, 7]), np.array([True, False, True, False])
-    cache = open_latent_cache(faces, vae, tmp_path, workers=1)
+    cache = open_cache(faces, vae, tmp_path, workers=1)
     kept = cache.fetch(positions, flipped)
     made = ImageLatents(faces, vae, workers=2).fetch(positions, flipped)
     torch.testing.assert_close(kept.mean, made.mean, **HALF)
@@ -94,7 +115,7 @@ def test_encoding_on_the_fly_is_encoding_the_pixels(faces: CelebAHQ, vae: Counti
 def test_a_mirrored_face_is_encoded_as_such(
     faces: CelebAHQ, vae: CountingVAE, tmp_path: Path
 ) -> None:
-    cache = open_latent_cache(faces, vae, tmp_path, workers=1)
+    cache = open_cache(faces, vae, tmp_path, workers=1)
     mirrored = cache.fetch(np.array([3]), np.array([True])).mean
     expected = vae.encode(to_model_range(faces[3].image[None].flip(-1))).mean
     torch.testing.assert_close(mirrored, expected, **HALF)
@@ -105,7 +126,7 @@ def test_a_mirrored_face_is_encoded_as_such(
 def test_a_cache_without_mirrored_faces_says_so(
     faces: CelebAHQ, vae: CountingVAE, tmp_path: Path
 ) -> None:
-    cache = open_latent_cache(faces, vae, tmp_path, flip=False, workers=1)
+    cache = open_cache(faces, vae, tmp_path, flip=False, workers=1)
     assert vae.images == 24
     cache.fetch(np.array([0, 1]), np.array([False, False]))
     with pytest.raises(ValueError, match="no mirrored faces") as caught:
@@ -114,72 +135,81 @@ def test_a_cache_without_mirrored_faces_says_so(
 
 
 def test_nothing_is_encoded_twice(faces: CelebAHQ, vae: CountingVAE, tmp_path: Path) -> None:
-    first = open_latent_cache(faces, vae, tmp_path, workers=1)
+    first = open_cache(faces, vae, tmp_path, workers=1)
     assert vae.images == 48
-    again = open_latent_cache(faces, vae, tmp_path, batch_size=3, workers=1)
+    again = open_cache(faces, vae, tmp_path, batch_size=3, workers=1)
     assert vae.images == 48 and again.path == first.path
     assert np.array_equal(again.values, first.values)
-    assert [path.suffix for path in sorted(tmp_path.iterdir())] == [".lock", ".npy"]
+    assert [path.suffix for path in sorted(tmp_path.iterdir())] == [".lock", ".holder", ".npy"]
 
 
 def test_the_key_is_of_everything_that_matters(
     drawn_folder: Path, autoencoder_folder: Path, vae: CountingVAE
 ) -> None:
     faces = CelebAHQ(drawn_folder, "train", 64)
-    key = fingerprint(faces, vae, True, "no")
-    assert fingerprint(CelebAHQ(drawn_folder, "train", 64), vae, True, "no") == key
+    key = key_of(faces, vae, True, "no")
+    assert key_of(CelebAHQ(drawn_folder, "train", 64), vae, True, "no") == key
     other_weights = AutoencoderKL.from_pretrained(autoencoder_folder)
     other_weights.encoder.conv_in.bias.data[0] += 1e-3
     other_scale = AutoencoderKL.from_pretrained(autoencoder_folder, scaling_factor=0.6)
     others = [
-        fingerprint(CelebAHQ(drawn_folder, "train", 32), vae, True, "no"),
-        fingerprint(CelebAHQ(drawn_folder, "val", 64), vae, True, "no"),
-        fingerprint(faces, vae, False, "no"),
-        fingerprint(faces, vae, True, "bf16"),
-        fingerprint(faces, VAEWrapper(other_weights), True, "no"),
-        fingerprint(faces, VAEWrapper(other_scale), True, "no"),
+        key_of(CelebAHQ(drawn_folder, "train", 32), vae, True, "no"),
+        key_of(CelebAHQ(drawn_folder, "val", 64), vae, True, "no"),
+        key_of(faces, vae, False, "no"),
+        key_of(faces, vae, True, "bf16"),
+        key_of(faces, VAEWrapper(other_weights), True, "no"),
+        key_of(faces, VAEWrapper(other_scale), True, "no"),
     ]
     assert len({key, *others}) == 7
+
+
+def test_a_copy_of_the_folder_has_the_same_key(
+    drawn_folder: Path, vae: CountingVAE, tmp_path: Path
+) -> None:
+    """Neither times nor places count: a fresh unzip on another machine encodes nothing anew."""
+    shutil.copytree(drawn_folder, tmp_path / "elsewhere", copy_function=shutil.copyfile)
+    keys = [
+        key_of(CelebAHQ(folder, "train", 64), vae, True, "no")
+        for folder in (drawn_folder, tmp_path / "elsewhere")
+    ]
+    assert keys[0] == keys[1]
 
 
 def test_the_key_changes_with_an_image(vae: CountingVAE, tmp_path: Path) -> None:
     folder = write_drawn_faces(tmp_path / "faces", (2, 1, 1), 64, workers=1)
     faces = CelebAHQ(folder, "train", 64)
-    first = open_latent_cache(faces, vae, tmp_path / "cache", workers=1)
+    first = open_cache(faces, vae, tmp_path / "cache", workers=1)
     faces.path(0).write_bytes(faces.path(1).read_bytes())
-    second = open_latent_cache(faces, vae, tmp_path / "cache", workers=1)
+    second = open_cache(faces, vae, tmp_path / "cache", workers=1)
     assert second.path != first.path and vae.images == 8
     assert not np.array_equal(second.values[0], first.values[0])
     assert np.array_equal(second.values[0], second.values[1])
-    key = fingerprint(faces, vae, True, "no")
-    stat = faces.path(0).stat()
-    os.utime(faces.path(0), ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-    assert fingerprint(faces, vae, True, "no") != key
 
 
 def test_an_interrupted_encode_goes_on_where_it_stopped(
     faces: CelebAHQ, vae: CountingVAE, tmp_path: Path
 ) -> None:
-    whole = open_latent_cache(faces, vae, tmp_path / "whole", batch_size=1, workers=1)
+    whole = open_cache(faces, vae, tmp_path / "whole", batch_size=1, workers=1)
     for batches in (2 * 10 + 1, 2 * 3):  # both sides of ten images and one of the next; and again
         with pytest.raises(RuntimeError, match="power"):
-            open_latent_cache(
+            open_cache(
                 faces, breaking_after(batches, vae), tmp_path / "cut", batch_size=1, workers=1
             )
         assert not list((tmp_path / "cut").glob("latents_*[0-9a-f].npy"))
     last = breaking_after(10**9, vae)
-    resumed = open_latent_cache(faces, last, tmp_path / "cut", batch_size=1, workers=1)
-    assert 0 < last.images < 2 * 24 - 2 * 8  # what the first run recorded was kept
+    resumed = open_cache(faces, last, tmp_path / "cut", batch_size=1, workers=1)
+    assert last.images == 2 * (24 - 8)  # the chunk that the first run recorded was kept
     assert np.array_equal(resumed.values, whole.values)
-    assert len(list((tmp_path / "cut").iterdir())) == 2  # the file and its lock
+    left = [path.name for path in (tmp_path / "cut").iterdir()]
+    assert len([name for name in left if ".lock" not in name]) == 1
 
 
 def test_an_encode_that_stopped_at_once_starts_again(
     faces: CelebAHQ, vae: CountingVAE, tmp_path: Path
 ) -> None:
     with pytest.raises(RuntimeError, match="power"):
-        open_latent_cache(faces, breaking_after(1, vae), tmp_path, batch_size=4, workers=1)
-    cache = open_latent_cache(faces, vae, tmp_path, batch_size=4, workers=1)
+        open_cache(faces, breaking_after(1, vae), tmp_path, batch_size=4, workers=1)
+    cache = open_cache(faces, vae, tmp_path, batch_size=4, workers=1)
     assert vae.images == 48
     made = ImageLatents(faces, vae, 1).fetch(np.arange(24), np.zeros(24, bool))
     torch.testing.assert_close(cache.fetch(np.arange(24), np.zeros(24)).mean, made.mean, **HALF)
@@ -189,13 +219,13 @@ def test_a_stale_record_of_progress_is_not_believed(
     faces: CelebAHQ, vae: CountingVAE, tmp_path: Path
 ) -> None:
     """Left by a process that died after its last batch; the file was then thrown away."""
-    cache = open_latent_cache(faces, vae, tmp_path, batch_size=4, workers=1)
+    cache = open_cache(faces, vae, tmp_path, batch_size=4, workers=1)
     expected = np.array(cache.values)
     cache.path.unlink()
-    cache.path.with_suffix(".progress.json").write_text('{"done": 20}')
+    cache.path.with_suffix(".progress0.json").write_text("[0, 1]")
     with pytest.raises(RuntimeError, match="power"):
-        open_latent_cache(faces, breaking_after(1, vae), tmp_path, batch_size=4, workers=1)
-    again = open_latent_cache(faces, vae, tmp_path, batch_size=4, workers=1)
+        open_cache(faces, breaking_after(1, vae), tmp_path, batch_size=4, workers=1)
+    again = open_cache(faces, vae, tmp_path, batch_size=4, workers=1)
     assert np.array_equal(again.values, expected)
 
 
@@ -203,25 +233,25 @@ def test_a_stale_record_of_progress_is_not_believed(
 def test_a_cache_cut_short_is_never_read(
     faces: CelebAHQ, vae: CountingVAE, tmp_path: Path, capsys: pytest.CaptureFixture, part: float
 ) -> None:
-    cache = open_latent_cache(faces, vae, tmp_path, batch_size=4, workers=1)
+    cache = open_cache(faces, vae, tmp_path, batch_size=4, workers=1)
     expected = np.array(cache.values)
     os.truncate(cache.path, int(part * cache.path.stat().st_size))
-    again = open_latent_cache(faces, vae, tmp_path, batch_size=4, workers=1)
+    again = open_cache(faces, vae, tmp_path, batch_size=4, workers=1)
     assert np.array_equal(again.values, expected) and vae.images == 2 * 48
     assert f"{cache.path} is not whole" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("spoiled", ["partial.npy", "progress.json"])
+@pytest.mark.parametrize("spoiled", ["partial.npy", "progress0.json"])
 def test_a_torn_record_of_an_interrupted_encode_starts_it_again(
     faces: CelebAHQ, vae: CountingVAE, tmp_path: Path, spoiled: str
 ) -> None:
-    expected = open_latent_cache(faces, vae, tmp_path / "whole", batch_size=1, workers=1)
+    expected = open_cache(faces, vae, tmp_path / "whole", batch_size=1, workers=1)
     with pytest.raises(RuntimeError, match="power"):
-        open_latent_cache(faces, breaking_after(30, vae), tmp_path / "cut", batch_size=1, workers=1)
+        open_cache(faces, breaking_after(30, vae), tmp_path / "cut", batch_size=1, workers=1)
     (path,) = (tmp_path / "cut").glob(f"*.{spoiled}")
     os.truncate(path, path.stat().st_size // 2)
     last = breaking_after(10**9, vae)
-    resumed = open_latent_cache(faces, last, tmp_path / "cut", batch_size=1, workers=1)
+    resumed = open_cache(faces, last, tmp_path / "cut", batch_size=1, workers=1)
     assert last.images == 48 and np.array_equal(resumed.values, expected.values)
 
 
@@ -236,7 +266,7 @@ def test_latents_that_are_not_finite_are_refused_by_image(
 
     vae = Overflowing(AutoencoderKL.from_pretrained(autoencoder_folder))
     with pytest.raises(FloatingPointError, match=r"1\.jpg is not finite"):
-        open_latent_cache(faces, vae, tmp_path, batch_size=4, workers=1)
+        open_cache(faces, vae, tmp_path, batch_size=4, workers=1)
     assert not list(tmp_path.glob("latents_*[0-9a-f].npy"))
 
 
@@ -245,6 +275,7 @@ import sys
 from pathlib import Path
 from custom_datasets.celeba_hq_dataset import CelebAHQ
 from custom_datasets.latent_cache import open_latent_cache
+from models.loading import fingerprint
 from models.vae_wrapper import VAEWrapper
 
 encode, calls = VAEWrapper.encode, []
@@ -252,7 +283,7 @@ VAEWrapper.encode = lambda self, images: calls.append(1) or encode(self, images)
 faces, vae = CelebAHQ(sys.argv[1], "train", 64), VAEWrapper.from_pretrained(sys.argv[2])
 print("ready", flush=True)
 sys.stdin.readline()
-cache = open_latent_cache(faces, vae, Path(sys.argv[3]), batch_size=1, workers=1)
+cache = open_latent_cache(faces, vae, Path(sys.argv[3]), fingerprint(vae), batch_size=1, workers=1)
 print(len(calls), cache.path)
 """
 
@@ -272,6 +303,64 @@ def test_of_two_processes_one_encodes_and_the_other_waits(
     assert sorted(int(calls) for calls, _ in answers) == [0, 48]
     assert answers[0][1] == answers[1][1]
     faces = CelebAHQ(drawn_folder, "train", 64)
-    expected = open_latent_cache(faces, vae, tmp_path / "alone", batch_size=1, workers=1)
+    expected = open_cache(faces, vae, tmp_path / "alone", batch_size=1, workers=1)
     found = LatentCache(Path(answers[0][1].strip()))
     assert np.allclose(found.values, expected.values, atol=2e-3)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_processes_share_the_encoding_and_resume_with_another_number(
+    faces: CelebAHQ, vae: CountingVAE, tmp_path: Path, count: int
+) -> None:
+    """Threads stand for processes here: what they share is files."""
+    whole = open_cache(faces, vae, tmp_path / "whole", batch_size=2, workers=1)
+    with pytest.raises(RuntimeError, match="power"):  # one process encodes a chunk and dies
+        open_cache(faces, breaking_after(10, vae), tmp_path / "cut", batch_size=2, workers=1)
+    barrier = threading.Barrier(count)
+    shares = [breaking_after(10**9, vae) for _ in range(count)]
+
+    def work(index: int) -> LatentCache:
+        team = Team(index, count, barrier.wait)
+        return open_cache(
+            faces, shares[index], tmp_path / "cut", batch_size=2, workers=1, team=team
+        )
+
+    with ThreadPoolExecutor(count) as threads:
+        caches = list(threads.map(work, range(count)))
+    assert all(np.array_equal(cache.values, whole.values) for cache in caches)
+    assert sum(share.images for share in shares) == 2 * 16  # two of the three chunks
+    assert sorted(share.images for share in shares)[-2:] == [16, 16]
+
+
+def test_a_full_disk_is_told_before_anything_is_encoded(
+    faces: CelebAHQ, vae: CountingVAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=10_000)
+    monkeypatch.setattr(latent_cache.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(OSError, match=r"GB are missing.*data\.cache_latents=false"):
+        open_cache(faces, vae, tmp_path, workers=1)
+    assert vae.images == 0 and not list(tmp_path.glob("*.npy"))
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="needs posix_fallocate")
+def test_the_room_is_taken_before_the_work(
+    faces: CelebAHQ, vae: CountingVAE, tmp_path: Path
+) -> None:
+    """A sparse file on a disk that fills up under a memory map ends in a bus error."""
+    with pytest.raises(RuntimeError, match="power"):
+        open_cache(faces, breaking_after(0, vae), tmp_path, workers=1)
+    (partial,) = tmp_path.glob("*.partial.npy")
+    assert partial.stat().st_blocks * 512 >= partial.stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("wanted", "capability", "precision"),
+    [("best", (8, 0), "no"), ("best", (7, 5), "fp16"), ("fast", (7, 5), "fp16")],
+)
+def test_latents_are_made_in_the_best_precision(
+    wanted: str, capability: tuple[int, int], precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    assert latent_cache.encoding_precision(wanted, torch.device("cuda")) == precision
+    assert latent_cache.encoding_precision("best", torch.device("cpu")) == "no"

@@ -1,0 +1,234 @@
+"""A batch becomes the same gradient whatever the parts, the precision or the memory."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from torch import Tensor
+
+from config import Config
+from custom_datasets.latent_cache import LatentSource
+from models.vae_wrapper import Posterior
+from training import experiment as experiment_module
+from training import run_folder
+from training.experiment import Experiment
+from training.gradients import Gradients
+from training.loop import prepare_unet, train
+from training.state import apply_gradients
+
+
+class Latents:
+    """Posteriors of made-up faces."""
+
+    def __init__(self, count: int) -> None:
+        self.mean = torch.randn(count, 4, 8, 8, generator=torch.Generator().manual_seed(11))
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+    def fetch(self, positions: np.ndarray, flipped: np.ndarray) -> Posterior:
+        mean = self.mean[torch.from_numpy(positions)]
+        return Posterior(mean, torch.full_like(mean, 0.3))
+
+
+Opening = Callable[..., Experiment]
+
+
+@pytest.fixture
+def opening(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Opening]:
+    """Opens an experiment over made-up latents with these training settings."""
+    monkeypatch.setattr(experiment_module, "ROOT", tmp_path)
+    made: list[Experiment] = []
+
+    def make(
+        latents: LatentSource | None = None, name: str = "run", **changes: object
+    ) -> Experiment:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        changes = {"mixed_precision": "no", "tracker": None, "warmup_steps": 2} | changes
+        training = dataclasses.replace(tiny_config.training, **changes)
+        opened = Experiment(dataclasses.replace(tiny_config, training=training), tmp_path / name)
+        opened.latents = opened.faces = latents or Latents(24)
+        opened.caption = lambda position, wording: f"a man, number {position % 7}"
+        opened.text_fingerprint = opened.vae_fingerprint = "frozen"
+        made.append(opened)
+        return opened
+
+    yield make
+    for opened in made:
+        opened.close()
+
+
+def gradients_of(opened: Experiment) -> tuple[Gradients, list[Tensor], Tensor]:
+    """The gradient of the first batch, as training takes it, and its losses."""
+    state = opened.state
+    gradients = Gradients(
+        prepare_unet(opened),
+        opened.objective,
+        opened.conditions,
+        opened.accelerator,
+        opened.config.training,
+        opened.precision,
+        state.scaler,
+    )
+    losses = gradients(opened.batches[0])
+    return gradients, [p.grad.clone() for p in state.unet.parameters()], losses
+
+
+@pytest.mark.parametrize("size", [8, 4, 3, 2, 1])
+def test_micro_batches_give_the_gradient_of_the_whole_batch(opening: Opening, size: int) -> None:
+    """Loss weights included: min-SNR gives each sample its own."""
+    assert len(opening(name="a").batches[0].loss_weights.unique()) > 4
+    _, whole, losses = gradients_of(opening(name="b"))
+    _, parts, same_losses = gradients_of(opening(name="c", micro_batch_size=size))
+    torch.testing.assert_close(same_losses, losses, rtol=1e-5, atol=1e-6)
+    difference = [one - other for one, other in zip(whole, parts, strict=True)]
+    assert max(part.abs().max() for part in difference) < 1e-6
+    norm = torch.nn.utils.get_total_norm
+    assert norm(difference) < 5e-6 * norm(whole)  # what float32 rounds in sums of another order
+
+
+def test_the_micro_batch_may_change_on_the_way(opening: Opening) -> None:
+    first = opening(num_epochs=1)
+    list(train(first))
+    first.close()
+    whole = [step.loss for step in train(opening(name="whole", lr_decay="constant", num_epochs=2))]
+    second = opening(num_epochs=2, lr_decay="constant", name="parts")
+    list(zip(range(3), train(second), strict=False))
+    second.close()
+    third = opening(num_epochs=2, lr_decay="constant", name="parts", micro_batch_size=3)
+    assert third.state.step == 3
+    assert [step.loss for step in train(third)] == pytest.approx(whole[3:], rel=1e-4)
+
+
+def test_gradient_checkpointing_gives_the_same_gradient(opening: Opening) -> None:
+    _, plain, _ = gradients_of(opening(name="a"))
+    opened = opening(name="b", gradient_checkpointing=True)
+    _, checkpointed, _ = gradients_of(opened)
+    assert opened.state.unet.is_gradient_checkpointing
+    for one, other in zip(plain, checkpointed, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+# --- out of memory ---
+
+
+def small_device(opened: Experiment, most: int) -> list[int]:
+    """Lets the UNet take so many samples at once; returns the sizes that were tried."""
+    tried: list[int] = []
+
+    def refuse(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        tried.append(len(inputs[0]))
+        if len(inputs[0]) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    opened.state.unet.register_forward_pre_hook(refuse)
+    return tried
+
+
+def test_out_of_memory_halves_the_micro_batch_with_the_same_result(
+    opening: Opening, capsys: pytest.CaptureFixture
+) -> None:
+    want = [step.loss for step in train(opening(name="a"))]
+    opened = opening(name="b")
+    tried = small_device(opened, most=3)
+    steps = list(train(opened))
+    assert [step.number for step in steps] == [1, 2, 3, 4, 5, 6]
+    assert [step.loss for step in steps] == pytest.approx(want, rel=1e-4)
+    assert tried == [8, 4, *[2] * 4 * 6]  # halved once and again, and then it stays
+    said = capsys.readouterr().out
+    assert "with 8 samples at once: going on with 4" in said
+    assert "with 4 samples at once: going on with 2" in said
+
+
+def test_a_device_that_takes_no_sample_at_all_is_told_so(opening: Opening) -> None:
+    opened = opening()
+    small_device(opened, most=0)
+    with pytest.raises(RuntimeError, match=r"out of memory with 1 .*gradient_checkpointing=true"):
+        next(train(opened))
+
+
+# --- float16 ---
+
+
+def test_float16_reaches_the_loss_of_float32(opening: Opening) -> None:
+    """200 steps over eight faces, on the CPU, with a gradient scaler."""
+    means = {}
+    for precision in ("no", "fp16"):
+        opened = opening(
+            Latents(8),
+            name=precision,
+            mixed_precision=precision,
+            num_epochs=200,
+            learning_rate=3e-3,
+            checkpoint_every_n_epochs=200,
+        )
+        losses = [step.loss for step in train(opened)]
+        assert opened.state.scaler.is_enabled() == (precision == "fp16")
+        means[precision] = np.mean(losses[-50:])
+        assert np.mean(losses[:5]) > 1.5 * means[precision]
+    assert means["fp16"] == pytest.approx(means["no"], rel=0.05)
+
+
+def test_the_scaled_loss_is_unscaled_before_clipping(opening: Opening) -> None:
+    """A norm that is still scaled would be clipped to nothing."""
+    moved = {}
+    for precision in ("no", "fp16"):
+        opened = opening(name=precision, mixed_precision=precision, max_grad_norm=0.5)
+        gradients_of(opened)
+        norm = apply_gradients(opened.state, 1e-3, opened.config.training)
+        moved[precision] = float(norm)
+        clipped = torch.nn.utils.get_total_norm([p.grad for p in opened.state.unet.parameters()])
+        assert float(clipped) == pytest.approx(min(0.5, float(norm)), rel=1e-3)
+    assert moved["fp16"] == pytest.approx(moved["no"], rel=0.02)
+
+
+def test_an_overflow_moves_nothing_and_is_no_error(opening: Opening) -> None:
+    opened = opening(mixed_precision="fp16")
+    state = opened.state
+    # So large a scale that the gradients overflow until it has fallen.
+    state.scaler._init_scale = 2.0**60
+    before = {name: value.clone() for name, value in state.unet.state_dict().items()}
+    steps = train(opened)
+    first = next(steps)
+    assert first.skipped and np.isfinite(first.loss)
+    assert all(torch.equal(value, before[n]) for n, value in state.unet.state_dict().items())
+    assert all(torch.equal(value, before[n]) for n, value in state.ema_unet.state_dict().items())
+    assert int(state.updates) == 0 and float(state.scaler.get_scale()) == 2.0**59
+    rest = list(steps)
+    assert len(rest) == 5 and not (opened.folder / run_folder.NOT_FINITE).exists()
+    lines = run_folder.read_losses(opened.folder)
+    assert sum(line["loss"] is None for line in lines) == sum(s.skipped for s in [first, *rest])
+
+
+def test_the_scaler_is_part_of_exact_resume(opening: Opening) -> None:
+    def finish(name: str, stop: int | None) -> dict[str, Tensor]:
+        opened = opening(name=name, mixed_precision="fp16")
+        if stop:
+            opened.state.scaler._init_scale = 2.0**60
+            list(zip(range(stop), train(opened), strict=False))
+            opened.close()
+            opened = opening(name=name, mixed_precision="fp16")
+            assert opened.state.step == stop
+        else:
+            opened.state.scaler._init_scale = 2.0**60
+        list(train(opened))
+        scale = opened.state.scaler.state_dict()
+        return {"scale": torch.tensor(scale["scale"])} | opened.state.unet.state_dict()
+
+    whole, resumed = finish("whole", None), finish("stopped", 3)
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+def test_a_loss_that_is_not_finite_is_no_overflow(
+    opening: Opening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = opening(mixed_precision="fp16")
+    opened.latents.mean[:] = float("nan")
+    with pytest.raises(FloatingPointError, match="the loss is nan"):
+        list(train(opened))

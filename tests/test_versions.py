@@ -1,0 +1,66 @@
+"""A checkpoint that the code wrote before it had versions still opens, samples and goes on."""
+
+import json
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+import config as config_module
+from inference.text_to_face import TextToFace
+from settings import from_dict
+from training import checkpoints, run_folder
+from training import experiment as experiment_module
+from training.experiment import Experiment
+from training.loop import train
+
+FIXTURE = Path(__file__).parent / "fixtures" / "run_before_versions.zip"
+PROMPTS = ["A photo of a young woman with blond hair, smiling", "A bald man"]
+
+
+@pytest.fixture
+def old_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A run of 6 steps (one epoch of two), of 48 drawn faces, with the shipped frozen models."""
+    monkeypatch.setattr(config_module, "ROOT", tmp_path)
+    monkeypatch.setattr(experiment_module, "ROOT", tmp_path)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    folder = tmp_path / "checkpoints" / "before"
+    with zipfile.ZipFile(FIXTURE) as archive:
+        archive.extractall(folder)
+    yield folder
+
+
+def test_it_samples_as_it_did(old_run: Path) -> None:
+    pictures = TextToFace.from_run(old_run).generate(PROMPTS, [1, 2], steps=4)
+    want = torch.load(old_run / "pictures.pt", weights_only=True)
+    assert ((pictures * 255).round() - want.float()).abs().max() <= 1
+
+
+def test_it_goes_on(old_run: Path) -> None:
+    _, checkpoint = checkpoints.open_newest(old_run)
+    assert (checkpoint.epoch, checkpoint.step, checkpoint.updates) == (1, 6, 6)
+    assert checkpoint.config.training.batch_size == 8
+    with Experiment(checkpoint.config) as experiment:
+        assert experiment.folder == old_run and experiment.state.step == 6
+        for name, value in experiment.state.ema_unet.state_dict().items():
+            assert torch.equal(value, checkpoint.ema[name])
+        steps = list(train(experiment.open_all()))
+    assert [step.number for step in steps] == [7, 8, 9, 10, 11, 12]
+    assert [line["step"] for line in run_folder.read_losses(old_run)] == list(range(1, 13))
+    assert checkpoints.newest_checkpoint(old_run).name.endswith("epoch_2.pt")
+
+
+def test_its_batch_was_that_of_each_process(old_run: Path) -> None:
+    path = checkpoints.newest_checkpoint(old_run)
+    values = torch.load(path, weights_only=True)
+    values["circumstances"]["processes"] = 4
+    torch.save(values, path)
+    assert checkpoints.load_checkpoint(path).config.training.batch_size == 32
+
+
+def test_its_settings_can_be_read(old_run: Path) -> None:
+    values = json.loads((old_run / "config.json").read_text())["config"]
+    assert from_dict(values, config_module.Config).name == "before"
