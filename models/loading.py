@@ -5,6 +5,7 @@
 import hashlib
 import os
 import pickle
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -59,10 +60,40 @@ def read_archive(path: Path, purpose: str, map_memory: bool = False) -> object:
 
 
 def fingerprint(*models: nn.Module) -> str:
-    """Sixteen hex digits of all weights: models of one name may be trained anew."""
+    """Sixteen hex digits of all weights: models of one name may be trained anew.
+
+    Hashes each parameter's shape and float32 values. Names and order are left out, since
+    transformers renames parameters between releases; buffers too, since they follow from config.
+    """
+    digests = sorted(_digest(parameter) for model in models for parameter in model.parameters())
+    return hashlib.sha256(b"".join(digests)).hexdigest()[:16]
+
+
+def matches_fingerprint(stored: str, *models: nn.Module) -> bool:
+    """Whether a stored fingerprint is that of these models.
+
+    Accepts the digests of checkpoints of version 1 as well. Those hash parameter names, as either
+    release line of transformers gives them: 4.x puts "text_model." before CLIP's.
+    """
+    prefixes = ("text_model.", "")
+    return stored == fingerprint(*models) or stored in (
+        _fingerprint_with_names(prefix, *models) for prefix in prefixes
+    )
+
+
+def _digest(tensor: torch.Tensor) -> bytes:
+    values = tensor.detach().to("cpu", torch.float32).contiguous()
+    digest = hashlib.sha256(f"{tuple(values.shape)}".encode())
+    digest.update(values.numpy())
+    return digest.digest()
+
+
+def _fingerprint_with_names(prefix: str, *models: nn.Module) -> str:
     digest = hashlib.sha256()
     for model in models:
         for name, tensor in model.state_dict().items():
+            # `TextEncoder` holds its CLIP as `model`; `VAEWrapper` has no such name.
+            name = re.sub(r"^model\.(text_model\.)?", f"model.{prefix}", name)
             digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
