@@ -7,12 +7,15 @@ without a mask, as Stable Diffusion does, so that diffusers' pipelines see the s
 Shapes: B batch, L = tokenizer.model_max_length tokens (77), D = width (512).
 """
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from files import write_text
 from models.loading import open_model, open_pretrained
 
 
@@ -99,3 +102,26 @@ def open_tokenizer(name: str) -> CLIPTokenizer:
             "merges.txt into the folder (tokenizer.json alone needs transformers 5)"
         )
     return tokenizer
+
+
+def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """Write a CLIP's tokenizer so that transformers 4 and 5 open it.
+
+    transformers 5 writes tokenizer.json alone. transformers 4 reads vocab.json and merges.txt, and
+    writes them itself; 5 reads these as well.
+    """
+    tokenizer.save_pretrained(folder)
+    written = folder / "tokenizer.json"
+    if written.is_file():
+        merges = json.loads(written.read_text(encoding="utf-8"))["model"]["merges"]
+        write_vocabulary(folder, tokenizer.get_vocab(), merges)
+
+
+def write_vocabulary(
+    folder: Path, vocabulary: dict[str, int], merges: Sequence[Sequence[str]]
+) -> None:
+    """Write the two files that every release of transformers builds a CLIP's tokenizer from."""
+    by_number = dict(sorted(vocabulary.items(), key=lambda item: item[1]))
+    write_text(folder / "vocab.json", json.dumps(by_number, ensure_ascii=False) + "\n")
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+    write_text(folder / "merges.txt", "\n".join(lines) + "\n")

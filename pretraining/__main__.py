@@ -13,13 +13,14 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import CLIPModel
 
 from config import ROOT
 from custom_datasets.captions import describe
 from custom_datasets.celeba_hq_dataset import CelebAHQ
 from custom_datasets.drawn_faces import write_drawn_faces
 from models.loading import open_model
+from models.text_encoder import open_tokenizer, save_tokenizer
 from pretraining import autoencoder as ae
 from pretraining import clip
 
@@ -59,7 +60,7 @@ def make_clip(
     settings = clip.ClipSettings(minutes=minutes)
     images = train.all_images()
     anew = None if go_on else clip.train_tokenizer(corpus(), settings.max_tokens)
-    tokenizer = anew or CLIPTokenizer.from_pretrained(out)
+    tokenizer = anew or open_tokenizer(str(out.resolve()))
 
     def caption(position: int, epoch: int) -> str:
         return describe(train.attributes[position], position, epoch)
@@ -69,7 +70,7 @@ def make_clip(
     shown = [describe(row, i, seed=7) for i, row in enumerate(test.attributes[:100])]
     facts = clip.retrieval_accuracy(model, tokenizer, test.all_images()[:100], shown)
     save_half(model, out)
-    tokenizer.save_pretrained(out)
+    save_tokenizer(tokenizer, out)
     clip.build_image_processor(train.image_size).save_pretrained(out)
     return facts
 
