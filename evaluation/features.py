@@ -19,7 +19,7 @@ from tqdm import tqdm
 from transformers import AutoModel, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from evaluation.checks import require_images
-from models.loading import open_pretrained
+from models.loading import open_model, open_pretrained
 
 INCEPTION = "Inception-v3 of FID"
 INCEPTION_SIZE, DINOV2_SIZE, EFFICIENTNET_SIZE = 299, 224, 224  # pixels
@@ -96,7 +96,7 @@ def open_clip(name: str) -> Clip:
     Raises:
         FileNotFoundError: it cannot be had; the message says what to do.
     """
-    model = open_pretrained(CLIPModel.from_pretrained, name, "CLIP", dtype=torch.float32)
+    model = open_model({"clip": CLIPModel}, name, "CLIP")
     tokenizer = open_pretrained(CLIPTokenizer.from_pretrained, name, "CLIP tokenizer")
     images = open_pretrained(CLIPImageProcessor.from_pretrained, name, "CLIP image preparation")
     return Clip(
@@ -143,7 +143,7 @@ def dinov2_features(name: str = "facebook/dinov2-base") -> FeatureNetwork:
     Raises:
         FileNotFoundError: it cannot be had; the message says what to do.
     """
-    model = open_pretrained(AutoModel.from_pretrained, name, "DINOv2", dtype=torch.float32)
+    model = open_model({"dinov2": AutoModel}, name, "DINOv2")
     model = model.eval().requires_grad_(False)
 
     def extract(images: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from models.text_encoder import TextEncoder
 from models.vae_wrapper import VAEWrapper
 from training import checkpoints
 from training.experiment import Experiment
+from training.resuming import same_frozen_models
 
 DECODE_BATCH = 8  # at full size each picture takes half a gigabyte on its way through the decoder
 
@@ -74,7 +75,8 @@ class TextToFace:
         text_encoder = TextEncoder.from_pretrained(config.models.text_encoder)
         vae = VAEWrapper.from_pretrained(config.models.autoencoder)
         frozen = f"{fingerprint(text_encoder)}-{fingerprint(vae)}"
-        if checkpoint.circumstances.frozen not in ("", frozen):
+        stored = checkpoint.circumstances.frozen
+        if not same_frozen_models(stored, frozen, text_encoder, vae):
             raise ValueError(
                 f"{path} was trained with other weights of {config.models.autoencoder} or "
                 f"{config.models.text_encoder} than are there now: bring those back, or train anew"

@@ -1,17 +1,28 @@
-"""Opens weights: where a frozen model's name leads (a local folder, or a hub id), and files of
-`torch.save`, verified.
+"""Opens weights: frozen models by hub id or local folder, and files of `torch.save`, verified.
+
+transformers and diffusers fill weights that a file lacks with random numbers and at most log it.
+`open_model` raises instead.
 """
 
 import hashlib
+import json
 import os
 import pickle
+import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 import torch
+from diffusers import ModelMixin
+from diffusers.utils import logging as diffusers_logging
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError
 from torch import nn
+from transformers.utils import logging as transformers_logging
 
 from config import ROOT
 
@@ -21,22 +32,208 @@ UNREADABLE = (
     *(zipfile.BadZipFile, pickle.UnpicklingError, EOFError, OSError, RuntimeError, ValueError),
     *(KeyError, IndexError, TypeError, AttributeError, NotImplementedError, OverflowError),
 )
+# What transformers and diffusers raise for a weights file that is damaged or something else.
+UNREADABLE_WEIGHTS = (
+    *(SafetensorError, pickle.UnpicklingError, EOFError, OSError, RuntimeError, ValueError),
+)
+# Files of a pretrained folder, in the order in which both libraries look for weights.
+WEIGHTS = (
+    *("model.safetensors", "diffusion_pytorch_model.safetensors"),
+    *("pytorch_model.bin", "diffusion_pytorch_model.bin"),
+)
+DESCRIPTIONS = (
+    *("config.json", "preprocessor_config.json", "tokenizer_config.json"),
+    *("tokenizer.json", "vocab.json", "special_tokens_map.json"),
+)
 
 
 def locate(name: str) -> str:
     """The local folder that a model name means, or the name itself, to be asked of the hub.
 
     Tried in this order: a folder of that name (relative to the repository); for a hub id
-    "owner/model" a folder `model` in LDM_MODELS_DIR or, where that is not set, beside the data in
-    CELEBA_HQ_DIR.
+    "owner/model" or "owner/model@revision" a folder `model` in LDM_MODELS_DIR or, where that is not
+    set, beside the data in CELEBA_HQ_DIR. A local folder has no revision; `fingerprint` tells
+    whether it holds the weights of a run.
     """
+    places = (place for place in _places(name) if (place / "config.json").is_file())
+    return str(next(places, name))
+
+
+def _places(name: str) -> list[Path]:
     places = [ROOT / Path(name).expanduser()]
     data = os.environ.get("CELEBA_HQ_DIR")
     beside_data = Path(data).expanduser().resolve().parent if data else None
     models = os.environ.get("LDM_MODELS_DIR") or beside_data
     if models:
-        places.append(Path(models).expanduser() / Path(name).name)
-    return next((str(place) for place in places if (place / "config.json").is_file()), name)
+        places.append(Path(models).expanduser() / Path(name.partition("@")[0]).name)
+    return places
+
+
+def _address(name: str) -> tuple[str, dict[str, str]]:
+    """What `from_pretrained` takes for a name: a place and, of a hub id, its revision."""
+    place = locate(name)
+    if Path(place).is_dir():
+        return place, {}
+    repository, _, revision = place.partition("@")
+    return repository, {"revision": revision} if revision else {}
+
+
+def open_pretrained(
+    load: Callable[..., Model], name: str, purpose: str, **options: object
+) -> Model:
+    """Call `load(located name, **options)`; a name that cannot be opened becomes one clear error.
+
+    For tokenizers and the like. `open_model` opens weights.
+
+    Args:
+        load: a `from_pretrained`.
+        name: local folder, or hub id ("openai/clip-vit-base-patch32"), "@revision" behind it or
+            not.
+        purpose: what it is for, for the message.
+
+    Raises:
+        FileNotFoundError: neither a folder nor the hub has it; says what to do.
+        ValueError: one of its JSON files is damaged; names the file.
+    """
+    place, revision = _address(name)
+    if Path(place).is_dir():
+        for file in DESCRIPTIONS:
+            _read_json(Path(place) / file, purpose)
+    try:
+        return load(place, **revision, **options)
+    except OSError as error:
+        raise _not_there(name, purpose, error) from error
+
+
+def open_model(kinds: Mapping[str, type[Model]], name: str, purpose: str) -> Model:
+    """Open a frozen model in float32 and verify that all of its weights come from its file.
+
+    Args:
+        kinds: which class opens what config.json describes, as {"clip": CLIPTextModel}.
+        name: see `open_pretrained`.
+        purpose: see `open_pretrained`.
+
+    Raises:
+        FileNotFoundError: neither a folder nor the hub has it; says what to do.
+        ValueError: config.json describes another model, or the weights are damaged, lack tensors or
+            have other shapes than config.json asks for. Names folder, file and tensor.
+    """
+    description = _description(name, purpose)
+    kind = _kind(description, kinds, purpose)
+    place, revision = _address(name)
+    try:
+        model, report = _load(kind, place, revision)
+    except UNREADABLE_WEIGHTS as error:
+        weights = _weights_file(description.parent)
+        if weights is None:
+            raise _not_there(name, purpose, error) from error
+        raise _damaged(weights, purpose, error) from error
+    weights = _weights_file(description.parent) or description.parent
+    _require_all_weights(kind, report, f"cannot open the {purpose}: {weights}")
+    return model.float()
+
+
+def _load(kind: type[Model], place: str, revision: dict[str, str]) -> tuple[Model, Mapping]:
+    # Wrong shapes are reported by tensor; without this option transformers 5 raises without a name.
+    options = {"output_loading_info": True, "ignore_mismatched_sizes": True, **revision}
+    if issubclass(kind, ModelMixin):
+        options["low_cpu_mem_usage"] = False  # or diffusers does not take the option above
+    with _quiet():
+        return kind.from_pretrained(place, **options)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what both libraries say of weights that they leave out or make up."""
+    levels = [(log, log.get_verbosity()) for log in (transformers_logging, diffusers_logging)]
+    try:
+        for log, _ in levels:
+            log.set_verbosity_error()
+        yield
+    finally:
+        for log, level in levels:
+            log.set_verbosity(level)
+
+
+def _description(name: str, purpose: str) -> Path:
+    """The model's config.json, downloaded if need be; the weights lie beside it."""
+    place, revision = _address(name)
+    if Path(place).is_dir():
+        return Path(place) / "config.json"
+    try:
+        return Path(hf_hub_download(place, "config.json", **revision))
+    except (OSError, HFValidationError) as error:
+        raise _not_there(name, purpose, error) from error
+
+
+def _kind(description: Path, kinds: Mapping[str, type[Model]], purpose: str) -> type[Model]:
+    values = _read_json(description, purpose)
+    names = values if isinstance(values, dict) else {}
+    found = names.get("model_type") or names.get("_class_name")  # transformers', diffusers' key
+    if found not in kinds:
+        raise ValueError(
+            f"cannot open the {purpose}: {description} describes {found!r}, "
+            f"not {' or '.join(map(repr, kinds))}. Name another model"
+        )
+    return kinds[found]
+
+
+def _read_json(path: Path, purpose: str) -> object:
+    """The values of a JSON file, None where it is missing."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except ValueError as error:
+        raise _damaged(path, purpose, error) from error
+
+
+def _weights_file(folder: Path) -> Path | None:
+    return next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+
+
+def _require_all_weights(kind: type, report: Mapping[str, Collection], subject: str) -> None:
+    problems = {
+        "lacks tensors that config.json asks for": report["missing_keys"],
+        # transformers 4 gives names here, the others names and shapes.
+        "has other shapes than config.json asks for": [
+            entry if isinstance(entry, str) else entry[0] for entry in report["mismatched_keys"]
+        ],
+    }
+    if issubclass(kind, ModelMixin):  # a CLIP's file also holds the tower that is not opened
+        problems["has tensors that config.json does not ask for"] = report["unexpected_keys"]
+    for problem, names in problems.items():
+        if names:
+            first, *others = sorted(names)
+            more = f" and {len(others)} more" if others else ""
+            raise ValueError(
+                f"{subject} {problem}: {first}{more}. Download config.json and weights again, from "
+                "the same place"
+            )
+
+
+def _damaged(file: Path, purpose: str, error: Exception) -> ValueError:
+    with file.open("rb") as opened:
+        start = opened.read(64).lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        reason = "is a Git LFS pointer. Run `git lfs pull` in its folder"
+    elif start.startswith(b"<"):
+        reason = "is a web page. Download the file itself"
+    else:
+        reason = "cannot be read; it may be cut short. Download it again"
+    return ValueError(f"cannot open the {purpose}: {file} {reason}. ({error})")
+
+
+def _not_there(name: str, purpose: str, error: Exception) -> FileNotFoundError:
+    folder = next((place for place in _places(name) if place.is_dir()), None)
+    if folder:
+        reason = f"the folder {folder} lacks files that from_pretrained expects"
+    else:
+        reason = (
+            "no such local folder, and the hub could not be reached or does not have it. Go online "
+            "once (it is cached afterwards), or download it elsewhere into a folder "
+            f"`{Path(name.partition('@')[0]).name}` and set LDM_MODELS_DIR to the folder that "
+            "holds it"
+        )
+    return FileNotFoundError(f"cannot open the {purpose} {name!r}: {reason}. ({error})")
 
 
 def read_archive(path: Path, purpose: str, map_memory: bool = False) -> object:
@@ -59,40 +256,39 @@ def read_archive(path: Path, purpose: str, map_memory: bool = False) -> object:
 
 
 def fingerprint(*models: nn.Module) -> str:
-    """Sixteen hex digits of all weights: models of one name may be trained anew."""
+    """Sixteen hex digits of all weights: models of one name may be trained anew.
+
+    Hashes each parameter's shape and float32 values. Names and order are left out, since
+    transformers renames parameters between releases; buffers too, since they follow from config.
+    """
+    digests = sorted(_digest(parameter) for model in models for parameter in model.parameters())
+    return hashlib.sha256(b"".join(digests)).hexdigest()[:16]
+
+
+def matches_fingerprint(stored: str, *models: nn.Module) -> bool:
+    """Whether a stored fingerprint is that of these models.
+
+    Accepts the digests of checkpoints of version 1 as well. Those hash parameter names, as either
+    release line of transformers gives them: 4.x puts "text_model." before CLIP's.
+    """
+    prefixes = ("text_model.", "")
+    return stored == fingerprint(*models) or stored in (
+        _fingerprint_with_names(prefix, *models) for prefix in prefixes
+    )
+
+
+def _digest(tensor: torch.Tensor) -> bytes:
+    values = tensor.detach().to("cpu", torch.float32).contiguous()
+    digest = hashlib.sha256(f"{tuple(values.shape)}".encode())
+    digest.update(values.numpy())
+    return digest.digest()
+
+
+def _fingerprint_with_names(prefix: str, *models: nn.Module) -> str:
     digest = hashlib.sha256()
     for model in models:
         for name, tensor in model.state_dict().items():
+            # `TextEncoder` holds its CLIP as `model`; `VAEWrapper` has no such name.
+            name = re.sub(r"^model\.(text_model\.)?", f"model.{prefix}", name)
             digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def open_pretrained(
-    load: Callable[..., Model], name: str, purpose: str, **options: object
-) -> Model:
-    """Call `load(located name, **options)`; a name that cannot be opened becomes one clear error.
-
-    Args:
-        load: a `from_pretrained`.
-        name: hub id ("openai/clip-vit-base-patch32") or local folder of the same form.
-        purpose: what the model is for, for the message.
-
-    Raises:
-        FileNotFoundError: neither a folder nor the hub has it; says what to do.
-    """
-    place = locate(name)
-    try:
-        return load(place, **options)
-    except OSError as error:
-        if Path(place).is_dir():
-            reason = f"the folder {place} lacks files that from_pretrained expects"
-        else:
-            reason = (
-                "no such local folder, and the hub could not be reached or does not have it. Go "
-                "online "
-                "once (it is cached afterwards), or download it elsewhere into a folder "
-                f"`{Path(name).name}` and set LDM_MODELS_DIR to the folder that holds it"
-            )
-        raise FileNotFoundError(
-            f"cannot open the {purpose} {name!r}: {reason}. ({error})"
-        ) from error

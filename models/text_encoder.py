@@ -7,14 +7,16 @@ without a mask, as Stable Diffusion does, so that diffusers' pipelines see the s
 Shapes: B batch, L = tokenizer.model_max_length tokens (77), D = width (512).
 """
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
-from transformers.utils import logging
 
-from models.loading import open_pretrained
+from files import write_text
+from models.loading import open_model, open_pretrained
 
 
 class TextEncoder(nn.Module):
@@ -31,22 +33,16 @@ class TextEncoder(nn.Module):
         """Open the text half of a CLIP by hub id or local folder, in float32.
 
         Raises:
-            FileNotFoundError: it cannot be had; the message says what to do.
+            FileNotFoundError, ValueError: see `open_model`; the tokenizer has no vocabulary, or
+                more tokens than the model.
         """
-        verbosity = logging.get_verbosity()
-        logging.set_verbosity_error()  # or it lists the image tower's weights, not wanted here
-        try:
-            model = open_pretrained(
-                CLIPTextModel.from_pretrained, name, "text encoder", dtype=torch.float32
-            )
-        finally:
-            logging.set_verbosity(verbosity)
-        tokenizer = open_pretrained(CLIPTokenizer.from_pretrained, name, "tokenizer")
-        # Where its files are missing, transformers makes one without a vocabulary and says nothing.
-        if len(tokenizer) < len(tokenizer.all_special_tokens) + 256:
-            raise FileNotFoundError(
-                f"cannot open the tokenizer {name!r}: it has no vocabulary. Put tokenizer.json, or "
-                "vocab.json and merges.txt, into the folder."
+        kinds = {"clip": CLIPTextModel, "clip_text_model": CLIPTextModel}
+        model = open_model(kinds, name, "text encoder")
+        tokenizer = open_tokenizer(name)
+        if len(tokenizer) > model.config.vocab_size:
+            raise ValueError(
+                f"the tokenizer of {name!r} has {len(tokenizer)} tokens, the text encoder "
+                f"{model.config.vocab_size}: they do not belong together"
             )
         return cls(model, tokenizer)
 
@@ -92,3 +88,46 @@ class TextEncoder(nn.Module):
     def null(self) -> torch.Tensor:
         """Hidden states of the empty caption, (1, L, D): the null condition."""
         return self([""])
+
+
+def open_tokenizer(name: str) -> CLIPTokenizer:
+    """Open the tokenizer of a CLIP by hub id or local folder.
+
+    Raises:
+        FileNotFoundError: it cannot be had, or it has no vocabulary.
+        ValueError: one of its files is damaged.
+    """
+    try:
+        tokenizer = open_pretrained(CLIPTokenizer.from_pretrained, name, "tokenizer")
+    except TypeError:  # transformers 4 opens None in place of a vocab.json that is missing
+        tokenizer = None
+    # transformers 5 makes one without a vocabulary there, and says nothing.
+    if tokenizer is None or len(tokenizer) < len(tokenizer.all_special_tokens) + 256:
+        raise FileNotFoundError(
+            f"cannot open the tokenizer {name!r}: it has no vocabulary. Put vocab.json and "
+            "merges.txt into the folder (tokenizer.json alone needs transformers 5)"
+        )
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """Write a CLIP's tokenizer so that transformers 4 and 5 open it.
+
+    transformers 5 writes tokenizer.json alone. transformers 4 reads vocab.json and merges.txt, and
+    writes them itself; 5 reads these as well.
+    """
+    tokenizer.save_pretrained(folder)
+    written = folder / "tokenizer.json"
+    if written.is_file():
+        merges = json.loads(written.read_text(encoding="utf-8"))["model"]["merges"]
+        write_vocabulary(folder, tokenizer.get_vocab(), merges)
+
+
+def write_vocabulary(
+    folder: Path, vocabulary: dict[str, int], merges: Sequence[Sequence[str]]
+) -> None:
+    """Write the two files that every release of transformers builds a CLIP's tokenizer from."""
+    by_number = dict(sorted(vocabulary.items(), key=lambda item: item[1]))
+    write_text(folder / "vocab.json", json.dumps(by_number, ensure_ascii=False) + "\n")
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+    write_text(folder / "merges.txt", "\n".join(lines) + "\n")

@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import nn
 
-from models.loading import open_pretrained
+from models.loading import open_model
 
 
 class Posterior(NamedTuple):
@@ -42,14 +42,10 @@ class VAEWrapper(nn.Module):
         """Open a hub id or a local folder of either class, in float32.
 
         Raises:
-            FileNotFoundError: it cannot be had; the message says what to do.
+            FileNotFoundError, ValueError: see `open_model`.
         """
-        config = open_pretrained(AutoencoderKL.load_config, name, "autoencoder")
-        kind = AutoencoderTiny if config["_class_name"] == "AutoencoderTiny" else AutoencoderKL
-        model = open_pretrained(
-            kind.from_pretrained, name, "autoencoder", torch_dtype=torch.float32
-        )
-        return cls(model)
+        kinds = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
+        return cls(open_model(kinds, name, "autoencoder"))
 
     @property
     def latent_channels(self) -> int:

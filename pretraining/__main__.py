@@ -13,12 +13,14 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import CLIPModel
 
 from config import ROOT
 from custom_datasets.captions import describe
 from custom_datasets.celeba_hq_dataset import CelebAHQ
 from custom_datasets.drawn_faces import write_drawn_faces
+from models.loading import open_model
+from models.text_encoder import open_tokenizer, save_tokenizer
 from pretraining import autoencoder as ae
 from pretraining import clip
 
@@ -42,7 +44,8 @@ def make_autoencoder(
     """Train, save and measure an autoencoder."""
     settings = ae.AutoencoderSettings(minutes=minutes)
     images = train.all_images()
-    start = AutoencoderKL.from_pretrained(out, torch_dtype=torch.float32) if go_on else None
+    kinds = {"AutoencoderKL": AutoencoderKL}
+    start = open_model(kinds, str(out.resolve()), "autoencoder") if go_on else None
     model = watch(ae.train_autoencoder(images, settings, pick_device(), start))
     factor = ae.set_scaling_factor(model, images[:1000])
     facts = {"psnr_db": ae.reconstruction_psnr(model, test.all_images()), "scaling_factor": factor}
@@ -57,17 +60,17 @@ def make_clip(
     settings = clip.ClipSettings(minutes=minutes)
     images = train.all_images()
     anew = None if go_on else clip.train_tokenizer(corpus(), settings.max_tokens)
-    tokenizer = anew or CLIPTokenizer.from_pretrained(out)
+    tokenizer = anew or open_tokenizer(str(out.resolve()))
 
     def caption(position: int, epoch: int) -> str:
         return describe(train.attributes[position], position, epoch)
 
-    start = CLIPModel.from_pretrained(out, dtype=torch.float32) if go_on else None
+    start = open_model({"clip": CLIPModel}, str(out.resolve()), "CLIP") if go_on else None
     model = watch(clip.train_clip(images, caption, settings, tokenizer, pick_device(), start))
     shown = [describe(row, i, seed=7) for i, row in enumerate(test.attributes[:100])]
     facts = clip.retrieval_accuracy(model, tokenizer, test.all_images()[:100], shown)
     save_half(model, out)
-    tokenizer.save_pretrained(out)
+    save_tokenizer(tokenizer, out)
     clip.build_image_processor(train.image_size).save_pretrained(out)
     return facts
 

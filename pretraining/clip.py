@@ -4,6 +4,8 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from custom_datasets.captions import compose
 from custom_datasets.celeba_hq_dataset import ATTRIBUTES
 from evaluation.attributes import asked_values
 from models.device import autocast, choose_precision
+from models.text_encoder import write_vocabulary
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 # CLIP's own way of cutting text into words.
@@ -40,8 +43,9 @@ class ClipSettings:
 
 
 def train_tokenizer(captions: list[str], max_tokens: int) -> CLIPTokenizer:
-    """Byte-pair tokenizer of CLIP's construction over the words of `captions`; any other text falls
-    to bytes.
+    """Byte-pair tokenizer of CLIP's construction over the words of `captions`.
+
+    Any other text falls to bytes.
     """
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
@@ -58,7 +62,10 @@ def train_tokenizer(captions: list[str], max_tokens: int) -> CLIPTokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     pieces = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *map("".join, merges), BOS, EOS]
     vocab = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=max_tokens)
+    # The files are the only way to build it that transformers 4 and 5 share.
+    with TemporaryDirectory() as folder:
+        write_vocabulary(Path(folder), vocab, merges)
+        return CLIPTokenizer.from_pretrained(folder, model_max_length=max_tokens)
 
 
 def build_clip(settings: ClipSettings, tokenizer: CLIPTokenizer, image_size: int) -> CLIPModel:

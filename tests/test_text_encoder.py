@@ -1,14 +1,19 @@
 """The text encoder: equal to transformers called directly, and nothing is cut unnoticed."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging
 
-from models.text_encoder import TextEncoder
+from config import ROOT
+from custom_datasets.captions import describe
+from models.text_encoder import TextEncoder, open_tokenizer, save_tokenizer
+from pretraining.clip import random_people, train_tokenizer
 
 CAPTIONS = ["A man", "A photo of a young woman with wavy blond hair, smiling", ""]
 
@@ -111,3 +116,56 @@ def test_opening_leaves_the_verbosity_of_others_alone(clip_folder: Path, tmp_pat
         assert logging.get_verbosity() == logging.INFO
     finally:
         logging.set_verbosity(before)
+
+
+DEMO = ROOT / "assets" / "demo_clip"
+# Of transformers 4, which does not know tokenizer.json.
+OLD_FORM = ("config.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+
+
+def copied(folder: Path, names: tuple[str, ...], copy: Path) -> Path:
+    copy.mkdir()
+    for name in names:
+        if (folder / name).is_file():
+            shutil.copy(folder / name, copy)
+    return copy
+
+
+def prompts() -> list[str]:
+    captions = [describe(person, i) for i, person in enumerate(random_people(2000, seed=3))]
+    return [*captions, "", "  A  man,\nsmiling!  ", "x" * 30, "It's 1,000 'zigzag' #hats & (rain)?"]
+
+
+def test_both_forms_of_the_demos_tokenizer_are_one() -> None:
+    state = json.loads((DEMO / "tokenizer.json").read_text())["model"]
+    assert json.loads((DEMO / "vocab.json").read_text()) == state["vocab"]
+    first, *merges = (DEMO / "merges.txt").read_text().splitlines()
+    assert first == "#version: 0.2"
+    assert [line.split(" ") for line in merges] == state["merges"]
+
+
+def test_the_old_form_alone_gives_the_same_tokens(tmp_path: Path) -> None:
+    """tokenizer.json as the tokenizers library reads it, against whatever transformers is here."""
+    new = Tokenizer.from_file(str(DEMO / "tokenizer.json"))
+    new.no_padding()
+    expected = [encoding.ids for encoding in new.encode_batch(prompts())]
+    old = open_tokenizer(str(copied(DEMO, OLD_FORM, tmp_path / "old")))
+    assert old(prompts()).input_ids == expected
+    assert open_tokenizer(str(DEMO))(prompts()).input_ids == expected
+    assert old.model_max_length == 77 and old.pad_token_id == 755
+
+
+def test_a_saved_tokenizer_opens_in_its_old_form(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(prompts(), 77)
+    save_tokenizer(tokenizer, tmp_path / "whole")
+    (tmp_path / "whole" / "config.json").write_text("{}")
+    old = open_tokenizer(str(copied(tmp_path / "whole", OLD_FORM, tmp_path / "old")))
+    assert old(prompts()).input_ids == tokenizer(prompts()).input_ids
+    assert old.model_max_length == 77 and old.get_vocab() == tokenizer.get_vocab()
+    assert len(tokenizer("a man").input_ids) == 4
+
+
+def test_a_tokenizer_without_merges_is_named(tmp_path: Path) -> None:
+    folder = copied(DEMO, ("config.json", "tokenizer_config.json"), tmp_path / "empty")
+    with pytest.raises(FileNotFoundError, match=r"empty.*no vocabulary.*merges\.txt"):
+        open_tokenizer(str(folder))

@@ -666,7 +666,7 @@ def test_a_run_begun_under_other_circumstances_is_refused(inputs: Inputs) -> Non
     finish(inputs(text_fingerprint="0123"))
     with pytest.raises(ValueError, match=f"faces: {COUNT} there, {COUNT + 8} here"):
         finish(inputs(Latents(COUNT + 8), text_fingerprint="0123"))
-    with pytest.raises(ValueError, match="frozen: '0123-vae' there, '4567-vae' here"):
+    with pytest.raises(ValueError, match="frozen models: '0123-vae' there, '4567-vae' here"):
         finish(inputs(text_fingerprint="4567"))
     assert finish(inputs(text_fingerprint="0123")) == []
 

@@ -1,11 +1,13 @@
 """Going on from a checkpoint: what may have changed since, and what may not."""
 
 import dataclasses
-from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
 from config import Config
+from models.loading import matches_fingerprint
+from models.text_encoder import TextEncoder
+from models.vae_wrapper import VAEWrapper
 from settings import ANNOUNCED, FIXED
 from training.checkpoints import Checkpoint, Circumstances, load_weights
 from training.state import TrainingState
@@ -18,6 +20,8 @@ class Run(Protocol):
 
     config: Config
     circumstances: Circumstances
+    text_encoder: TextEncoder
+    vae: VAEWrapper
 
 
 def check_resume(opened: tuple[Path, Checkpoint], run: Run) -> list[str]:
@@ -29,14 +33,22 @@ def check_resume(opened: tuple[Path, Checkpoint], run: Run) -> list[str]:
     """
     path, checkpoint = opened
     refused, announced = changed_settings(checkpoint.config, run.config)
-    before, now = asdict(checkpoint.circumstances), asdict(run.circumstances)
-    refused += [_change(name, before[name], now[name]) for name in now if before[name] != now[name]]
+    before, now = checkpoint.circumstances, run.circumstances
+    if before.faces != now.faces:
+        refused.append(_change("faces", before.faces, now.faces))
+    if not same_frozen_models(before.frozen, now.frozen, run.text_encoder, run.vae):
+        refused.append(_change("frozen models", before.frozen, now.frozen))
     if refused:
         raise ValueError(
             f"{path} belongs to a run with other settings: {'; '.join(refused)}. Restore them, or "
             "start another run beside it with --set name=<another name>"
         )
     return announced
+
+
+def same_frozen_models(stored: str, here: str, text_encoder: TextEncoder, vae: VAEWrapper) -> bool:
+    """Whether a checkpoint's fingerprint is that of these models, or an earlier kind of theirs."""
+    return stored in ("", here) or matches_fingerprint(stored, text_encoder, vae)
 
 
 def changed_settings(old: Config, new: Config) -> tuple[list[str], list[str]]:
