@@ -25,6 +25,9 @@ class Store(Protocol):
     def names(self) -> list[str]:
         """The files there."""
 
+    def holds(self, path: Path) -> bool:
+        """Whether the checkpoint of this name there is this one."""
+
     def put(self, path: Path) -> None:
         """Copy a file there, verified; replaces one of its name."""
 
@@ -48,6 +51,10 @@ class FolderStore:
             OSError: the drive is away.
         """
         return sorted(p.name for p in self.folder.iterdir()) if self.folder.is_dir() else []
+
+    def holds(self, path: Path) -> bool:
+        """Whether the checkpoint of this name there is this one."""
+        return checkpoints.identity(self.folder / path.name) == checkpoints.identity(path)
 
     def put(self, path: Path) -> None:
         """Copy a file and compare the copy with it.
@@ -84,6 +91,11 @@ class HubStore:
             return []
         return self.api.list_repo_files(self.repository)
 
+    def holds(self, path: Path) -> bool:
+        """Whether the file of this name there is as large; its content is not asked for."""
+        (found,) = self.api.get_paths_info(self.repository, path.name)
+        return found.size == path.stat().st_size
+
     def put(self, path: Path) -> None:
         """Upload a file."""
         self.api.create_repo(self.repository, private=True, exist_ok=True)
@@ -107,18 +119,17 @@ def open_store(mirror: str, run: str) -> Store:
 
 
 class Mirror:
-    """Copies checkpoints in the background, each once."""
+    """Copies checkpoints in the background, each once, whatever process copied it."""
 
     def __init__(self, mirror: str, run: str) -> None:
         self.where, self.store = mirror, open_store(mirror, run)
         self.thread = ThreadPoolExecutor(1, "mirror")
-        self.copied: dict[str, str] = {}  # name -> identity
         self.last: Future[None] | None = None
 
     def copy(self, folder: Path, checkpoint: Path) -> None:
-        """Begin to copy a checkpoint with the run's small files; what the run folder no longer
-        holds is deleted there. A mirror that is away costs a message: the next checkpoint tries
-        again.
+        """Begin to copy what the mirror lacks of a run's checkpoints, with its small files; deletes
+        there what the run folder does not hold. A mirror that is away costs a message: the next
+        checkpoint tries again.
         """
         self.last = self.thread.submit(self._copy, folder, checkpoint)
 
@@ -129,15 +140,15 @@ class Mirror:
 
     def _copy(self, folder: Path, checkpoint: Path) -> None:
         try:
-            identity = checkpoints.identity(checkpoint)
-            if self.copied.get(checkpoint.name) != identity:
-                self.store.put(checkpoint)
-                self.copied[checkpoint.name] = identity
+            kept = {path.name: path for path in checkpoints.checkpoints(folder)}
+            there = self.store.names()
+            for name, path in kept.items():
+                if name not in there or not self.store.holds(path):
+                    self.store.put(path)
             for name in SMALL_FILES:
                 if (folder / name).is_file():
                     self.store.put(folder / name)
-            kept = {path.name for path in checkpoints.checkpoints(folder)}
-            for name in self.store.names():
+            for name in there:
                 if checkpoints.progress_in_name(Path(name)) >= (0, 0) and name not in kept:
                     self.store.delete(name)
         except Exception as error:

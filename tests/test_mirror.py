@@ -1,0 +1,138 @@
+"""The mirror: whole files only, each once, and a fresh machine goes on from them."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+import config as config_module
+from config import Config
+from training import checkpoints, mirror, run_folder
+from training import experiment as experiment_module
+from training.experiment import Experiment
+from training.loop import train
+from training.mirror import FolderStore, Mirror
+
+
+@pytest.fixture
+def machine(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Experiment]]:
+    """Opens the run on a machine of this name, whose disk is its own; the mirror is shared."""
+    made: list[Experiment] = []
+
+    def boot(name: str, **changes: object) -> Experiment:
+        for earlier in made:
+            earlier.close()
+        AcceleratorState._reset_state(reset_partial_state=True)
+        for module in (config_module, experiment_module):
+            monkeypatch.setattr(module, "ROOT", tmp_path / name)
+        settings = {"mixed_precision": "no", "tracker": None, "mirror": str(tmp_path / "drive")}
+        training = dataclasses.replace(tiny_config.training, **(settings | changes))
+        made.append(Experiment(dataclasses.replace(tiny_config, training=training)))
+        return made[-1].open_all()
+
+    yield boot
+    for opened in made:
+        opened.close()
+
+
+def test_a_fresh_machine_goes_on_from_the_mirror(
+    machine: Callable[..., Experiment], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    first = machine("first")
+    steps = train(first)
+    for _ in range(5):  # one epoch is saved, and two steps are lost with the machine
+        next(steps)
+    steps.close()
+    names = {path.name for path in (tmp_path / "drive" / "test").iterdir()}
+    assert names == {"celeba_ldm_unet_checkpoint_epoch_1.pt", "config.json", "losses.jsonl"}
+    second = machine("second")
+    assert second.state.step == 3 and "brought back from the mirror" in capsys.readouterr().out
+    assert [step.number for step in train(second)] == [4, 5, 6]
+    lines = run_folder.read_losses(second.folder)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    whole = machine("whole", mirror=None)
+    list(train(whole))
+    for name, value in whole.state.unet.state_dict().items():
+        assert torch.equal(second.state.unet.state_dict()[name], value)
+
+
+def test_a_mirror_that_is_away_costs_a_message_and_catches_up(
+    machine: Callable[..., Experiment],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    real, calls = FolderStore.put, []
+
+    def put(self: FolderStore, path: Path) -> None:
+        calls.append(path.name)
+        if len(calls) == 1:
+            raise OSError(107, "Transport endpoint is not connected")
+        real(self, path)
+
+    monkeypatch.setattr(FolderStore, "put", put)
+    opened = machine("first")
+    assert len(list(train(opened))) == 6
+    said = capsys.readouterr().out
+    assert "epoch_1.pt was not copied to the mirror" in said and "not connected" in said
+    drive = FolderStore(tmp_path / "drive" / "test")
+    kept = {path.name for path in checkpoints.checkpoints(opened.folder)}
+    assert {name for name in drive.names() if name.endswith(".pt")} == kept
+
+
+def test_a_checkpoint_is_copied_once_and_what_is_pruned_is_deleted(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies: list[str] = []
+    real = FolderStore.put
+    monkeypatch.setattr(
+        FolderStore, "put", lambda self, path: copies.append(path.name) or real(self, path)
+    )
+    there = Mirror(str(tmp_path / "drive"), "a run")
+    path = checkpoints.newest_checkpoint(run)
+    for _ in range(3):
+        there.copy(run, path)
+    there.wait()
+    assert copies.count(path.name) == 1
+    later = path.with_name("celeba_ldm_unet_checkpoint_epoch_2.pt")
+    path.replace(later)
+    there.copy(run, later)
+    there.wait()
+    assert there.store.names() == [later.name]
+
+
+def test_a_copy_that_differs_is_no_copy(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(mirror.shutil, "copyfile", lambda _, to: Path(to).write_bytes(b"half"))
+    there = Mirror(str(tmp_path / "drive"), "a run")
+    there.copy(run, checkpoints.newest_checkpoint(run))
+    there.wait()
+    assert "differs" in capsys.readouterr().out
+    assert there.store.names() == []
+
+
+def test_a_damaged_copy_is_passed_over(run: Path, tmp_path: Path) -> None:
+    there = Mirror(str(tmp_path / "drive"), "a run")
+    path = checkpoints.newest_checkpoint(run)
+    there.copy(run, path)
+    there.wait()
+    torn = tmp_path / "drive" / "a run" / "celeba_ldm_unet_checkpoint_epoch_9.pt"
+    torn.write_bytes(path.read_bytes()[:5000])
+    fresh = tmp_path / "fresh"
+    found = mirror.restore(str(tmp_path / "drive"), "a run", fresh, checkpoints.load_checkpoint)
+    assert found == fresh / path.name and [p.name for p in fresh.glob("*.pt")] == [path.name]
+    again = mirror.restore(str(tmp_path / "drive"), "a run", fresh, checkpoints.load_checkpoint)
+    assert again is None  # the run folder has its own
+
+
+def test_a_mirror_without_the_run_is_a_fresh_start(tmp_path: Path) -> None:
+    found = mirror.restore(
+        str(tmp_path / "drive"), "x", tmp_path / "run", checkpoints.load_checkpoint
+    )
+    assert found is None

@@ -1,0 +1,220 @@
+"""One run on any number of processes: gloo on the CPU, as `accelerate launch` starts them.
+
+The sums of a gradient are added up in another order: losses agree within 1e-4 of those of one
+process, weights within 1e-4 at most and 5e-6 on average (AdamW divides small gradients by their own
+size, and with them their rounding).
+"""
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from config import Config
+from training import checkpoints, run_folder
+from training.processes import refuse_unsupported
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Trains in the folder of the first argument; prints the faces of each step that it computed.
+TRAIN = """
+import json, os, sys
+from pathlib import Path
+import config
+config.ROOT = Path(sys.argv[1])
+from settings import from_dict
+from training import batches, experiment
+from training.loop import train
+experiment.ROOT = config.ROOT
+draw = batches.Batches.__getitem__
+values = from_dict(json.loads(Path(sys.argv[2]).read_text()), config.Config)
+opened = experiment.Experiment(values).open_all()
+for step in train(opened):
+    mine = draw(opened.batches, step.number - 1)
+    faces = dict(step=step.number, faces=mine.positions.tolist(), process=os.getpid())
+    with open(sys.argv[3], "a") as log:
+        log.write(json.dumps(faces) + "\\n")
+opened.close()
+"""
+
+
+def settled(tiny_config: Config, **changes: object) -> Config:
+    """A run of six steps of eight faces that saves at every step."""
+    plain = {"mixed_precision": "no", "num_epochs": 2, "batch_size": 8, "tracker": None}
+    saving = {"save_every_minutes": 0.0, "keep_last": 100, "keep_every_n_epochs": 100}
+    training = dataclasses.replace(tiny_config.training, **(plain | saving | changes))
+    return dataclasses.replace(tiny_config, training=training)
+
+
+def start(processes: int, root: Path, config: Config, script: str = TRAIN) -> subprocess.Popen:
+    """The script in so many processes; errors go to <root>.err."""
+    root.parent.mkdir(parents=True, exist_ok=True)
+    (values := root.parent / "config.json").write_text(json.dumps(config.to_dict()))
+    (code := root.parent / "train_many.py").write_text(script)
+    command = [sys.executable, str(code)]
+    if processes > 1:
+        launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
+        command = [sys.executable, *launcher, str(code)]
+    places = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    return subprocess.Popen(
+        [*command, str(root), str(values), str(root.parent / f"{root.name}.faces")],
+        env=os.environ | places,
+        stdout=(root.parent / f"{root.name}.out").open("a"),
+        stderr=(root.parent / f"{root.name}.err").open("a"),
+        start_new_session=True,
+    )
+
+
+def finish(processes: int, root: Path, config: Config) -> None:
+    """Train to the end."""
+    assert start(processes, root, config).wait(300) == 0, errors_of(root)
+
+
+def errors_of(root: Path) -> str:
+    return (root.parent / f"{root.name}.err").read_text()[-4000:]
+
+
+def folder_of(root: Path) -> Path:
+    return root / "checkpoints" / "test"
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """The same losses, weights and average at the end."""
+    losses = [
+        {line["step"]: line["loss"] for line in run_folder.read_losses(folder_of(root))}
+        for root in (one, other)
+    ]
+    assert losses[0].keys() == losses[1].keys()
+    for step, loss in losses[0].items():
+        assert losses[1][step] == pytest.approx(loss, rel=1e-4), step
+    found = [checkpoints.open_newest(folder_of(root))[1] for root in (one, other)]
+    assert found[0].step == found[1].step
+    for part in ("unet", "ema"):
+        for name, value in getattr(found[0], part).items():
+            difference = (getattr(found[1], part)[name] - value).abs()
+            assert difference.max() < 1e-4 and difference.mean() < 5e-6, name
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the run of one process lies; made by `whole`."""
+    return tmp_path_factory.mktemp("alone") / "run"
+
+
+@pytest.fixture
+def whole(alone: Path, tiny_config: Config) -> Path:
+    """The run of one process that was never stopped."""
+    if not folder_of(alone).is_dir():
+        finish(1, alone, settled(tiny_config))
+    return alone
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_any_number_of_processes_train_the_same_run(
+    tiny_config: Config, whole: Path, tmp_path: Path, processes: int
+) -> None:
+    root = tmp_path / "many"
+    finish(processes, root, settled(tiny_config))
+    assert_same_run(whole, root)
+    lines = [json.loads(line) for line in (tmp_path / "many.faces").read_text().splitlines()]
+    assert len({line["process"] for line in lines}) == processes
+    for epoch in (range(1, 4), range(4, 7)):
+        shown = [face for line in lines if line["step"] in epoch for face in line["faces"]]
+        assert sorted(shown) == list(range(24))  # every face once, whoever computed it
+    # One process speaks, and the caches were filled by all.
+    assert (tmp_path / "many.out").read_text().count("encoding") <= 1
+
+
+def test_a_run_goes_from_two_processes_to_four_to_one(
+    tiny_config: Config, whole: Path, tmp_path: Path
+) -> None:
+    """Killed at random in between, and started again with another number."""
+    root, rng = tmp_path / "moving", random.Random(3)
+    counts = iter([2, 4, 2])
+    for processes in counts:
+        process = start(processes, root, settled(tiny_config))
+        reached = len(checkpoints.checkpoints(folder_of(root)))
+        deadline = time.monotonic() + 240
+        while len(checkpoints.checkpoints(folder_of(root))) == reached:
+            assert process.poll() is None and time.monotonic() < deadline, errors_of(root)
+            time.sleep(0.05)
+        time.sleep(rng.uniform(0, 0.2))
+        os.killpg(process.pid, signal.SIGKILL)
+        subprocess.run(["pkill", "-KILL", "-f", str(root)], check=False)  # its workers
+        process.wait()
+        time.sleep(0.5)
+    finish(1, root, settled(tiny_config))
+    assert_same_run(whole, root)
+
+
+def test_one_process_that_dies_ends_the_run_with_a_message(
+    tiny_config: Config, tmp_path: Path
+) -> None:
+    script = TRAIN.replace(
+        "    mine = draw",
+        "    if step.number == 3 and os.environ['RANK'] == '1':\n"
+        "        os.kill(os.getpid(), 9)\n    mine = draw",
+    )
+    root = tmp_path / "dying"
+    begun = time.monotonic()
+    process = start(2, root, settled(tiny_config, num_epochs=200), script)
+    assert process.wait(240) != 0
+    third = root.parent / "dying.faces"
+    assert time.time() - third.stat().st_mtime < 60 and time.monotonic() - begun < 240
+    errors = (root.parent / "dying.err").read_text()
+    assert "(exitcode: -9) local_rank: 1" in errors
+    assert "another process of this run has ended" in errors
+    finish(1, root, settled(tiny_config))  # nothing was lost
+
+
+def test_processes_must_open_the_same_checkpoint(
+    tiny_config: Config, whole: Path, tmp_path: Path
+) -> None:
+    """As two machines without a shared folder would, and only the first has a checkpoint."""
+    script = TRAIN.replace(
+        "config.ROOT = Path(sys.argv[1])",
+        "config.ROOT = Path(sys.argv[1])\nRANK = int(os.environ['RANK'])",
+    ).replace(
+        "opened = experiment.Experiment(values)",
+        "opened = experiment.Experiment(values, config.ROOT / f'rank{RANK}')",
+    )
+    root = tmp_path / "apart"
+    newest = checkpoints.newest_checkpoint(folder_of(whole))
+    (root / "rank0").mkdir(parents=True)
+    (root / "rank0" / newest.name).write_bytes(newest.read_bytes())
+    assert start(2, root, settled(tiny_config), script).wait(240) != 0
+    assert "all machines need the same run folder" in errors_of(root)
+
+
+def test_a_second_run_is_refused_in_every_process(tiny_config: Config, tmp_path: Path) -> None:
+    root = tmp_path / "held"
+    with run_folder.hold(folder_of(root)):
+        assert start(2, root, settled(tiny_config)).wait(240) != 0
+    errors = errors_of(root)
+    assert f"in use by process {os.getpid()}" in errors
+    assert "process 0 failed while opening the run folder" in errors
+
+
+# --- what is not supported ---
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "name"),
+    [
+        ("ACCELERATE_USE_FSDP", "true", "FSDP"),
+        ("ACCELERATE_USE_DEEPSPEED", "true", "DeepSpeed"),
+        ("ACCELERATE_USE_MEGATRON_LM", "1", "Megatron"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", r"training\.micro_batch_size"),
+    ],
+)
+def test_what_training_does_not_do_is_refused_by_name(variable: str, value: str, name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        refuse_unsupported({variable: value})
+    refuse_unsupported({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1"})
