@@ -13,22 +13,30 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from config import ROOT
-from custom_datasets.celeba_hq_dataset import (
+from custom_datasets.celeba_files import (
     ATTRIBUTE_FILE,
     ATTRIBUTES,
     IMAGE_FOLDER,
     MAPPING_FILE,
     OFFICIAL_COUNT,
-    PARTITION_FILE,
+    read_attributes,
+    read_mapping,
+    write_attributes,
+    write_partition,
+)
+from custom_datasets.celeba_hq_dataset import to_rgb
+from custom_datasets.splits import (
+    SPLIT_KINDS,
     SPLITS,
-    to_rgb,
+    split_by_chance,
+    split_of_original,
+    write_about,
 )
 from custom_datasets.verification import (
     CELEBA_HQ_RATES,
@@ -40,7 +48,6 @@ from custom_datasets.verification import (
 ATTRIBUTE_LIST = "list_attr_celeba.txt"
 NUMBERED = re.compile(r"\D*\d+\.(jpe?g|png)", re.IGNORECASE)
 CELEBA_COUNTS = (162_770, 19_867, 19_962)
-LAST_TRAIN, LAST_VAL = 162_770, 182_637  # numbers in CelebA's file names, by its README
 WITH_ATTRIBUTES = "eurecom-ds/celeba-hq-256"
 
 GUIDE = """{state}
@@ -77,31 +84,6 @@ class Imported:
     paths: list[Path]
     splits: list[int]
     is_official: bool  # the split is CelebA's, by identity
-
-
-def read_attribute_list(path: Path) -> dict[str, np.ndarray]:
-    """CelebA's `list_attr_celeba.txt` as {file name: bool (40,)}.
-
-    Raises:
-        ValueError: the header is another, or a row is broken; the line is named.
-    """
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
-    if len(lines) < 3 or tuple(lines[1].split()) != ATTRIBUTES:
-        raise ValueError(f"{path}: line 2 does not hold CelebA's 40 attribute names in their order")
-    rows = {}
-    for number, line in enumerate(lines[2:], start=3):
-        name, *values = line.split() or [""]
-        if name and (len(values) != len(ATTRIBUTES) or not set(values) <= {"-1", "1"}):
-            raise ValueError(f"{path}:{number}: expected a name and 40 values of -1 or 1")
-        if name:
-            rows[name] = np.array(values) == "1"
-    return rows
-
-
-def read_mapping(path: Path) -> dict[int, str]:
-    """`CelebA-HQ-to-CelebA-mapping.txt` as {index: CelebA's file name}."""
-    rows = (line.split() for line in path.read_text(encoding="utf-8-sig").splitlines())
-    return {int(row[0]): row[2] for row in rows if len(row) == 3 and row[0].isdigit()}
 
 
 def as_attributes(record: Mapping[str, object]) -> np.ndarray | None:
@@ -155,7 +137,7 @@ def parquet_rows(source: str) -> Iterator[Row]:
 
 def stargan_rows(folder: Path, attribute_list: Path) -> Iterator[Row]:
     """Faces of StarGAN v2's folders, which bear CelebA's file names."""
-    attributes = read_attribute_list(attribute_list)
+    attributes = read_attributes(attribute_list)
     for path in sorted(folder.glob("*/*male/*.jpg")):
         name = f"{path.stem}.jpg"
         if name not in attributes:
@@ -167,7 +149,7 @@ def stargan_rows(folder: Path, attribute_list: Path) -> Iterator[Row]:
 
 def plain_rows(folder: Path, attribute_list: Path, mapping: Path) -> Iterator[Row]:
     """Faces named by their CelebA-HQ index, of any extension and with any number of zeros."""
-    attributes, originals = read_attribute_list(attribute_list), read_mapping(mapping)
+    attributes, originals = read_attributes(attribute_list), read_mapping(mapping)
     paths = [path for path in folder.iterdir() if NUMBERED.fullmatch(path.name)]
     indexed = {int(re.search(r"(\d+)\.", path.name)[1]): path for path in paths}
     if len(indexed) != len(paths):
@@ -227,11 +209,7 @@ def split_of(row: Row, number: int) -> int:
     """0 train, 1 val, 2 test: CelebA's own where it can be known, else 80/10/10 by a fixed hash."""
     if row.split is not None:
         return row.split
-    if row.original is not None:
-        position = int(Path(row.original).stem)
-        return 0 if position <= LAST_TRAIN else 1 if position <= LAST_VAL else 2
-    draw = int.from_bytes(sha256(f"split/{number}".encode()).digest()[:4], "big") % 10
-    return {8: 1, 9: 2}.get(draw, 0)
+    return split_by_chance(number) if row.original is None else split_of_original(row.original)
 
 
 def write_official(rows: Iterable[Row], out: Path) -> Imported:
@@ -251,18 +229,12 @@ def write_official(rows: Iterable[Row], out: Path) -> Imported:
         table.append((index, row.original or f"row{number:06d}.jpg", row.attributes))
     if not paths:
         raise ValueError("the source holds no face")
-    _write_tables(out, table, splits)
+    indices, originals, rows_of = zip(*table, strict=True)
+    names = [path.name for path in paths]
+    write_attributes(out, dict(zip(names, rows_of, strict=True)))
+    write_partition(out, indices, originals, splits)
+    write_about(out, "identity" if is_official else "chance")
     return Imported(np.stack([row[2] for row in table]), paths, splits, is_official)
-
-
-def _write_tables(out: Path, table: list[tuple[int, str, np.ndarray]], splits: list[int]) -> None:
-    mapping = [f"{index} {index} {original}" for index, original, _ in table]
-    (out / MAPPING_FILE).write_text("\n".join(["idx orig_idx orig_file", *mapping]) + "\n")
-    partition = [f"{row[1]} {split}" for row, split in zip(table, splits, strict=True)]
-    (out / PARTITION_FILE).write_text("\n".join(partition) + "\n")
-    values = [(index, " ".join("1" if v else "-1" for v in row)) for index, _, row in table]
-    lines = [str(len(table)), " ".join(ATTRIBUTES), *(f"{i}.jpg  {row}" for i, row in values)]
-    (out / ATTRIBUTE_FILE).write_text("\n".join(lines) + "\n")
 
 
 def import_copy(
@@ -292,8 +264,7 @@ def import_copy(
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     counts = ", ".join(f"{written.splits.count(i)} {name}" for i, name in enumerate(SPLITS))
-    by_chance = "by chance: photographs of one person may be on both sides"
-    kind = "CelebA's own, by identity" if written.is_official else by_chance
+    kind = SPLIT_KINDS["identity" if written.is_official else "chance"]
     probe = "too few faces to probe" if auc is None else f"sex read off thumbnails, AUC {auc:.2f}"
     return [f"{len(written.paths)} faces: {counts} (split {kind})", probe, *rates]
 

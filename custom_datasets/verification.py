@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from custom_datasets.celeba_hq_dataset import ATTRIBUTES, resize_and_crop, to_rgb
+from custom_datasets.celeba_files import ATTRIBUTES
+from custom_datasets.celeba_hq_dataset import resize_and_crop, to_rgb
 from custom_datasets.screening import examine
 
 # Shares of the 30,000 faces of CelebA-HQ and of the 202,599 of CelebA.

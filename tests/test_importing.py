@@ -7,14 +7,15 @@ import pytest
 from datasets import Dataset, Features, Image, Sequence, Value
 
 from custom_datasets import importing, verification
-from custom_datasets.celeba_hq_dataset import (
+from custom_datasets.celeba_files import (
     ATTRIBUTE_FILE,
     ATTRIBUTES,
     IMAGE_FOLDER,
     MAPPING_FILE,
-    CelebAHQ,
+    image_number,
     read_attributes,
 )
+from custom_datasets.celeba_hq_dataset import CelebAHQ
 from custom_datasets.importing import as_attributes, import_copy, split_of
 
 MALE = ATTRIBUTES.index("Male")
@@ -103,7 +104,8 @@ OFFICIAL = ["train", "train", "val", "val", "test", "test", "train", "train"]
 def test_stargans_folders(faces: CelebAHQ, lists: tuple[Path, Path], tmp_path: Path) -> None:
     source, out = stargan(faces, tmp_path / "celeba_hq"), tmp_path / "out"
     lines = import_copy(str(source), out, lists[0])
-    assert "8 faces: 4 train, 2 val, 2 test (split CelebA's own, by identity)" in lines[0]
+    assert "8 faces: 4 train, 2 val, 2 test (split CelebA's own, by identity: no" in lines[0]
+    assert CelebAHQ(out, None, 64).split_kind == "identity"
     splits = assert_same_faces(faces, out, 0)
     assert [splits[faces.attributes[i].tobytes()] for i in range(8)] == OFFICIAL
 
@@ -116,7 +118,7 @@ def test_plain_folders_beside_celebas_lists(
     import_copy(str(plain(faces, tmp_path / "images", name)), out, *lists)
     splits = assert_same_faces(faces, out, 0)
     assert [splits[faces.attributes[i].tobytes()] for i in range(8)] == OFFICIAL
-    assert sorted(read_attributes(out / ATTRIBUTE_FILE)) == list(range(100, 108))
+    assert sorted(read_attributes(out / ATTRIBUTE_FILE, image_number)) == list(range(100, 108))
 
 
 @pytest.mark.parametrize("form", ["list", "bool", "named"])

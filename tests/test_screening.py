@@ -10,13 +10,8 @@ import torch
 from PIL import Image
 
 from custom_datasets import screening
-from custom_datasets.celeba_hq_dataset import (
-    ATTRIBUTE_FILE,
-    ATTRIBUTES,
-    IMAGE_FOLDER,
-    CelebAHQ,
-    read_image,
-)
+from custom_datasets.celeba_files import ATTRIBUTE_FILE, ATTRIBUTES, IMAGE_FOLDER
+from custom_datasets.celeba_hq_dataset import CelebAHQ, read_image
 from custom_datasets.screening import examine, screen
 
 SIDE = 48
