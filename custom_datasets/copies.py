@@ -7,6 +7,7 @@ an `Adapter` (see `sources`) and add it to `ADAPTERS`.
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import PurePath
+from typing import TypeVar
 
 import numpy as np
 
@@ -32,6 +33,7 @@ NUMBERED = re.compile(r"\D*([0-9]+)")  # a stem: "7", "00007" or "imgHQ00007"
 CELEBA_STEM = re.compile(r"[0-9]{6}")
 
 Rows = dict[str, np.ndarray]
+Key = TypeVar("Key")
 
 
 def stargan_faces(source: Source) -> Iterator[Row] | None:
@@ -123,10 +125,12 @@ def _by_original(images: Iterable[File], place: File, rows: Rows) -> Iterator[Ro
 
 def _by_name(images: Iterable[File], place: File, rows: Rows) -> Iterator[Row]:
     by_key = {_key(name): values for name, values in rows.items()}
-    for file in images:
-        if _key(file.name) not in by_key:
-            raise ValueError(f"{file}: {place} has no row for {file.name}")
-        yield Row(file, by_key[_key(file.name)], file.name)
+    named = _unique((_key(file.name), file) for file in images)
+    missing = [file for key, file in named.items() if key not in by_key]
+    if missing:
+        raise ValueError(f"{missing[0]}: {place} has no row for {missing[0].name}")
+    for key, file in named.items():
+        yield Row(file, by_key[key], file.name)
 
 
 def _key(name: str) -> int | str:
@@ -155,21 +159,26 @@ def _numbered(images: Sequence[File]) -> dict[int, File]:
     """The images that have a number, by it and in its order."""
     for name in IMAGE_FOLDERS:
         images = [file for file in images if _folder(file).name == name] or images
-    numbered: dict[int, File] = {}
-    for file in images:
-        found = NUMBERED.fullmatch(_stem(file))
-        if found and int(found[1]) in numbered:
-            raise ValueError(
-                f"two images have one number, {numbered[int(found[1])]} and {file}: keep one form "
-                "of each, or name the folder that holds the faces"
-            )
-        if found:
-            numbered[int(found[1])] = file
+    found = ((NUMBERED.fullmatch(_stem(file)), file) for file in images)
+    numbered = _unique((int(match[1]), file) for match, file in found if match)
     if not numbered:
         raise ValueError(
             f"the images are not named by number, as in CelebA and CelebA-HQ, but {images[0].name}"
         )
     return dict(sorted(numbered.items()))
+
+
+def _unique(named: Iterable[tuple[Key, File]]) -> dict[Key, File]:
+    """Images by what identifies their face; raises where two have the same."""
+    images: dict[Key, File] = {}
+    for key, file in named:
+        if key in images:
+            raise ValueError(
+                f"two images have one number or name, {images[key]} and {file}: keep one form of "
+                "each, or name the folder that holds the faces"
+            )
+        images[key] = file
+    return images
 
 
 def _labels(source: Source) -> tuple[File, Rows]:

@@ -326,6 +326,18 @@ def test_any_images_with_a_table_of_their_names(faces: CelebAHQ, tmp_path: Path)
     (source / "labels.csv").write_text((source / "labels.csv").read_text().replace("face 3", "x"))
     with pytest.raises(ValueError, match=r"labels\.csv has no row for face 3\.webp"):
         import_copy(str(source), tmp_path / "again")
+    (source / "masks").mkdir()
+    Pillow.new("L", (64, 64)).save(source / "masks" / "face 5.png")
+    with pytest.raises(ValueError, match=r"two images have one .*face 5\.webp and .*face 5\.png"):
+        import_copy(str(source), tmp_path / "again")
+
+
+def test_two_images_of_one_number_are_named(faces: CelebAHQ, tmp_path: Path) -> None:
+    source = official(faces, tmp_path / "source")
+    shutil.copy(faces.path(0), source / IMAGE_FOLDER / "00003.jpeg")
+    with pytest.raises(ValueError, match=r"two images have one .*00003\.jpeg and .*3\.jpg: keep"):
+        import_copy(str(source), tmp_path / "out")
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_an_adapter_from_outside(faces: CelebAHQ, tmp_path: Path) -> None:
