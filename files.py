@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 
 # Files that an interrupted `replacing` leaves behind end in this; `remove_unfinished` deletes them.
 UNFINISHED = ".unfinished"
+SYNCS_FOLDERS = os.name != "nt"  # Windows has no such call, and needs none
 # What file systems without locks answer: NFS without its lock daemon, Lustre, some FUSE mounts.
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
@@ -63,8 +64,8 @@ def write_json(path: Path, value: Any, **options: Any) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder outlast a power cut. Windows has no such call and needs none."""
-    if os.name == "nt":
+    """Make the names in a folder outlast a power cut."""
+    if not SYNCS_FOLDERS:
         return
     handle = os.open(folder, os.O_RDONLY)
     try:

@@ -1,0 +1,215 @@
+"""What other platforms lack: each is taken away in a process of its own, which then trains and
+samples `smoke` from nothing.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from models import device as device_module
+from models.device import (
+    autocast,
+    choose_device,
+    choose_precision,
+    require_accelerator,
+    require_kernels,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+WITHOUT = {
+    # Windows: no such module, no positioned reads, no folders to open, no signals of a terminal.
+    "fcntl": "sys.modules['fcntl'] = None",
+    "calls of Unix": """
+import os, signal
+for name in ("pread", "pwrite", "posix_fallocate", "fork"):
+    if hasattr(os, name):
+        delattr(os, name)
+for name in ("SIGHUP", "SIGUSR1"):
+    delattr(signal, name)
+opened = os.open
+def refuse_folders(path, flags, *rest, **options):
+    if os.path.isdir(path):
+        raise PermissionError(13, "a folder", str(path))
+    return opened(path, flags, *rest, **options)
+os.open = refuse_folders
+import files
+files.SYNCS_FOLDERS = False
+""",
+    # macOS: torch is built without oneDNN, so the operator is absent.
+    "the bfloat16 operator of oneDNN": """
+import torch
+class Absent:
+    def __getattr__(self, name):
+        raise AttributeError(name)
+torch.ops.mkldnn = Absent()
+""",
+    # NFS without its lock daemon, Lustre without -o flock, some FUSE mounts.
+    "locks (ENOLCK)": "import fcntl\\ndef flock(*_): raise OSError(37, 'No locks available')\\n"
+    "fcntl.flock = flock",
+    "locks (ENOTSUP)": "import fcntl\\ndef flock(*_): raise OSError(95, 'Not supported')\\n"
+    "fcntl.flock = flock",
+}
+
+SMOKE = """
+import sys
+from pathlib import Path
+{without}
+import config
+shipped, config.ROOT = config.ROOT, Path(sys.argv[1])
+from inference.text_to_face import TextToFace
+from training import experiment
+from training.loop import train
+experiment.ROOT = config.ROOT
+if __name__ == "__main__":
+    small = ["data.drawn_counts=16,2,2", "training.batch_size=8", "training.num_epochs=1"]
+    settings = config.get_config("smoke", [*small, "training.tracker=none"])
+    with experiment.Experiment(settings) as opened:
+        steps = [step.number for step in train(opened.open_all())]
+    model = TextToFace.from_run(settings.run_folder)
+    pictures = model.generate(["a woman, smiling"], [1])
+    print("trained", steps, "precision", model.precision, tuple(pictures.shape))
+"""
+
+
+@pytest.mark.parametrize("what", WITHOUT)
+def test_smoke_trains_and_samples_without(what: str, tmp_path: Path) -> None:
+    script = tmp_path / "smoke.py"
+    script.write_text(SMOKE.replace("{without}", WITHOUT[what].replace("\\n", "\n")))
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "root")],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "trained [1, 2]" in done.stdout and "(1, 3, 64, 64)" in done.stdout
+    if "bfloat16" in what:
+        assert "precision no" in done.stdout
+    if "locks" in what:
+        assert done.stderr.count("file system without locks") >= 1
+
+
+# --- which device ---
+
+
+class Kind:
+    """A kind of accelerator that is there, or not."""
+
+    def __init__(self, is_there: bool) -> None:
+        self.is_available = lambda: is_there
+        self.get_device_capability = lambda *_: (8, 0)
+        self.get_arch_list = lambda: ["sm_80"]
+        self.get_device_name = lambda *_: "a card"
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> object:
+    """Gives the machine these accelerators."""
+
+    def build(*kinds: str) -> None:
+        for kind in ("cuda", "xpu", "mps"):
+            monkeypatch.setattr(device_module.torch, kind, Kind(kind in kinds))
+
+    return build
+
+
+@pytest.mark.parametrize(
+    ("kinds", "wanted"),
+    [((), "cpu"), (("mps",), "mps"), (("xpu", "mps"), "xpu:0"), (("cuda", "xpu"), "cuda:0")],
+)
+def test_the_device_is_the_first_there_is(machine: object, kinds: tuple, wanted: str) -> None:
+    machine(*kinds)
+    assert str(choose_device()) == wanted
+
+
+def test_the_environment_insists_on_a_device(
+    machine: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine("cuda")
+    monkeypatch.setenv("LDM_DEVICE", "cpu")
+    assert str(choose_device()) == "cpu"
+    monkeypatch.setenv("LDM_DEVICE", "mps")
+    with pytest.raises(ValueError, match=r"LDM_DEVICE=mps.*\(cuda, cpu\)"):
+        choose_device()
+    monkeypatch.delenv("LDM_DEVICE")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert str(choose_device()) == "cuda:3"
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert str(choose_device()) == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("capability", "architectures", "runs"),
+    [
+        ((6, 0), ["sm_70", "sm_75", "sm_80"], False),  # a P100 and a build for CUDA 12.8
+        ((6, 0), ["sm_60", "sm_75"], True),
+        ((7, 0), ["sm_75", "sm_80", "compute_90"], False),
+        ((8, 6), ["sm_75", "sm_80"], True),  # binaries run on later minor versions
+        ((9, 0), ["sm_80"], False),
+        ((9, 0), ["sm_80", "compute_80"], True),  # PTX is compiled for what comes later
+        ((12, 0), ["sm_90a", "sm_120"], True),
+    ],
+)
+def test_a_card_without_kernels_is_told_so(
+    capability: tuple[int, int], architectures: list[str], runs: bool
+) -> None:
+    if runs:
+        require_kernels(capability, architectures)
+        return
+    with pytest.raises(RuntimeError, match=rf"sm_{capability[0]}{capability[1]}.*--index-url"):
+        require_kernels(capability, architectures)
+
+
+def test_large_pictures_do_not_silently_begin_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RuntimeError, match=r"no GPU was found.*LDM_DEVICE=cpu"):
+        require_accelerator(CPU, 256)
+    require_accelerator(CPU, 128)
+    require_accelerator(CUDA, 256)
+    monkeypatch.setenv("LDM_DEVICE", "cpu")
+    require_accelerator(CPU, 256)
+
+
+# --- precision ---
+
+
+def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+    for is_real, wanted in ((True, "bf16"), (False, "fp16")):
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation, real=is_real: real
+        )
+        assert choose_precision("auto", CUDA) == wanted
+    with pytest.raises(ValueError, match="no bfloat16 arithmetic"):
+        choose_precision("bf16", CUDA)
+    assert choose_precision("no", CUDA) == "no" and choose_precision("fp16", CPU) == "fp16"
+    assert choose_precision("auto", torch.device("mps")) == "no"
+    with pytest.raises(ValueError, match="fp8"):
+        choose_precision("fp8", CPU)
+
+
+def test_the_launchers_precision_is_followed_unless_the_user_says_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    assert choose_precision("auto", CPU) == "fp16" and choose_precision("no", CPU) == "no"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
+    with pytest.raises(ValueError, match="fp8"):
+        choose_precision("auto", CPU)
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)]
+)
+def test_autocast_computes_in_its_precision(precision: str, dtype: torch.dtype) -> None:
+    product = torch.nn.Linear(4, 4)
+    with autocast(precision, CPU):
+        assert product(torch.ones(2, 4)).dtype == dtype
+    with autocast("no", CPU):
+        assert product(torch.ones(2, 4)).dtype == torch.float32
