@@ -16,6 +16,7 @@ from diffusers import StableDiffusionPipeline
 
 from benchmarks import full_size, measure
 from config import Config, SamplingConfig, celeba_hq_best, get_config
+from diffusion.objective import build_objective
 from diffusion.sampling import build_sampler
 from evaluation.attributes import Judged, attribute_report
 from evaluation.features import FeatureNetwork, extract_features
@@ -56,13 +57,14 @@ def full_size_times(rounds: int) -> dict[str, measure.Timing]:
     text_encoder, vae = full_size.text_encoder(), full_size.autoencoder()
     unet = full_size.unet().eval().requires_grad_(False)
     config = celeba_hq_best()
-    cast_matrices(unet, "bf16", torch.device("cpu"))
+    cast_matrices(unet, "bf16")
+    objective = build_objective(config.diffusion)
     peer = StableDiffusionPipeline(
         vae=full_size.autoencoder().to(torch.bfloat16),
         text_encoder=full_size.text_encoder().model.to(torch.bfloat16),
         tokenizer=text_encoder.tokenizer,
         unet=full_size.unet().to(torch.bfloat16, memory_format=torch.contiguous_format),
-        scheduler=build_sampler("ddim", config.diffusion),
+        scheduler=build_sampler("ddim", objective),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -76,7 +78,7 @@ def full_size_times(rounds: int) -> dict[str, measure.Timing]:
         )
     }
     swapped = StableDiffusionPipeline(**peer.components, requires_safety_checker=False)
-    swapped.scheduler = build_sampler("dpm++", config.diffusion)
+    swapped.scheduler = build_sampler("dpm++", objective)
     swapped.set_progress_bar_config(disable=True)
     calls["StableDiffusionPipeline, dpm++ 20"] = lambda: swapped(
         PROMPT, num_inference_steps=20, guidance_scale=config.sampling.guidance_scale
