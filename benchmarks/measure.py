@@ -122,5 +122,7 @@ def write(name: str, results: dict[str, Any]) -> None:
 
 def machine(device: torch.device) -> dict[str, Any]:
     """Versions, commit, device and cores."""
-    cores = {"cores": len(os.sched_getaffinity(0)), "threads": torch.get_num_threads()}
+    # macOS and Windows do not tell which cores a process may use.
+    mine = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
+    cores = {"cores": len(mine), "threads": torch.get_num_threads()}
     return describe_environment(device) | cores
