@@ -5,10 +5,12 @@ know shapes and devices and no values. What stays out: `torch.compile`, and the 
 kernels, which need a GPU.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from config import ClassifierConfig, Config, UNetConfig
 from custom_datasets.latent_cache import ImageLatents
 from diffusion.sampling import SAMPLERS
 from evaluation.features import clip_image_features, extract_features
+from inference.editing import edit
 from inference.text_to_face import TextToFace
 from models.attribute_classifier import AttributeClassifier
 from models.custom_unet_celeba_ldm import build_unet
@@ -117,7 +120,8 @@ def training(config: Config, precision: str, **changes: Any) -> Iterator[tuple[E
     config = runs.timed(config, mixed_precision="no", **changes)
     text_encoder = TextEncoder.from_pretrained(config.models.text_encoder)
     AcceleratorState._reset_state(reset_partial_state=True)
-    with runs.experiment(config, text_encoder, 64) as opened:
+    insisting = mock.patch.dict(os.environ, {"LDM_DEVICE": "cpu"})  # where there is a GPU
+    with insisting, runs.experiment(config, text_encoder, 64) as opened:
         del opened.batches, opened.conditions  # those of a CPU
         opened.device, opened.precision = CUDA, precision
         # The models are there already, and torch cannot move a fake one once more.
@@ -200,6 +204,14 @@ def test_sampling_reads_the_finished_pictures_alone(
     # step where the sampler is stochastic.
     noises = 1 + (3 if sampler == "ddpm" else 0)
     assert device.copies == captions + noises * [("diffusion/sampling.py", "trajectory")]
+
+
+def test_editing_reads_the_finished_pictures_alone(model: TextToFace, device: FakeCuda) -> None:
+    images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
+    mask = torch.zeros(64, 64, dtype=torch.bool)
+    mask[20:40] = True
+    assert edit(model, images, PROMPTS, [0, 1, 2], 0.5, mask).device.type == "cpu"
+    assert device.reads == [("inference/text_to_face.py", "decode")]
 
 
 @pytest.mark.parametrize("kind", ["autoencoder_folder", "tiny_autoencoder_folder"])
