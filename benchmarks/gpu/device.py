@@ -139,4 +139,7 @@ def _driver(device: torch.device) -> str:
         return platform.platform()
     query = ["nvidia-smi", "--query-gpu=driver_version,power.limit", "--format=csv,noheader"]
     done = subprocess.run(query, capture_output=True, text=True, check=False)
-    return f"{(done.stdout or done.stderr).splitlines()[0]}, CUDA {torch.version.cuda}"
+    tf32 = "on" if torch.backends.cuda.matmul.allow_tf32 else "off"  # in rows of float32
+    versions = f"CUDA {torch.version.cuda}, TF32 {tf32}"
+    answer = (done.stdout or done.stderr or "unknown").splitlines()[0]
+    return f"driver {answer}, {versions}"
