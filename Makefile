@@ -6,7 +6,7 @@ PRESET ?= demo
 NOTEBOOKS = train1_t2i_celeba_hq_ldm_cfg inference1_t2i_celeba_hq_ldm_cfg \
             train2_train_celeba_attribute_classifier metrics1_evaluate_celeba_hq
 
-.PHONY: app bench data demo export test torture train
+.PHONY: app bench bench-gpu data demo export test torture train
 
 # The notebooks headless and in order; executed copies, also as HTML, go to outputs/<preset>/notebooks.
 demo: $(VENV)/run-time
@@ -33,9 +33,13 @@ torture: $(VENV)/development
 
 # Speed against diffusers' script and pipeline, in one run: outputs/bench/*.json. QUICK=--quick is faster.
 bench: $(VENV)/development
-	@for name in training savings sampling growth pixels; do \
+	@for name in training savings sampling growth pixels host; do \
 	  echo "== $$name"; $(VENV)/bin/python -m benchmarks.$$name $(QUICK) || exit 1; \
 	done
+
+# The first hour on a GPU: one table to paste into an issue. QUICK=--quick: small models, a CPU too.
+bench-gpu: $(VENV)/run-time
+	$(VENV)/bin/python -m benchmarks.gpu $(QUICK)
 
 # Brings a copy of CelebA-HQ, in whatever form it is had, into data/celeba_hq: make data SOURCE=...
 # Without SOURCE it says what is there and how to get it.

@@ -22,6 +22,7 @@ from custom_datasets.latent_cache import BATCH_PIXELS, LatentCache, open_latent_
 from models.device import autocast, freed_memory_kept
 from models.vae_wrapper import VAEWrapper
 
+CPU = torch.device("cpu")
 IMPORTS = "import torch, training.experiment, training.loop, evaluation.report, plotting"
 
 
@@ -88,10 +89,10 @@ def encoding(autoencoder: VAEWrapper, size: int, count: int) -> dict[str, float]
         together = min(BATCH_PIXELS // size**2, count)
         batch = to_model_range(torch.stack([faces[i].image for i in range(together)]))
         rounds = -(-count // together)
-        with freed_memory_kept(), autocast("bf16", torch.device("cpu")):
+        with freed_memory_kept(CPU), autocast("bf16", CPU):
             forward = measure.seconds(lambda: autoencoder.encode(batch), rounds=rounds + 2)
         start = time.perf_counter()
-        open_latent_cache(faces, autoencoder, root / "cache", workers=2, precision="bf16")
+        open_latent_cache(faces, autoencoder, root / "cache", "random", workers=2, precision="bf16")
         whole = (time.perf_counter() - start) / (2 * count)
     alone = forward.median / len(batch)
     return {

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from config import ROOT
-from training.experiment import describe_environment
+from files import write_json
+from training.environment import describe_environment
 
 OUT = ROOT / "outputs" / "bench"
 MATMUL_SIZE, MATMUL_TIMES = 2048, 50
@@ -113,14 +114,15 @@ def resident_memory() -> float:
 
 def write(name: str, results: dict[str, Any]) -> None:
     """Print the results and keep them in `outputs/bench/<name>.json` with the machine."""
-    device = torch.device("cpu")
-    machine = describe_environment(device) | {
-        "cores": len(os.sched_getaffinity(0)),
-        "threads": torch.get_num_threads(),
-    }
-    OUT.mkdir(parents=True, exist_ok=True)
-    values = {"machine": machine} | results
-    text = json.dumps(values, indent=2, default=asdict)
-    (OUT / f"{name}.json").write_text(text)
+    values = {"machine": machine(torch.device("cpu"))} | results
+    write_json(OUT / f"{name}.json", values, default=asdict)
     print(json.dumps(results, indent=2, default=asdict))
     print(f"-> {OUT / name}.json")
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Versions, commit, device and cores."""
+    # macOS and Windows do not tell which cores a process may use.
+    mine = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
+    cores = {"cores": len(mine), "threads": torch.get_num_threads()}
+    return describe_environment(device) | cores

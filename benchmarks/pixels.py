@@ -102,7 +102,7 @@ def main() -> None:
     on_latents, on_pixels = full_size.unet().train(), pixel_unet().train()
     keep_channels_last(on_latents), keep_channels_last(on_pixels)
     peer = Unet(dim=64, dim_mults=(1, 2, 4, 8), flash_attn=True)
-    with freed_memory_kept():
+    with freed_memory_kept(torch.device("cpu")):
         latent = cost(on_latents, captioned(on_latents), 4, 32, 8, rounds)
         pixel = cost(on_pixels, captioned(on_pixels), 3, 256, 1, rounds)
         package = cost(peer, peer, 3, 256, 1, rounds)

@@ -12,10 +12,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
 
 from benchmarks import full_size, measure
+from benchmarks.diffusers_pipeline import pipeline
 from config import Config, SamplingConfig, celeba_hq_best, get_config
+from diffusion.objective import build_objective
 from diffusion.sampling import build_sampler
 from evaluation.attributes import Judged, attribute_report
 from evaluation.features import FeatureNetwork, extract_features
@@ -56,28 +57,24 @@ def full_size_times(rounds: int) -> dict[str, measure.Timing]:
     text_encoder, vae = full_size.text_encoder(), full_size.autoencoder()
     unet = full_size.unet().eval().requires_grad_(False)
     config = celeba_hq_best()
-    cast_matrices(unet, "bf16", torch.device("cpu"))
-    peer = StableDiffusionPipeline(
-        vae=full_size.autoencoder().to(torch.bfloat16),
-        text_encoder=full_size.text_encoder().model.to(torch.bfloat16),
-        tokenizer=text_encoder.tokenizer,
-        unet=full_size.unet().to(torch.bfloat16, memory_format=torch.contiguous_format),
-        scheduler=build_sampler("ddim", config.diffusion),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
+    cast_matrices(unet, "bf16")
+    objective = build_objective(config.diffusion)
+    peer, swapped = (
+        pipeline(
+            full_size.unet(),
+            full_size.text_encoder(),
+            full_size.autoencoder(),
+            build_sampler(sampler, objective),
+            torch.bfloat16,
+        )
+        for sampler in ("ddim", "dpm++")
     )
-    peer.set_progress_bar_config(disable=True)
-    text_encoder.tokenizer.model_max_length = 77
     ours = TextToFace(config, unet, text_encoder, VAEWrapper(vae))
     calls: dict[str, Callable[[], object]] = {
         "StableDiffusionPipeline, ddim 50": lambda: peer(
             PROMPT, num_inference_steps=50, guidance_scale=config.sampling.guidance_scale
         )
     }
-    swapped = StableDiffusionPipeline(**peer.components, requires_safety_checker=False)
-    swapped.scheduler = build_sampler("dpm++", config.diffusion)
-    swapped.set_progress_bar_config(disable=True)
     calls["StableDiffusionPipeline, dpm++ 20"] = lambda: swapped(
         PROMPT, num_inference_steps=20, guidance_scale=config.sampling.guidance_scale
     )

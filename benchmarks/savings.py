@@ -17,6 +17,8 @@ from evaluation.judge import new_judge, train_judge
 from models.device import autocast, freed_memory_kept
 from models.vae_wrapper import VAEWrapper
 
+CPU = torch.device("cpu")
+
 
 def training(batch: int, plain_layout: bool) -> Callable[[], None]:
     """A step of the UNet, with diffusers' copies of its shortcuts' inputs or without."""
@@ -31,7 +33,7 @@ def encoding(batch: int) -> Callable[[], object]:
     autoencoder, images = VAEWrapper(full_size.autoencoder()), torch.rand(batch, 3, 256, 256)
 
     def encode() -> object:
-        with autocast("bf16", torch.device("cpu")):
+        with autocast("bf16", CPU):
             return autoencoder.encode(images)
 
     return encode
@@ -42,7 +44,7 @@ def decoding(batch: int) -> Callable[[], object]:
     autoencoder, latents = VAEWrapper(full_size.autoencoder()), torch.randn(batch, 4, 32, 32)
 
     def decode() -> object:
-        with autocast("bf16", torch.device("cpu")):
+        with autocast("bf16", CPU):
             return autoencoder.decode(latents)
 
     return decode
@@ -62,7 +64,7 @@ def begin(
 ) -> Callable[[], object]:
     """A call in a process that keeps freed memory, from its first block on, or never does."""
     os.environ["LDM_KEEP_MEMORY"] = str(int(keep))
-    with freed_memory_kept():
+    with freed_memory_kept(CPU):
         return prepare(*arguments)
 
 

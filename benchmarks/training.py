@@ -1,12 +1,13 @@
-"""Training at full size: against the way of diffusers' script, and against the machine's own rate.
+"""Training at full size on a CPU: against the way of diffusers' script, and the machine's own rate.
 
 `python -m benchmarks.training [--quick]`. Both sides have the same UNet and as many faces a batch;
 each runs in a process of its own, as a user would run it, and the peer once more with freed memory
-kept as ours is (`models/device.py`).
+kept as ours is (`models/device.py`). `benchmarks.gpu` is the one for a GPU.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -19,35 +20,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import full_size, measure
+from benchmarks import full_size, measure, runs
 from benchmarks.diffusers_script import peer_step, seconds_beside_models
 from config import ROOT, Config, celeba_hq, demo
-from models.custom_unet_celeba_ldm import build_unet, keep_channels_last, use_plain_attention
+from models.custom_unet_celeba_ldm import keep_channels_last, use_plain_attention
 from models.device import freed_memory_kept
 from models.text_encoder import TextEncoder
-from models.vae_wrapper import Posterior
 from training import loop
-from training.caption_states import CaptionStates
-from training.state import clip_gradients, new_state
+from training.batches import Batch
+from training.caption_states import KeptCaptions
+from training.gradients import Gradients
+from training.state import clip_gradients
 
-
-class RandomLatents:
-    """A latent cache of random values."""
-
-    def __init__(self, count: int, channels: int, size: int) -> None:
-        self.mean = torch.randn(count, channels, size, size)
-
-    def __len__(self) -> int:
-        return len(self.mean)
-
-    def fetch(self, positions: np.ndarray, flipped: np.ndarray) -> Posterior:
-        """See `LatentSource.fetch`."""
-        mean = self.mean[torch.from_numpy(positions)]
-        return Posterior(mean, torch.zeros_like(mean))
+CPU = torch.device("cpu")
 
 
 def unet_step(
@@ -66,7 +54,8 @@ def unet_step(
         with torch.autocast("cpu", torch.bfloat16):
             prediction = unet(latents, timesteps, encoder_hidden_states=states).sample
         prediction.float().square().mean().backward()
-        clip_gradients(unet, 1.0)
+        gradients = [parameter.grad for parameter in unet.parameters()]
+        clip_gradients(gradients, nn.utils.get_total_norm(gradients), 1.0)
         optimizer.step()
         optimizer.zero_grad()
 
@@ -76,21 +65,14 @@ def unet_step(
 
 
 def our_steps(config: Config, text_encoder: TextEncoder, faces: int) -> Iterator[object]:
-    """The real loop, over random latents, in a run folder that is thrown away."""
-    torch.manual_seed(0)
-    state = new_state(build_unet(config.unet), config.training)
-    latents = RandomLatents(faces, config.unet.latent_channels, config.unet.latent_size)
-    with tempfile.TemporaryDirectory() as folder:
-        accelerator = Accelerator(cpu=True, mixed_precision="bf16")
-        yield from loop.train(
-            state, config, latents, full_size.caption, text_encoder, Path(folder), accelerator
-        )  # fmt: skip
+    """The real loop, over random latents."""
+    with runs.experiment(config, text_encoder, faces) as opened:
+        yield from loop.train(opened)
 
 
 def loop_step(batch: int) -> Callable[[], object]:
     """One step of the real loop at full size."""
-    settings = replace(celeba_hq().training, batch_size=batch, checkpoint_every_n_epochs=10**6)
-    config = replace(celeba_hq(), training=settings)
+    config = runs.timed(celeba_hq(), batch_size=batch)
     run = our_steps(config, full_size.text_encoder(), batch)  # a batch an epoch
     for _ in range(config.data.caption_wordings):
         next(run)  # their captions are fresh
@@ -102,10 +84,8 @@ def loop_shares(
 ) -> dict[str, Any]:
     """Where a step of the real loop goes, once captions have come back; seconds and shares."""
     spent = {"model": 0.0, "text": 0.0}
-    settings = replace(
-        config.training, batch_size=batch, num_epochs=steps + 10, checkpoint_every_n_epochs=10**6
-    )
-    config = replace(config, training=settings, data=replace(config.data, caption_wordings=1))
+    config = runs.timed(config, batch_size=batch)
+    config = replace(config, data=replace(config.data, caption_wordings=1))
     with _Timed(spent):
         run = our_steps(config, text_encoder, batch)  # one batch an epoch
         for _ in range(4):  # until every face has had its caption read, and not the empty one
@@ -118,25 +98,20 @@ def loop_shares(
         run.close()
     return {
         "seconds_a_step": whole / steps,
-        "share_outside_model_and_text": 1 - (spent["model"] + spent["text"]) / whole,
+        "share_outside_model_and_text": 1 - spent["model"] / whole,
         "share_of_kept_text": spent["text"] / whole,
     }
 
 
 class _Timed:
-    """Sums up the time inside forward, backward, clipping, optimiser, average; and of the text."""
+    """Sums up the time of gradients (captions included) and their application; and of captions."""
 
     def __init__(self, spent: dict[str, float]) -> None:
-        from torch.optim.swa_utils import AveragedModel
-
         self.spent, self.undo = spent, []
         for owner, name, key in (
-            (Accelerator, "backward", "model"),
-            (loop, "clip_gradients", "model"),
-            (torch.optim.AdamW, "step", "model"),
-            (AveragedModel, "update_parameters", "model"),
-            (type(full_size.unet()), "forward", "model"),
-            (CaptionStates, "__call__", "text"),
+            (Gradients, "__call__", "model"),
+            (loop, "apply_gradients", "model"),
+            (KeptCaptions, "__call__", "text"),
         ):
             self.undo.append((owner, name, getattr(owner, name)))
             setattr(owner, name, self._wrap(getattr(owner, name), key))
@@ -161,12 +136,17 @@ class _Timed:
 
 def text_cost(text_encoder: TextEncoder, step_seconds: float, rounds: int) -> dict[str, float]:
     """What a caption costs fresh and kept, beside a training step an image, over 100 epochs."""
-    captions = [full_size.caption(i) for i in range(16)]
+    faces = np.arange(16)
+    texts = tuple(full_size.caption(face) for face in faces)
+    batch = Batch(0, faces, texts, faces, torch.zeros(16, 0), (0, 0, 0))
     with tempfile.TemporaryDirectory() as folder:
-        states = [CaptionStates(text_encoder, "bf16", 100, Path(folder)) for _ in range(rounds + 1)]
+        states = [
+            KeptCaptions(text_encoder, "bf16", Path(folder) / str(number), 100)
+            for number in range(rounds + 1)
+        ]
         one = iter(states)
-        fresh = measure.seconds(lambda: next(one)(captions), rounds).median / 16
-        kept = measure.seconds(lambda: states[0](captions), rounds).median / 16
+        fresh = measure.seconds(lambda: next(one)(batch), rounds).median / 16
+        kept = measure.seconds(lambda: states[0](batch), rounds).median / 16
     wordings, epochs = celeba_hq().data.caption_wordings, celeba_hq().training.num_epochs
     mean = (wordings * fresh + (epochs - wordings) * kept) / epochs
     return {
@@ -180,8 +160,7 @@ def text_cost(text_encoder: TextEncoder, step_seconds: float, rounds: int) -> di
 
 def print_peak_memory(batch: int) -> None:
     """Two steps of the real loop in a process of their own; prints how much it held at most."""
-    config = celeba_hq()
-    config = replace(config, training=replace(config.training, batch_size=batch))
+    config = runs.timed(celeba_hq(), batch_size=batch)
     before = measure.peak_memory()
     run = our_steps(config, full_size.text_encoder(), 4 * batch)
     next(run), next(run)
@@ -202,6 +181,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true")
     quick = parser.parse_args().quick
+    os.environ["LDM_DEVICE"] = "cpu"  # in the other processes too
     batch, rounds = (8, 2) if quick else (32, 3)
     # The first step after another process had the cores is slower; the peer's are long enough.
     in_a_turn = {"unet": 3, "unet_fused": 3, "loop": 3}
@@ -216,7 +196,7 @@ def main() -> None:
         "peer_with_freed_memory_kept": peer_step(batch),
         "matmul": measure.matmul,
     }
-    with freed_memory_kept():
+    with freed_memory_kept(CPU):
         times = measure.alternating(calls, rounds, repeats=in_a_turn)
     rate = measure.MATMUL_OPERATIONS / times["matmul"].median
     each = times["unet"].median / batch

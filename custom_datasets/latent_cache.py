@@ -98,7 +98,7 @@ class ImageLatents:
         mirrored = torch.as_tensor(flipped, device=device).view(-1, 1, 1, 1)
         images = torch.where(mirrored, images.flip(-1), images)
         with autocast(self.precision, device):
-            mean, std = self.vae.encode(to_model_range(images))
+            mean, std = self.vae.posterior(to_model_range(images))
         return Posterior(mean.float().cpu(), std.float().cpu())
 
 

@@ -39,7 +39,7 @@ def edit(
     _require(model, images, prompts, seeds, strength, mask)
     settings = model.config.sampling
     with freed_memory_kept(model.device):
-        latents = model.vae.encode(to_model_range(images).to(model.device)).mean
+        latents = model.vae.posterior(to_model_range(images).to(model.device)).mean
         predict = model.predictor(prompts, settings.guidance_scale)
         scheduler = build_sampler(settings.sampler, model.objective)
         free = None if mask is None else _over_latents(mask, latents)

@@ -80,6 +80,13 @@ class VAEWrapper(nn.Module):
             raise ValueError(
                 f"expected images in [-1, 1], got {images.min():.3g} to {images.max():.3g}"
             )
+        return self.posterior(images)
+
+    @torch.no_grad()
+    def posterior(self, images: torch.Tensor) -> Posterior:
+        """As `encode`, for images that are known to be in [-1, 1]: on a GPU the host would have to
+        wait for it to look.
+        """
         if isinstance(self.autoencoder, AutoencoderTiny):
             latents = self.autoencoder.encode(images).latents.float()
             mean, std = latents, torch.zeros_like(latents)

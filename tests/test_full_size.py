@@ -1,7 +1,8 @@
 """FULL SIZE: one training step and one sampling step of the specified experiment at 256 px.
 
 Through frozen models of exactly the specified architectures with random weights, in local folders
-of the hub's form. About twenty seconds; everything else in `tests/` is tiny.
+of the hub's form, on the GPU where there is one. About twenty seconds on a CPU; everything else in
+`tests/` is tiny.
 """
 
 import dataclasses
@@ -11,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -19,12 +19,12 @@ import config as config_module
 from benchmarks import full_size
 from config import Config, ModelsConfig
 from inference.text_to_face import TextToFace
-from models.custom_unet_celeba_ldm import build_unet, count_parameters
-from models.text_encoder import TextEncoder
-from models.vae_wrapper import Posterior, VAEWrapper
-from training.experiment import check_fit
+from models.custom_unet_celeba_ldm import count_parameters
+from models.device import choose_device
+from models.vae_wrapper import Posterior
+from training.caption_states import KeptCaptions
+from training.experiment import Experiment
 from training.loop import train
-from training.state import new_state
 
 
 @pytest.fixture(scope="module")
@@ -66,42 +66,37 @@ class OneFace:
         return self.posterior
 
 
-def test_one_step_of_training_and_one_of_sampling(full_config: Config, tmp_path: Path) -> None:
-    vae = VAEWrapper.from_pretrained(full_config.models.autoencoder)
-    text_encoder = TextEncoder.from_pretrained(full_config.models.text_encoder)
-    check_fit(full_config, text_encoder, vae)
-    torch.manual_seed(0)
-    posterior = vae.encode(torch.rand(1, 3, 256, 256) * 2 - 1)
-    assert posterior.mean.shape == posterior.std.shape == (1, 4, 32, 32)
-    state = new_state(build_unet(full_config.unet), full_config.training)
-    assert 85e6 < count_parameters(state.unet) < 95e6
-    seen: list[tuple[tuple[int, ...], ...]] = []
-    hook = state.unet.register_forward_pre_hook(
-        lambda module, args, named: seen.append(
-            (args[0].shape, named["encoder_hidden_states"].shape)
-        ),
-        with_kwargs=True,
-    )
+def test_one_step_of_training_and_one_of_sampling(
+    full_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if choose_device().type == "cpu":
+        monkeypatch.setenv("LDM_DEVICE", "cpu")  # insists: 256 px refuse a CPU otherwise
     AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = Accelerator(mixed_precision="no", cpu=True)
-    before = state.unet.conv_out.weight.detach().clone()
-    steps = train(
-        state,
-        full_config,
-        OneFace(posterior),
-        lambda position, epoch: "a young woman with wavy blond hair, smiling",
-        text_encoder,
-        tmp_path,
-        accelerator,
-    )
-    step = next(steps)
-    steps.close()
-    hook.remove()
-    assert step.number == 1 and math.isfinite(step.loss) and step.learning_rate == 1e-5
-    assert seen == [((1, 4, 32, 32), (1, 77, 512))]
-    assert 0 < (state.unet.conv_out.weight - before).abs().max() < 1.1e-5
-    text_to_face = TextToFace(full_config, state.ema_unet, text_encoder, vae)
-    assert text_to_face.latent_shape == (4, 32, 32)
-    images = text_to_face.generate(["a man with a beard"], [0], guidance_scale=3.0, steps=1)
-    assert images.shape == (1, 3, 256, 256)
-    assert images.isfinite().all() and images.min() >= 0 and images.max() <= 1
+    with Experiment(full_config, tmp_path / "run") as opened:
+        device, vae, state = opened.device, opened.vae, opened.state
+        torch.manual_seed(0)
+        posterior = vae.encode((torch.rand(1, 3, 256, 256) * 2 - 1).to(device))
+        assert posterior.mean.shape == posterior.std.shape == (1, 4, 32, 32)
+        opened.latents = opened.faces = OneFace(Posterior(*(part.cpu() for part in posterior)))
+        opened.caption = lambda position, wording: "a young woman with wavy blond hair, smiling"
+        if device.type == "cpu":
+            path = tmp_path / "captions.bin"
+            opened.conditions = KeptCaptions(opened.text_encoder, opened.precision, path, 9)
+        assert 85e6 < count_parameters(state.unet) < 95e6
+        seen: list[tuple[tuple[int, ...], ...]] = []
+        hook = state.unet.register_forward_pre_hook(
+            lambda module, inputs: seen.append((inputs[0].shape, inputs[2].shape))
+        )
+        before = state.unet.conv_out.weight.detach().clone()
+        steps = train(opened)
+        step = next(steps)
+        steps.close()
+        hook.remove()
+        assert step.number == 1 and math.isfinite(step.loss) and step.learning_rate == 1e-5
+        assert seen == [((1, 4, 32, 32), (1, 77, 512))]
+        assert 0 < (state.unet.conv_out.weight - before).abs().max() < 1.1e-5
+        text_to_face = TextToFace.of(opened)
+        assert text_to_face.latent_shape == (4, 32, 32)
+        images = text_to_face.generate(["a man with a beard"], [0], guidance_scale=3.0, steps=1)
+        assert images.shape == (1, 3, 256, 256)
+        assert images.isfinite().all() and images.min() >= 0 and images.max() <= 1

@@ -39,6 +39,7 @@ class Gradients:
     ) -> None:
         self.unet, self.objective, self.conditions = unet, objective, conditions
         self.accelerator, self.precision, self.scaler = accelerator, precision, scaler
+        self.parameters = list(unet.parameters())
         self.batch_size = config.global_batch_size
         self.micro_batch_size = config.micro_batch_size or self.batch_size
 
@@ -60,7 +61,7 @@ class Gradients:
             self._halve(min(self.micro_batch_size, len(batch)), reason)
 
     def _accumulate(self, batch: Batch) -> Tensor:
-        for parameter in self.unet.parameters():
+        for parameter in self.parameters:
             parameter.grad = None
         parts = batch.split(self.micro_batch_size)
         losses = []
@@ -93,7 +94,7 @@ class Gradients:
                 "training.gradient_checkpointing=true, and start again: the run goes on from its "
                 "last checkpoint, with the same result"
             )
-        for parameter in self.unet.parameters():
+        for parameter in self.parameters:
             parameter.grad = None
         if self.accelerator.device.type == "cuda":
             torch.cuda.empty_cache()

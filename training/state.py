@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -23,6 +24,17 @@ class TrainingState:
     scaler: torch.amp.GradScaler  # passes everything on unless the precision is float16
     updates: Tensor  # () float32 on the device: steps that moved the weights
     step: int = 0  # all steps, skipped ones too
+
+    # Looked up once: walking through the 700 modules of a UNet takes the host 0.7 ms.
+    @cached_property
+    def weights(self) -> list[Tensor]:
+        """The parameters of the live UNet."""
+        return list(self.unet.parameters())
+
+    @cached_property
+    def averages(self) -> list[Tensor]:
+        """The parameters of the averaged UNet, in the same order."""
+        return list(self.ema_unet.parameters())
 
 
 def new_state(
@@ -56,7 +68,7 @@ def apply_gradients(state: TrainingState, rate: float, config: TrainingConfig) -
     device, as the host would have to wait for it.
     """
     state.scaler.unscale_(state.optimizer)
-    gradients = [p.grad for p in state.unet.parameters() if p.grad is not None]
+    gradients = [weight.grad for weight in state.weights if weight.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     is_finite = torch.isfinite(norm)
     if config.max_grad_norm is not None:
@@ -88,14 +100,13 @@ def _update_average(state: TrainingState, moved: Tensor, decay: float) -> None:
     weight = moved * (1 + state.updates).pow(-0.75).clamp(min=1 - decay)
     state.updates += moved
     with torch.no_grad():
-        average, live = list(state.ema_unet.parameters()), list(state.unet.parameters())
         if _reads_for_free(weight):
-            torch._foreach_lerp_(average, live, float(weight))
+            torch._foreach_lerp_(state.averages, state.weights, float(weight))
             return
         # A lerp whose weight is on the device exists for single tensors only.
-        difference = torch._foreach_sub(live, average)
+        difference = torch._foreach_sub(state.weights, state.averages)
         torch._foreach_mul_(difference, weight)
-        torch._foreach_add_(average, difference)
+        torch._foreach_add_(state.averages, difference)
 
 
 def _reads_for_free(value: Tensor) -> bool:

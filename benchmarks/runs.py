@@ -1,0 +1,69 @@
+"""Runs of the real loop over random latents, in a run folder that is thrown away."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import full_size
+from config import Config
+from models.text_encoder import TextEncoder
+from models.vae_wrapper import Posterior
+from training.caption_states import KeptCaptions
+from training.experiment import Experiment
+
+
+class RandomLatents:
+    """A latent cache of random values, the same ones every time."""
+
+    def __init__(self, count: int, channels: int, size: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.mean = torch.randn(count, channels, size, size, generator=generator)
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+    def fetch(self, positions: np.ndarray, flipped: np.ndarray) -> Posterior:
+        """See `LatentSource.fetch`."""
+        mean = self.mean[torch.from_numpy(positions)]
+        return Posterior(mean, torch.zeros_like(mean))
+
+
+def timed(config: Config, **changes: Any) -> Config:
+    """A config whose training saves no checkpoint and logs nowhere while it is timed.
+
+    Args:
+        changes: of `TrainingConfig`.
+    """
+    quiet = {"checkpoint_every_n_epochs": 10**6, "save_every_minutes": 1e6, "tracker": None}
+    changes = {"num_epochs": 10**6} | quiet | changes
+    return replace(config, training=replace(config.training, **changes))
+
+
+@contextmanager
+def experiment(
+    config: Config, text_encoder: TextEncoder, faces: int, folder: Path | None = None
+) -> Iterator[Experiment]:
+    """An experiment over so many made-up faces, on the device that `choose_device` names.
+
+    Args:
+        folder: the run folder, which stays; None: one that is thrown away.
+    """
+    with (
+        tempfile.TemporaryDirectory() as temporary,
+        Experiment(config, folder or Path(temporary)) as opened,
+    ):
+        shape = config.unet.latent_channels, config.unet.latent_size
+        opened.faces = opened.latents = RandomLatents(faces, *shape)
+        opened.text_encoder = text_encoder.to(opened.device)
+        opened.text_fingerprint = opened.vae_fingerprint = "random"
+        opened.caption = full_size.caption
+        if opened.device.type == "cpu":
+            rows, path = opened.batches.caption_count, Path(temporary) / "caption_states.bin"
+            opened.conditions = KeptCaptions(text_encoder, opened.precision, path, rows)
+        yield opened

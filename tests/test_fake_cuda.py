@@ -1,0 +1,254 @@
+"""The device path without a device: no operation mixes devices, and the host waits for nothing.
+
+Training, sampling, encoding, judging and features run on fake CUDA tensors (`fake_cuda.py`), which
+know shapes and devices and no values. What stays out: `torch.compile`, and the number and order of
+kernels, which need a GPU.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from fake_cuda import CUDA, FakeCuda, backward, fake_cuda
+from tiny_clip import with_image_preparation
+from torch import Tensor
+
+from benchmarks import runs
+from config import ClassifierConfig, Config, UNetConfig
+from custom_datasets.latent_cache import ImageLatents
+from diffusion.sampling import SAMPLERS
+from evaluation.features import clip_image_features, extract_features
+from inference.editing import edit
+from inference.text_to_face import TextToFace
+from models.attribute_classifier import AttributeClassifier
+from models.custom_unet_celeba_ldm import build_unet
+from models.text_encoder import TextEncoder
+from models.vae_wrapper import VAEWrapper
+from training import loop
+from training.caption_states import EncodedCaptions
+from training.experiment import Experiment
+from training.state import new_state
+
+pytestmark = [
+    pytest.mark.skipif(
+        not torch.backends.cuda.is_built(),
+        reason="needs a torch that is built for CUDA, as PyPI's for Linux is; it needs no GPU",
+    ),
+    pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor"),
+]
+LOG_EVERY = 2
+READ = ("training/step.py", "read")
+PROMPTS = ["a young woman, smiling", "a man with a beard", "a portrait of a bald man"]
+
+
+@pytest.fixture
+def device() -> Iterator[FakeCuda]:
+    """A fake CUDA device for the length of a test."""
+    with fake_cuda() as mode:
+        yield mode
+
+
+# --- the fake device itself ---
+
+
+@pytest.mark.parametrize("is_checkpointed", [False, True])
+def test_the_backward_pass_without_the_engine_is_autograds(is_checkpointed: bool) -> None:
+    torch.manual_seed(0)
+    unet = build_unet(UNetConfig(8, 4, (32, 64), 1, 8, 32, text_at_every_layer=True)).train()
+    if is_checkpointed:
+        unet.enable_gradient_checkpointing()
+    latents, states, timesteps = torch.randn(2, 4, 8, 8), torch.randn(2, 7, 32), torch.arange(2)
+
+    def gradients(run: Callable[[Tensor], None]) -> list[Tensor]:
+        unet.zero_grad()
+        run(unet(latents, timesteps, states).sample.square().mean())
+        return [parameter.grad for parameter in unet.parameters()]
+
+    for ours, autograds in zip(gradients(backward), gradients(Tensor.backward), strict=True):
+        torch.testing.assert_close(ours, autograds)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [float, bool, Tensor.item, Tensor.cpu, torch.ones(1).copy_, lambda value: value.tolist()],
+)
+def test_every_read_is_noted(device: FakeCuda, read: Callable[[Tensor], Any]) -> None:
+    value = torch.zeros(1, device=CUDA) + 1
+    assert not device.reads
+    read(value)
+    assert len(device.reads) == 1 and not device.copies
+
+
+def test_what_the_device_cannot_tell_without_its_values_is_refused(device: FakeCuda) -> None:
+    values = torch.zeros(3, device=CUDA)
+    for look in (torch.nonzero, lambda x: x[x > 0], lambda x: torch.equal(x, x + 0)):
+        with pytest.raises(RuntimeError):
+            look(values)
+
+
+def test_copies_that_wait_are_noted(device: FakeCuda) -> None:
+    values = torch.ones(3)
+    torch.full((3,), 5, device=CUDA)
+    values.pin_memory().to(CUDA, non_blocking=True)
+    assert not device.copies
+    values.to(CUDA), values.pin_memory().to(CUDA), values.to(CUDA, non_blocking=True)
+    torch.tensor([1.0, 2.0], device=CUDA), torch.ones(3, device=CUDA).copy_(values)
+    assert len(device.copies) == 5 and not device.reads
+
+
+def test_devices_do_not_mix(device: FakeCuda) -> None:
+    with pytest.raises(RuntimeError, match="same device"):
+        torch.ones(3, device=CUDA) + torch.ones(3)
+    with pytest.raises(RuntimeError, match="same device"):
+        torch.nn.Linear(3, 3).to(CUDA)(torch.ones(2, 3))
+
+
+# --- training ---
+
+
+@contextmanager
+def training(config: Config, precision: str, **changes: Any) -> Iterator[tuple[Experiment, Any]]:
+    """An experiment whose models, batches and captions go to the fake device."""
+    changes = {"batch_size": 8, "log_every": LOG_EVERY, "compile": False} | changes
+    config = runs.timed(config, mixed_precision="no", **changes)
+    text_encoder = TextEncoder.from_pretrained(config.models.text_encoder)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    insisting = mock.patch.dict(os.environ, {"LDM_DEVICE": "cpu"})  # where there is a GPU
+    with insisting, runs.experiment(config, text_encoder, 64) as opened:
+        del opened.batches, opened.conditions  # those of a CPU
+        opened.device, opened.precision = CUDA, precision
+        # The models are there already, and torch cannot move a fake one once more.
+        opened.accelerator.device_placement = False
+        with fake_cuda() as mode:
+            opened.text_encoder = text_encoder.to(CUDA)
+            opened.state = new_state(build_unet(config.unet).to(CUDA), config.training, precision)
+            mode.reads, mode.copies = [], []
+            # Ledger.read: nobody asks to stop, and every bin of t has one sample.
+            mode.answer = lambda count: [0.0, 0.0] + [1.0] * (count - 2)
+            yield opened, mode
+
+
+@pytest.mark.parametrize(
+    ("precision", "changes"),
+    [
+        ("no", {}),
+        ("bf16", {"micro_batch_size": 4}),
+        ("bf16", {"gradient_checkpointing": True}),
+        ("fp16", {}),
+    ],
+)
+def test_training_waits_for_the_device_at_the_end_of_a_block_alone(
+    tiny_config: Config, precision: str, changes: dict[str, Any]
+) -> None:
+    reads, copies = [], []
+    with training(tiny_config, precision, **changes) as (opened, mode):
+        for _, step in zip(range(LOG_EVERY + 1), loop.train(opened), strict=False):
+            assert step.is_read == (step.number == LOG_EVERY)
+            reads.append(mode.reads), copies.append(mode.copies)
+            mode.reads, mode.copies = [], []
+        assert isinstance(opened.conditions, EncodedCaptions)
+        assert reads == [[], [READ], []]
+        # The objective's tables, before the first step; what a read sends along.
+        assert {place for place in copies[0]} == {("diffusion/objective.py", "to")}
+        assert copies[1:] == [[READ], []]
+        state = opened.state
+        moments = [value for part in state.optimizer.state.values() for value in part.values()]
+        held = [*state.weights, *state.averages, *moments, state.updates]
+        held += [weight.grad for weight in state.weights] + list(opened.state.unet.buffers())
+        assert len(held) > 5 * len(state.weights)
+        assert {tensor.device for tensor in held} == {CUDA}
+
+
+# --- pictures ---
+
+
+@pytest.fixture
+def model(tiny_config: Config, device: FakeCuda) -> TextToFace:
+    """A sampler on the fake device, in bfloat16."""
+    unet = build_unet(tiny_config.unet).to(CUDA).eval().requires_grad_(False)
+    text_encoder = TextEncoder.from_pretrained(tiny_config.models.text_encoder).to(CUDA)
+    vae = VAEWrapper.from_pretrained(tiny_config.models.autoencoder).to(CUDA)
+    device.reads, device.copies = [], []
+    return TextToFace(tiny_config, unet, text_encoder, vae, "bf16")
+
+
+@pytest.mark.parametrize(
+    ("sampler", "guidance_scale", "interval"),
+    [
+        *((sampler, 3.0, None) for sampler in SAMPLERS),
+        ("dpm++", 3.0, (0.2, 0.8)),
+        ("ddim", 0, None),
+    ],
+)
+def test_sampling_reads_the_finished_pictures_alone(
+    model: TextToFace,
+    device: FakeCuda,
+    sampler: str,
+    guidance_scale: float,
+    interval: tuple[float, float] | None,
+) -> None:
+    images = model.generate(
+        PROMPTS, [3, 4, 5], guidance_scale, 3, sampler, guidance_interval=interval
+    )
+    assert images.shape == (3, 3, 64, 64) and images.device.type == "cpu"
+    assert device.reads == [("inference/text_to_face.py", "decode")]
+    captions = 2 * [("models/text_encoder.py", "forward")]  # and the empty one
+    # A seed means the same noise on every device, so the host makes it: at the start, and at every
+    # step where the sampler is stochastic.
+    noises = 1 + (3 if sampler == "ddpm" else 0)
+    assert device.copies == captions + noises * [("diffusion/sampling.py", "trajectory")]
+
+
+def test_editing_reads_the_finished_pictures_alone(model: TextToFace, device: FakeCuda) -> None:
+    images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
+    mask = torch.zeros(64, 64, dtype=torch.bool)
+    mask[20:40] = True
+    assert edit(model, images, PROMPTS, [0, 1, 2], 0.5, mask).device.type == "cpu"
+    assert device.reads == [("inference/text_to_face.py", "decode")]
+
+
+@pytest.mark.parametrize("kind", ["autoencoder_folder", "tiny_autoencoder_folder"])
+@pytest.mark.parametrize("precision", ["no", "fp16"])
+def test_encoding_reads_the_finished_latents_alone(
+    device: FakeCuda, kind: str, precision: str, request: pytest.FixtureRequest
+) -> None:
+    vae = VAEWrapper.from_pretrained(str(request.getfixturevalue(kind))).to(CUDA)
+    device.reads = []
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    source = ImageLatents(None, vae, 1, precision)
+    mean, std = source.encode(images, np.array([False, True]))
+    assert mean.shape == std.shape == (2, 4, 8, 8) and mean.device.type == "cpu"
+    assert set(device.reads) == {("custom_datasets/latent_cache.py", "encode")}
+    assert len(device.reads) == 2  # mean and deviation
+
+
+# --- evaluation ---
+
+
+def test_judging_reads_the_finished_answers_alone(device: FakeCuda) -> None:
+    judge = AttributeClassifier(ClassifierConfig(image_size=64)).to(CUDA).eval()
+    images = torch.randint(0, 256, (5, 3, 64, 64), dtype=torch.uint8)
+    device.reads = []
+    assert judge.probabilities(images, batch_size=3).shape == (5, 40)
+    assert device.reads == 2 * [("models/attribute_classifier.py", "probabilities")]
+    device.reads = []
+    assert judge.decide(images).shape == (5, 40)
+    assert judge.features(images.to(CUDA)).device == CUDA
+    assert {name for _, name in device.reads} == {"probabilities", "decide"}
+
+
+def test_features_are_read_once_a_batch(
+    device: FakeCuda, clip_folder: Path, tmp_path: Path
+) -> None:
+    network = clip_image_features(str(with_image_preparation(clip_folder, tmp_path)))
+    images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
+    features = extract_features(network, images, device=CUDA)
+    assert features.shape == (3, 16) and features.device.type == "cpu"
+    assert device.reads == [("evaluation/features.py", "extract_features")]
