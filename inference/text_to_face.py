@@ -17,6 +17,7 @@ from models.device import autocast, cast_matrices, choose_precision, freed_memor
 from models.loading import fingerprint
 from models.text_encoder import TextEncoder
 from models.vae_wrapper import VAEWrapper
+from settings import override
 from training import checkpoints
 from training.experiment import Experiment
 from training.resuming import same_frozen_models
@@ -111,6 +112,16 @@ class TextToFace:
             experiment.vae,
             experiment.precision,
         )
+
+    def change_sampling(self, changes: Sequence[str]) -> None:
+        """Make pictures in another way than the run says.
+
+        Args:
+            changes: such as "sampling.steps=10". Those of other sections shaped the weights, or
+                concern other work, and change nothing here.
+        """
+        own = [change for change in changes if change.strip().startswith("sampling.")]
+        self.config = override(self.config, own)
 
     @property
     def device(self) -> torch.device:
