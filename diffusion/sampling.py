@@ -10,6 +10,7 @@ Shapes: B batch, C latent channels, h x w latents, L caption tokens, D text widt
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
+import numpy as np
 import torch
 from diffusers import DPMSolverMultistepScheduler, SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
@@ -132,8 +133,24 @@ def _is_sound(scheduler: SchedulerMixin, steps: int) -> bool:
 
 
 def seeded(seeds: Sequence[int]) -> list[torch.Generator]:
-    """One generator a seed, on the CPU, so that a seed means the same noise on every device."""
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
+    """One generator a seed, on the CPU, so that a seed means the same noise on every device.
+
+    Args:
+        seeds: from 0 to 2**64 - 1.
+    """
+    return [_generator(seed) for seed in seeds]
+
+
+def _generator(seed: int) -> torch.Generator:
+    generator = torch.Generator().manual_seed(seed)
+    if seed >= 2**32:
+        # A CPU generator seeds its Mersenne Twister with the low 32 bits alone; numpy's takes all.
+        # torch's state, in words of 64 bits, is the seed, two counters, then the twister's words.
+        words = np.random.MT19937(seed).state["state"]["key"].astype(np.int64)  # (624,)
+        state = generator.get_state().view(torch.int64)
+        state[3 : 3 + len(words)] = torch.from_numpy(words)
+        generator.set_state(state.view(torch.uint8))
+    return generator
 
 
 @torch.no_grad()

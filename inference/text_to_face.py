@@ -1,7 +1,6 @@
 """Words in, faces out: text encoder, guided sampler and decoder of one run, together."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -12,11 +11,13 @@ from torch import Tensor
 from config import Config, SamplingConfig
 from diffusion import sampling
 from diffusion.objective import Objective, build_objective
+from inference import arguments
 from models.custom_unet_celeba_ldm import build_unet
 from models.device import autocast, cast_matrices, choose_precision, freed_memory_kept
 from models.loading import fingerprint
 from models.text_encoder import TextEncoder
 from models.vae_wrapper import VAEWrapper
+from settings import override
 from training import checkpoints
 from training.experiment import Experiment
 from training.resuming import same_frozen_models
@@ -26,6 +27,9 @@ DECODE_BATCH = 8  # at full size each picture takes half a gigabyte on its way t
 
 class TextToFace:
     """Makes pictures from prompts with the weights of one run.
+
+    Every method takes numbers of Python, numpy or torch, and refuses what it cannot use before any
+    work, as a ValueError that names the argument (`inference.arguments`).
 
     Args:
         precision: autocast precision, see `models.device.choose_precision`; None: the run's wish,
@@ -47,11 +51,18 @@ class TextToFace:
     def from_run(cls, folder: Path | str, device: torch.device | str = "cpu") -> "TextToFace":
         """Open the newest checkpoint of a run folder with its EMA weights.
 
+        Args:
+            folder: such as "checkpoints/demo", relative to the current folder or the repository.
+                The file of one checkpoint opens that one.
+
         Raises:
             FileNotFoundError: no checkpoint, or its frozen models cannot be had.
-            ValueError: the checkpoint is damaged.
+            ValueError: the checkpoint is damaged, or the device is not there.
         """
-        return cls.from_checkpoint(checkpoints.require_checkpoint(Path(folder)), device)
+        device, path = arguments.read_device(device), arguments.read_path(folder, "folder")
+        if not path.is_file():
+            path = checkpoints.require_checkpoint(path)
+        return cls.from_checkpoint(path, device)
 
     @classmethod
     def from_checkpoint(
@@ -64,10 +75,15 @@ class TextToFace:
                 them as they were trained.
 
         Raises:
-            FileNotFoundError: its frozen models cannot be had.
-            ValueError: the checkpoint is damaged, or its frozen models have changed.
+            FileNotFoundError: it is not there, or its frozen models cannot be had.
+            ValueError: the checkpoint is damaged, its frozen models have changed, or the device is
+                not there.
         """
-        path, device = Path(path), torch.device(device)
+        device, path = arguments.read_device(device), arguments.read_path(path, "path")
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"path: {path} is not a checkpoint's file; from_run opens the newest of a folder"
+            )
         checkpoint = checkpoints.load_checkpoint(path)
         config = checkpoint.config
         unet = build_unet(config.unet)
@@ -97,6 +113,16 @@ class TextToFace:
             experiment.precision,
         )
 
+    def change_sampling(self, changes: Sequence[str]) -> None:
+        """Make pictures in another way than the run says.
+
+        Args:
+            changes: such as "sampling.steps=10". Those of other sections shaped the weights, or
+                concern other work, and change nothing here.
+        """
+        own = [change for change in changes if change.strip().startswith("sampling.")]
+        self.config = override(self.config, own)
+
     @property
     def device(self) -> torch.device:
         """Where the UNet is."""
@@ -118,19 +144,19 @@ class TextToFace:
         """Hidden states (1, L, D) of the empty caption."""
         return self.encode_text([""])
 
-    def encode_text(self, prompts: Sequence[str]) -> Tensor:
+    def encode_text(self, prompts: str | Sequence[str]) -> Tensor:
         """Hidden states (B, L, D) of prompts, in the precision that training gave them."""
         with autocast(self.precision, self.device):
-            return self.text_encoder(prompts)
+            return self.text_encoder(arguments.read_prompts(prompts))
 
     def predictor(
         self,
-        prompts: Sequence[str],
+        prompts: str | Sequence[str],
         guidance_scale: float,
         negative_prompt: str = "",
         guidance_interval: Sequence[float] | None = None,
     ) -> sampling.Predictor:
-        """The guided denoiser of these prompts, (latents, t) -> prediction.
+        """The guided denoiser of these prompts, (latents, t) -> prediction, one prompt a latent.
 
         Args:
             negative_prompt: takes the place of the empty caption.
@@ -149,14 +175,27 @@ class TextToFace:
         guidance_interval: Sequence[float] | None = None,
     ) -> sampling.Predictor:
         """As `predictor`, for hidden states (B, L, D) that lie, say, between two prompts."""
-        null = self.encode_text([negative_prompt]) if negative_prompt else self.null_states
-        low, high = guidance_interval or self.config.sampling.guidance_interval
+        how = arguments.read_sampling(
+            self.config.sampling, guidance_scale, guidance_interval=guidance_interval
+        )
+        negative = arguments.read_negative_prompt(negative_prompt)
+        null = self.encode_text(negative) if negative else self.null_states
+        low, high = how.guidance_interval
         count = self.objective.num_train_timesteps
         interval = None if (low, high) == (0, 1) else (count * low, count * high)
-        return sampling.guide(self.denoise, hidden_states, null, guidance_scale, interval)
+        return sampling.guide(self.denoise, hidden_states, null, how.guidance_scale, interval)
 
     def denoise(self, latents: Tensor, timesteps: Tensor, hidden_states: Tensor) -> Tensor:
-        """One evaluation of the UNet under autocast."""
+        """One evaluation of the UNet under autocast.
+
+        Raises:
+            ValueError: not one caption a latent.
+        """
+        if len(latents) != len(hidden_states):
+            raise ValueError(
+                f"{len(hidden_states)} captions for {len(latents)} latents (guidance doubles both):"
+                " give the predictor one prompt a seed"
+            )
         with autocast(self.precision, latents.device):
             return self.unet(latents, timesteps, hidden_states, return_dict=False)[0]
 
@@ -169,14 +208,15 @@ class TextToFace:
             settings: sampler and steps; guidance is in `predict`.
         """
         scheduler = sampling.build_sampler(settings.sampler, self.objective)
+        numbers = arguments.read_seeds(seeds)
         yield from sampling.trajectory(
-            predict, scheduler, self.latent_shape, seeds, settings.steps, self.device
+            predict, scheduler, self.latent_shape, numbers, settings.steps, self.device
         )
 
     def generate(
         self,
-        prompts: Sequence[str],
-        seeds: Sequence[int],
+        prompts: str | Sequence[str],
+        seeds: int | Sequence[int],
         guidance_scale: float | None = None,
         steps: int | None = None,
         sampler: str | None = None,
@@ -188,25 +228,30 @@ class TextToFace:
 
         What is not given comes from the run's `SamplingConfig`.
 
+        Args:
+            prompts: one a picture, or a single text for all.
+            seeds: one a picture, from 0 to 2**64 - 1.
+
         Raises:
-            ValueError: the numbers of prompts and seeds differ, or a prompt is too long.
+            ValueError: an argument that cannot be used, or a prompt that is too long; names it.
         """
-        if len(prompts) != len(seeds):
-            raise ValueError(
-                f"{len(prompts)} prompts for {len(seeds)} seeds; one an image is needed"
-            )
-        given = {
-            "guidance_scale": guidance_scale,
-            "steps": steps,
-            "sampler": sampler,
-            "guidance_interval": guidance_interval and tuple(guidance_interval),
-        }
-        known = {name: value for name, value in given.items() if value is not None}
-        settings = replace(self.config.sampling, **known)
+        prompts, seeds = arguments.pair(prompts, seeds)
+        settings = arguments.read_sampling(
+            self.config.sampling, guidance_scale, steps, sampler, guidance_interval
+        )
+        negative = arguments.read_negative_prompt(negative_prompt)
+        size = arguments.read_count(batch_size, "batch_size")
+        self.require_fit([*prompts, negative], settings)
         with freed_memory_kept(self.device):
-            parts = [slice(i, i + batch_size) for i in range(0, len(prompts), batch_size)]
-            images = [self._some(prompts[p], seeds[p], settings, negative_prompt) for p in parts]
+            parts = [slice(i, i + size) for i in range(0, len(prompts), size)]
+            images = [self._some(prompts[p], seeds[p], settings, negative) for p in parts]
         return torch.cat(images)  # (B, 3, H, W)
+
+    def require_fit(self, prompts: Sequence[str], settings: SamplingConfig) -> None:
+        """Refuse prompts that are too long, and a number of steps that the sampler cannot take."""
+        scheduler = sampling.build_sampler(settings.sampler, self.objective)
+        sampling.set_timesteps(scheduler, settings.steps)
+        self.text_encoder.tokenize(list(dict.fromkeys(prompts)))  # each text once
 
     def _some(
         self,
@@ -222,10 +267,20 @@ class TextToFace:
         return self.decode(latents)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (B, C, h, w) -> pictures (B, 3, H, W) in [0, 1] on the CPU, a few at a time."""
+        """Latents (B, C, h, w) -> pictures (B, 3, H, W) in [0, 1] on the CPU, a few at a time.
+
+        Raises:
+            FloatingPointError: a picture is not finite; it would be saved as black.
+        """
         with autocast(self.precision, latents.device):
             images = [self.vae.decode(part) for part in latents.split(DECODE_BATCH)]
-        return torch.cat([image.cpu() for image in images])
+        pictures = torch.cat([image.cpu() for image in images])
+        if not pictures.isfinite().all():
+            raise FloatingPointError(
+                f"a picture of preset {self.config.name} is not finite (precision {self.precision})"
+                ": lower guidance_scale, or open an older checkpoint if these weights diverged"
+            )
+        return pictures
 
 
 def sampling_precision(config: Config, device: torch.device) -> str:

@@ -3,7 +3,9 @@
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -161,6 +163,122 @@ def test_the_precision_of_the_run_is_used(text_to_face: TextToFace) -> None:
     text_to_face.generate(PROMPTS[:1], [8], steps=1)
     in_bf16(text_to_face).generate(PROMPTS[:1], [8], steps=1)
     assert seen == [torch.float32, torch.bfloat16]
+
+
+def test_a_single_text_is_the_prompt_of_every_seed(text_to_face: TextToFace) -> None:
+    want = text_to_face.generate(["a man"] * 3, [5, 6, 7])
+    assert torch.equal(text_to_face.generate("a man", range(5, 8)), want)
+    assert torch.equal(text_to_face.generate("a man", np.arange(5, 8)), want)
+    assert torch.equal(text_to_face.generate("a man", torch.arange(5, 8)), want)
+    assert torch.equal(text_to_face.generate("a man", 5), text_to_face.generate(["a man"], [5]))
+    assert text_to_face.encode_text("a man").shape == (1, 77, 32)
+
+
+def test_seeds_below_32_bits_give_torchs_own_noise_and_later_ones_another() -> None:
+    for seed in (0, 7, 2**32 - 1):
+        (own,) = sampling.seeded([seed])
+        assert torch.equal(own.get_state(), torch.Generator().manual_seed(seed).get_state())
+    far = [7, 7 + 2**32, 7 + 2**33, 7 + 2**63, 2**32, 2**64 - 1]
+    noises = [torch.randn(10_000, generator=generator) for generator in sampling.seeded(far)]
+    assert torch.corrcoef(torch.stack(noises)).fill_diagonal_(0).abs().max() < 0.05
+    for noise in noises:
+        assert noise.mean().abs() < 0.05 and (noise.std() - 1).abs() < 0.05
+
+
+def test_a_seed_beyond_32_bits_means_the_stream_that_numpy_gives_it() -> None:
+    seed = 7 + 2**63
+    (generator,) = sampling.seeded([seed])
+    drawn = torch.empty(2_000, dtype=torch.int32).random_(generator=generator)  # 31 of 32 bits
+    # numpy's twister first returns the last word that it was seeded with.
+    want = np.random.MT19937(seed).random_raw(2_001)[1:] & (2**31 - 1)
+    assert drawn.tolist() == want.tolist()
+
+
+def test_seeds_that_differ_in_their_high_bits_give_other_pictures(text_to_face: TextToFace) -> None:
+    seeds = [3, 3 + 2**32, 3 + 2**63]
+    for sampler in ("ddim", "ddpm"):
+        pictures = text_to_face.generate("a man", seeds, sampler=sampler)
+        assert (pictures[0] - pictures[1]).abs().max() > 1e-3
+        assert (pictures[1] - pictures[2]).abs().max() > 1e-3
+
+
+@pytest.fixture
+def idle(text_to_face: TextToFace, monkeypatch: pytest.MonkeyPatch) -> TextToFace:
+    """A model whose networks must not run."""
+    monkeypatch.setattr(text_to_face.text_encoder.model, "forward", None)
+    monkeypatch.setattr(text_to_face.unet, "forward", None)
+    return text_to_face
+
+
+LONG = "a man with a beard " * 30
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"prompts": ["a man", 7]}, r"prompts\[1\]: 7"),
+    ({"prompts": ["a man", LONG]}, "Shorten it"),
+    ({"seeds": [0, -1]}, r"seeds\[1\]: -1"),
+    ({"seeds": [0.0, 1.0]}, r"seeds\[0\]: 0\.0"),
+    ({"guidance_scale": float("nan")}, "guidance_scale: nan"),
+    ({"guidance_scale": -1.0}, "guidance_scale: -1"),
+    ({"guidance_interval": (15, 85)}, r"guidance_interval: \(15, 85\)"),
+    ({"steps": 1001}, "1001 steps: from 1 to 1000"),
+    ({"sampler": "euler"}, "'euler' is unknown"),
+    ({"negative_prompt": ["smiling"]}, "negative_prompt: .* is not a text"),
+    ({"negative_prompt": LONG}, "Shorten it"),
+    ({"batch_size": 0}, "batch_size: 0"),
+]
+
+
+def test_what_cannot_be_used_is_refused_before_any_work(idle: TextToFace) -> None:
+    good = {"prompts": PROMPTS[:2], "seeds": [0, 1], "batch_size": 1}
+    for given, message in REFUSED:
+        with pytest.raises(ValueError, match=message):
+            idle.generate(**(good | given))
+
+
+def test_a_predictor_refuses_what_generate_refuses(idle: TextToFace) -> None:
+    states = torch.zeros(1, 77, 32)
+    for scale, interval in ((float("inf"), None), (2.0, (15, 85)), (2.0, ())):
+        with pytest.raises(ValueError, match="guidance"):
+            idle.predictor_from_states(states, scale, guidance_interval=interval)
+    with pytest.raises(ValueError, match=r"prompts\[0\]: 1 is not a text"):
+        idle.predictor([1], 2.0)
+    with pytest.raises(ValueError, match=r"seeds: -1"):
+        next(idle.trajectory(None, -1, idle.config.sampling))
+
+
+def test_one_prompt_for_several_seeds_is_refused_by_a_predictor(text_to_face: TextToFace) -> None:
+    predict = text_to_face.predictor("a man", 1.0)
+    path = text_to_face.trajectory(predict, [1, 2], text_to_face.config.sampling)
+    with pytest.raises(ValueError, match="1 captions for 2 latents"):
+        list(path)
+
+
+def test_no_negative_prompt_is_the_empty_caption(text_to_face: TextToFace) -> None:
+    pictures = [text_to_face.generate("a man", 1, negative_prompt=text) for text in (None, "")]
+    assert torch.equal(*pictures)
+
+
+def test_a_picture_that_is_not_finite_is_an_error(text_to_face: TextToFace) -> None:
+    latents = torch.zeros(2, *text_to_face.latent_shape)
+    latents[1, 0, 0, 0] = float("nan")
+    with pytest.raises(FloatingPointError, match=r"not finite .* lower guidance_scale"):
+        text_to_face.decode(latents)
+
+
+def test_a_run_is_opened_by_a_text_and_a_checkpoint_by_its_file(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(run.parent)
+    path = checkpoints.require_checkpoint(run)
+    want = TextToFace.from_run(run).unet.state_dict()
+    for opened in (TextToFace.from_run(run.name), TextToFace.from_run(str(path), "cpu")):
+        got = opened.unet.state_dict()
+        assert all(torch.equal(want[name], got[name]) for name in want)
+    with pytest.raises(FileNotFoundError, match="from_run opens the newest of a folder"):
+        TextToFace.from_checkpoint(run)
+    with pytest.raises(ValueError, match="device: 'gpu' is unknown; use one of"):
+        TextToFace.from_run("nowhere", "gpu")
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
