@@ -16,16 +16,11 @@ from evaluation.checks import (
     require_same_channel_order,
     require_same_size,
 )
-from evaluation.distribution import (
-    KernelDistance,
-    cmmd,
-    frechet_distance,
-    kernel_distance,
-    precision_recall_density_coverage,
-)
-from evaluation.estimate import Estimate, halves_intervals
+from evaluation.distribution import KernelDistance
+from evaluation.estimate import Estimate
 from evaluation.feature_cache import cached_features
-from evaluation.features import FeatureNetwork, extract_features, frechet_name
+from evaluation.features import FeatureNetwork, extract_features
+from evaluation.set_distances import set_distances
 
 LEAST = 50  # images in a set; below that not even an order of sets can be told
 
@@ -54,7 +49,7 @@ def compare_sets(
     require_enough(min(n, len(reference)), LEAST, "a comparison of sets")
     rows = {}
     for name, features in sets.items():
-        rows[name] = _compare(network, reference, features[:n])
+        rows[name] = set_distances(network, features[:n], reference)
     width = reference.shape[1]
     return {
         "network": network.name,
@@ -86,24 +81,6 @@ def compare_images(
     extract = partial(extract_features, network, device=device)
     kept = cached_features(network, reference_key, partial(extract, reference), folder)
     return compare_sets(network, kept, {name: extract(images) for name, images in sets.items()})
-
-
-def _compare(network: FeatureNetwork, reference: Tensor, features: Tensor) -> dict[str, Any]:
-    def distances(features: Tensor, reference: Tensor) -> dict[str, float]:
-        row = {frechet_name(network): frechet_distance(features, reference)}
-        row |= asdict(precision_recall_density_coverage(reference, features))
-        if network.name.startswith("CLIP"):
-            row["CMMD"] = cmmd(features, reference)
-        return row
-
-    subset = min(len(features), len(reference), 1000) // 2
-    kernel = kernel_distance(features, reference, subsets=50, subset_size=subset)
-    return {**halves_intervals(distances, features, reference), kernel_name(network): kernel}
-
-
-def kernel_name(network: FeatureNetwork) -> str:
-    """What a kernel distance in this feature space may be called; only FID's own is "KID"."""
-    return frechet_name(network).replace("FID", "KID").replace("FD", "KD")
 
 
 def check_set(images: Tensor, reference: Tensor, name: str) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2.functional import pil_to_tensor
 from transformers import CLIPImageProcessor, Dinov2Config, Dinov2Model
 
+from config import ClassifierConfig
 from evaluation.checks import (
     TooFewSamples,
     require_enough,
@@ -19,6 +20,8 @@ from evaluation.checks import (
 )
 from evaluation.feature_cache import cached_features
 from evaluation.features import (
+    ANTIALIASED_INCEPTION,
+    INCEPTION,
     FeatureNetwork,
     clip_image_features,
     clip_pixels,
@@ -27,8 +30,11 @@ from evaluation.features import (
     extract_features,
     frechet_name,
     inception_fid,
+    judge_features,
     open_clip,
+    open_network,
 )
+from models.attribute_classifier import AttributeClassifier
 
 
 def reddish(n: int = 8) -> Tensor:
@@ -151,18 +157,52 @@ def test_fid_needs_torch_fidelity(monkeypatch: pytest.MonkeyPatch) -> None:
         inception_fid()
 
 
-def test_fids_network_has_2048_features_and_alone_may_be_called_fid(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def inception_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file of random weights in the layout that FID's Inception loads."""
+    module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    torch.save({}, tmp_path / "weights.pth")
+    with monkeypatch.context() as patch:
+        patch.setattr(module.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+        random = module.FeatureExtractorInceptionV3("", ["2048"], str(tmp_path / "weights.pth"))
+    torch.save(random.state_dict(), tmp_path / "weights.pth")
+    return tmp_path / "weights.pth"
+
+
+def test_fids_features_equal_torch_fidelitys_and_alone_may_be_called_fid(
+    inception_weights: Path,
 ) -> None:
-    inception = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
-    torch.save({}, tmp_path / "weights.pth")  # its layout is checked by load_state_dict
-    monkeypatch.setattr(
-        inception.FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None
-    )
-    network = inception_fid(tmp_path / "weights.pth")
-    assert extract_features(network, random_images(2, 32)).shape == (2, 2048)
-    assert frechet_name(network) == "FID"
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    network = inception_fid(inception_weights)
+    public = FeatureExtractorInceptionV3("public", ["2048"], str(inception_weights))
+    for side in (64, 320):  # enlarged and reduced to 299
+        images = random_images(2, side)
+        assert torch.equal(extract_features(network, images), public(images)[0])
+    other = inception_fid(inception_weights, antialias=True)
+    assert not torch.allclose(extract_features(other, images), public(images)[0], rtol=1e-3, atol=0)
+    assert frechet_name(network) == "FID" and frechet_name(other).startswith("FD (")
+    assert "without antialiasing" in network.resize and "torchmetrics" in other.resize
     assert frechet_name(FeatureNetwork("Inception of mine", 8, network.extract)).startswith("FD (")
+
+
+def test_both_inceptions_are_opened_by_name(inception_weights: Path) -> None:
+    judge = FeatureNetwork("judge", 8, lambda images: images.float().mean((2, 3)))
+    plain, smooth = (
+        open_network(name, judge, str(inception_weights))
+        for name in ("inception", "inception:antialiased")
+    )
+    assert (plain.name, smooth.name) == (INCEPTION, ANTIALIASED_INCEPTION)
+    assert open_network("judge", judge) is judge
+    with pytest.raises(ValueError, match="unknown feature network 'inception:other'"):
+        open_network("inception:other", judge)
+
+
+def test_the_judges_features_say_what_they_were_taught() -> None:
+    classifier = AttributeClassifier(ClassifierConfig(image_size=32)).eval()
+    network, images = judge_features(classifier), random_images(2, 40)
+    assert torch.allclose(extract_features(network, images), classifier.features(images))
+    assert (network.size, network.trained_on) == (32, "face attributes")
 
 
 def test_efficientnet_lite0_tells_pictures_apart() -> None:

@@ -10,7 +10,7 @@ import torch
 from evaluation import report
 from evaluation.checks import TooFewSamples
 from evaluation.distribution import frechet_distance
-from evaluation.estimate import Estimate, halves_interval, halves_intervals, proportion
+from evaluation.estimate import proportion
 from evaluation.features import FeatureNetwork
 
 NETWORK = FeatureNetwork("a network", 8, lambda images: images.flatten(1).float())
@@ -63,12 +63,6 @@ def test_too_few_are_refused_and_few_are_said_to_be_few() -> None:
     assert "60 is below the 80" in report.compare_sets(NETWORK, wide, {"wide": wide})["note"]
 
 
-def test_only_fids_network_gives_fid() -> None:
-    assert report.kernel_name(NETWORK) == "KD (a network)"
-    inception = FeatureNetwork("Inception-v3 of FID", 299, NETWORK.extract)
-    assert report.kernel_name(inception) == "KID"
-
-
 @pytest.mark.parametrize(
     ("images", "message"),
     [
@@ -110,32 +104,3 @@ def test_results_are_plain_json_and_never_half_written(tmp_path: Path) -> None:
         with pytest.raises((TypeError, ValueError)):
             report.write_metrics(path, broken)
     assert json.loads(path.read_text()) == found and list(path.parent.iterdir()) == [path]
-
-
-def test_halves_give_the_spread_of_a_mean() -> None:
-    """Of a mean the standard error is known: the interval must have its width."""
-    widths = []
-    for seed in range(20):
-        a = torch.randn(400, 1, generator=torch.Generator().manual_seed(seed))
-        found = halves_interval(lambda x, y: float(x.mean()), a, a, repeats=40, seed=seed)
-        widths.append((found.high - found.low) / 2)
-        assert found.value == float(a.mean()) and found.n == 400
-    assert np.mean(widths) == pytest.approx(1.96 / 20, rel=0.1)
-
-
-def test_halves_cover_the_spread_of_a_frechet_distance() -> None:
-    reference = normal(2000, 0, 99)
-    values = [frechet_distance(normal(300, 0.5, seed), reference) for seed in range(30)]
-    found = halves_interval(frechet_distance, normal(300, 0.5, 0), reference, repeats=20)
-    assert (found.high - found.low) / 2 == pytest.approx(1.96 * np.std(values), rel=0.6)
-
-
-def test_several_numbers_share_their_halves() -> None:
-    def statistics(a: torch.Tensor, b: torch.Tensor) -> dict[str, float]:
-        return {"mean": float(a.mean()), "twice": 2 * float(a.mean())}
-
-    found = halves_intervals(statistics, normal(100), normal(100))
-    assert isinstance(found["mean"], Estimate)
-    assert found["twice"].high == pytest.approx(2 * found["mean"].high)
-    with pytest.raises(TooFewSamples):
-        halves_intervals(statistics, normal(3), normal(100))

@@ -1,0 +1,110 @@
+"""How two sets overlap: are the pictures among the real ones, and the real ones among them.
+
+Precision, recall, density and coverage are the usual numbers, and an outlier or two can move them.
+Clipped Density and Clipped Coverage fall linearly with the share of bad pictures, so that they read
+as a share of good ones.
+"""
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from scipy.stats import betabinom
+from torch import Tensor
+
+from evaluation.checks import require_pair
+from evaluation.neighbors import CHUNK, Neighbors, distance_blocks, nearest
+
+
+@dataclass(frozen=True)
+class Manifold:
+    """How two sets overlap: fidelity (precision, density) and diversity (recall, coverage)."""
+
+    precision: float  # share of generated images among the real ones, [0, 1]
+    recall: float  # share of real images among the generated ones, [0, 1]
+    density: float  # as precision, counting how many real balls; about 1 for real, can exceed it
+    coverage: float  # share of real images with a generated one in their ball, [0, 1]
+    clipped_density: float  # share of good pictures by fidelity, [0, 1]
+    clipped_coverage: float  # share of good pictures by coverage, [0, 1]
+
+
+SHARES = frozenset(field.name for field in fields(Manifold)) - {"density"}
+
+
+def overlap(real: Tensor, generated: Tensor, k: int = 5, chunk: int = CHUNK) -> Manifold:
+    """Fidelity and diversity by balls that reach to each sample's k-th neighbour.
+
+    Precision and recall: Kynkaanniemi et al. 2019, sec. 2; density and coverage: Naeem et al. 2020,
+    sec. 3. "Inside" is strict, as in the latter's code. Clipped Density and Clipped Coverage:
+    Salvy et al. 2025 (arXiv 2507.01761). All depend on n.
+
+    Args:
+        real, generated: float (N, D) and (M, D).
+        chunk: at most chunk x chunk distances are in memory at once.
+
+    Raises:
+        TooFewSamples: a set has no k-th neighbour, that is k rows or fewer.
+    """
+    real, generated = require_pair(real, generated, least=k + 1)
+    neighbors = nearest(real, real, k + 1, chunk)  # the first is itself
+    radii = neighbors.distances[:, -1]
+    clipped = radii.clamp(max=float(radii.quantile(0.5)))
+    generated_radii = nearest(generated, generated, k + 1, chunk).distances[:, -1]
+    inside = torch.zeros(
+        len(generated), dtype=torch.float64
+    )  # how many real balls hold each generated image
+    inside_clipped = torch.zeros_like(inside)
+    held = torch.zeros(
+        len(real), dtype=torch.float64
+    )  # how many generated images each real ball holds
+    recalled = torch.zeros(len(real), dtype=torch.bool)
+    for rows, columns, block in distance_blocks(real, generated, chunk):
+        in_real = block < radii[rows, None]
+        inside[columns] += in_real.sum(0)
+        held[rows] += in_real.sum(1)
+        inside_clipped[columns] += (block <= clipped[rows, None]).sum(0)
+        recalled[rows] |= (block < generated_radii[None, columns]).any(1)
+    numbers = (
+        (inside > 0).double().mean(),
+        recalled.double().mean(),
+        inside.double().mean() / k,
+        (held > 0).double().mean(),
+        _clipped_density(inside_clipped, neighbors, clipped, k),
+        share_of_good(float(held.clamp(max=k).double().mean()) / k, len(real), len(generated), k),
+    )
+    return Manifold(*(float(number) for number in numbers))
+
+
+def _clipped_density(inside: Tensor, neighbors: Neighbors, radii: Tensor, k: int) -> float:
+    """Density with radii and each picture's count clipped, over what the real images have.
+
+    A radius is at most the median one, or outliers would hold everything; a picture counts at most
+    once, or a typical one would make up for a bad one. Real images have no more than 1 in it.
+
+    Args:
+        inside: (M,) how many clipped balls hold each picture.
+        neighbors: of the real images among themselves, each itself first.
+    """
+    distances, indices = neighbors.distances[:, 1:], neighbors.indices[:, 1:]  # (N, k)
+    within = indices[distances <= radii[:, None]]
+    of_real = torch.bincount(within, minlength=len(radii))
+    own, ceiling = ((count / k).clamp(max=1).double().mean() for count in (inside, of_real))
+    return min(1.0, float(own / ceiling))
+
+
+def share_of_good(raw: float, real: int, generated: int, k: int) -> float:
+    """Turn a clipped coverage into the share of good pictures that would give it.
+
+    The mass of the ball to the k-th of N - 1 others is Beta(k, N - k), whatever the distribution,
+    so the number of m good pictures in it is beta-binomial. The raw coverage that m good ones among
+    M are expected to give, mean(min(count, k)) / k, is inverted.
+
+    Args:
+        raw: mean over real images of min(pictures in the ball, k) / k.
+        real, generated: sizes N and M of both sets.
+    """
+    good = np.arange(generated + 1)[:, None]  # m
+    counts = np.arange(k)[None]
+    chances = betabinom.pmf(counts, good, k, real - k)  # (M + 1, k); 0 where more than m
+    expected = 1 - (chances * (k - counts)).sum(1) / k
+    return float(np.searchsorted(expected, raw)) / (generated + 1)

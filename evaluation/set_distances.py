@@ -1,0 +1,61 @@
+"""All numbers that tell how close a set of pictures is to a reference, with their intervals."""
+
+from dataclasses import asdict
+
+from scipy.stats import norm
+from torch import Tensor
+
+from evaluation.distribution import (
+    FrechetReference,
+    KernelDistance,
+    cmmd,
+    cmmd_standard_error,
+    kernel_distance,
+)
+from evaluation.estimate import TAIL, Estimate
+from evaluation.features import FeatureNetwork, frechet_name
+from evaluation.manifold import SHARES, overlap
+from evaluation.resampling import jackknife_intervals
+from evaluation.sliced_wasserstein import mind, mind_name
+
+
+def set_distances(
+    network: FeatureNetwork, features: Tensor, reference: Tensor
+) -> dict[str, Estimate | KernelDistance]:
+    """Every distance of one set of features to a reference, by the name it may carry.
+
+    Args:
+        network: whose features they are; decides the names.
+        features, reference: (N, D) and (M, D), in any order of rows.
+
+    Raises:
+        TooFewSamples: fewer than 10 pictures.
+    """
+    prepared = FrechetReference(reference)
+    frechet = frechet_name(network)
+
+    def distances(features: Tensor, reference: Tensor) -> dict[str, float]:
+        return {
+            frechet: prepared.distance(features),
+            mind_name(frechet): mind(features, reference),
+            **asdict(overlap(reference, features)),
+        }
+
+    numbers: dict[str, Estimate | KernelDistance] = {
+        **jackknife_intervals(distances, features, reference, shares=SHARES),
+        kernel_name(network): kernel_distance(features, reference),
+    }
+    if network.name.startswith("CLIP"):
+        numbers["CMMD"] = _cmmd(features, reference)
+    return numbers
+
+
+def kernel_name(network: FeatureNetwork) -> str:
+    """What a kernel distance in this feature space may be called; only FID's own is "KID"."""
+    return frechet_name(network).replace("FID", "KID").replace("FD", "KD")
+
+
+def _cmmd(features: Tensor, reference: Tensor) -> Estimate:
+    value = cmmd(features, reference)
+    reach = float(norm.ppf(TAIL)) * cmmd_standard_error(features, reference)
+    return Estimate(value, max(0.0, value - reach), value + reach, len(features))
