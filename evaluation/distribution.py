@@ -13,8 +13,8 @@ from scipy.stats import norm
 from torch import Tensor
 
 from evaluation.checks import require_enough, require_features, require_pair
-from evaluation.estimate import TAIL
-from evaluation.kernels import gaussian, mmd_standard_error, polynomial
+from evaluation.estimate import TAIL, Estimate
+from evaluation.kernels import gaussian, mmd_reach, polynomial
 from evaluation.neighbors import CHUNK
 
 SUBSET_SIZE = 1000  # of a kernel distance, as the paper has it
@@ -115,7 +115,8 @@ def kernel_distance(
             1,000 as the paper has it, or all of the smaller set.
 
     Raises:
-        TooFewSamples: a set has fewer than subset_size rows, or subset_size is under 2.
+        TooFewSamples: a set has fewer than subset_size rows, or subset_size is under 2, or `a` has
+            fewer than 40.
     """
     a, b = require_pair(a, b)
     size = min(SUBSET_SIZE, len(a), len(b)) if subset_size is None else subset_size
@@ -130,8 +131,8 @@ def kernel_distance(
         for _ in range(subsets)
     ]
     mean, std = float(np.mean(scores)), float(np.std(scores))
-    error = (mmd_standard_error(a, b, polynomial) ** 2 + std**2 / subsets) ** 0.5
-    reach = float(norm.ppf(TAIL)) * error
+    drawn = float(norm.ppf(TAIL)) * std / subsets**0.5  # what the draw of subsets adds
+    reach = (mmd_reach(a, b, polynomial) ** 2 + drawn**2) ** 0.5
     return KernelDistance(mean, std, subsets, size, mean - reach, mean + reach)
 
 
@@ -168,10 +169,16 @@ def cmmd(a: Tensor, b: Tensor, sigma: float = 10.0, scale: float = 1000.0) -> fl
     return scale * (value - 2 * _gaussian_mean(a, b, sigma))
 
 
-def cmmd_standard_error(a: Tensor, b: Tensor, sigma: float = 10.0, scale: float = 1000.0) -> float:
-    """How much `cmmd` varies over draws of `a`, with `b` held fixed."""
+def cmmd_interval(a: Tensor, b: Tensor, sigma: float = 10.0, scale: float = 1000.0) -> Estimate:
+    """`cmmd` with its 95% interval over draws of `a`, `b` held fixed.
+
+    Raises:
+        TooFewSamples: fewer than 40 rows in `a`.
+    """
+    value = cmmd(a, b, sigma, scale)
     a, b = require_pair(a, b)
-    return scale * mmd_standard_error(a, b, gaussian(sigma))
+    reach = scale * mmd_reach(a, b, gaussian(sigma))
+    return Estimate(value, max(0.0, value - reach), value + reach, len(a))
 
 
 def _gaussian_mean(a: Tensor, b: Tensor, sigma: float) -> float:

@@ -39,15 +39,16 @@ def share_interval(value: float, standard_error: float, n: int, degrees: float =
     """A share in [0, 1] whose samples are not independent, with an interval inside [0, 1].
 
     Wilson's interval at the effective sample size p (1 - p) / se^2 (Korn and Graubard 1998; Franco
-    et al. 2019, sec. 2). Where the share is 0 or 1, or nothing varied, the size is n.
+    et al. 2019, sec. 2). For the size p counts as at least one standard error from 0 and from 1, as
+    it is of independent samples with one success and one failure; where nothing varied it is n.
 
     Args:
         standard_error: from a resampling that keeps the dependence.
         n: independent units behind the share.
         degrees: of freedom of the standard error; its noise widens the interval as Student's t.
     """
-    varies = 0 < value < 1 and standard_error > 0
-    size = value * (1 - value) / standard_error**2 if varies else n
+    inner = min(max(value, standard_error), 1 - standard_error)
+    size = inner * (1 - inner) / standard_error**2 if 0 < standard_error < 0.5 else n
     z = float(t.ppf(TAIL, degrees))
     middle = (value + z**2 / (2 * size)) / (1 + z**2 / size)
     reach = z / (1 + z**2 / size) * sqrt(value * (1 - value) / size + z**2 / (4 * size**2))

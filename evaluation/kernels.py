@@ -2,13 +2,16 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
+from scipy.stats import t
 from torch import Tensor
 
 from evaluation.checks import require_enough
+from evaluation.estimate import TAIL
 
 Kernel = Callable[[Tensor, Tensor], Tensor]  # (N, D), (M, D) -> (N, M)
-MOST = 2000  # rows from which a variance is estimated
+GROUPS = 20  # of rows, of which a jackknife leaves a fifth out
 
 
 def polynomial(a: Tensor, b: Tensor) -> Tensor:
@@ -24,32 +27,32 @@ def gaussian(sigma: float) -> Kernel:
     return lambda a, b: torch.expm1(torch.cdist(a, b) ** 2 / (-2 * sigma**2))
 
 
-def mmd_standard_error(a: Tensor, b: Tensor, kernel: Kernel, seed: int = 0) -> float:
-    """Standard error of an MMD^2 over draws of `a`, with `b` held fixed.
+def mmd_reach(a: Tensor, b: Tensor, kernel: Kernel, draws: int = 200, seed: int = 0) -> float:
+    """Half the width of the 95% interval of an MMD^2 over draws of `a`, with `b` held fixed.
 
-    With b fixed it is a U-statistic of order 2 of the rows of a, with the kernel
-    h(x, y) = k(x, y) - mean_b k(x, b) - mean_b k(y, b). By Hoeffding's decomposition its variance
-    is (4 (n - 2) zeta_1 + 2 zeta_2) / (n (n - 1)) (Serfling 1980, sec. 5.2.1). The second term is
-    what is left where both sets have one distribution; a jackknife would overstate it.
+    A jackknife that leaves a fifth out, as `resampling.jackknife_intervals`, by groups of rows: the
+    sums of the kernel between groups are taken once, and every subset is a sum of those.
 
     Args:
         a, b: float64 (N, D) and (M, D).
 
     Raises:
-        TooFewSamples: fewer than 4 rows in `a`.
+        TooFewSamples: fewer rows in `a` than two in each of 20 groups.
     """
-    n = len(a)
-    require_enough(n, 4, "a standard error of a kernel distance")
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    rows = a[order[:MOST]]
-    size = len(rows)
-    to_reference = kernel(rows, b).mean(1)  # (size,)
-    h = kernel(rows, rows) - to_reference[:, None] - to_reference[None]
-    h.fill_diagonal_(0)
-    others = size * (size - 1)
-    middle = h.sum() / others
-    zeta_2 = float(h.square().sum() / others - middle**2)
-    means = h.sum(1) / (size - 1)  # of each row over the others: noisy by zeta_2 / (size - 1)
-    raw = float(means.var())
-    zeta_1 = max(0.0, (raw - zeta_2 / (size - 1)) / (1 - 2 / (size - 1)))
-    return ((4 * (n - 2) * zeta_1 + 2 * zeta_2) / (n * (n - 1))) ** 0.5
+    require_enough(len(a), 2 * GROUPS, "an interval of a kernel distance")
+    rng = np.random.default_rng(seed)
+    groups = [a[rows] for rows in torch.from_numpy(rng.permutation(len(a))).tensor_split(GROUPS)]
+    sizes = np.array([len(group) for group in groups])
+    to_reference = np.array([float(kernel(group, b).sum()) / len(b) for group in groups])
+    within = np.array([[float(kernel(x, y).sum()) for y in groups] for x in groups])
+    within -= np.diag([float(kernel(x, x).trace()) for x in groups])  # of each with itself
+
+    def distance(kept: np.ndarray) -> float:
+        """The MMD^2 of some groups, but for what depends on b alone."""
+        n = sizes[kept].sum()
+        return within[np.ix_(kept, kept)].sum() / (n * (n - 1)) - 2 * to_reference[kept].sum() / n
+
+    kept = GROUPS - GROUPS // 5
+    samples = [distance(rng.permutation(GROUPS)[:kept]) for _ in range(draws)]
+    error = float(np.std(samples, ddof=1)) * (kept / (GROUPS - kept)) ** 0.5
+    return float(t.ppf(TAIL, GROUPS - 1)) * error

@@ -2,17 +2,15 @@
 
 from dataclasses import asdict
 
-from scipy.stats import norm
 from torch import Tensor
 
 from evaluation.distribution import (
     FrechetReference,
     KernelDistance,
-    cmmd,
-    cmmd_standard_error,
+    cmmd_interval,
     kernel_distance,
 )
-from evaluation.estimate import TAIL, Estimate
+from evaluation.estimate import Estimate
 from evaluation.features import FeatureNetwork, frechet_name
 from evaluation.manifold import SHARES, overlap
 from evaluation.resampling import jackknife_intervals
@@ -29,7 +27,7 @@ def set_distances(
         features, reference: (N, D) and (M, D), in any order of rows.
 
     Raises:
-        TooFewSamples: fewer than 10 pictures.
+        TooFewSamples: fewer than 40 pictures.
     """
     prepared = FrechetReference(reference)
     frechet = frechet_name(network)
@@ -46,16 +44,10 @@ def set_distances(
         kernel_name(network): kernel_distance(features, reference),
     }
     if network.name.startswith("CLIP"):
-        numbers["CMMD"] = _cmmd(features, reference)
+        numbers["CMMD"] = cmmd_interval(features, reference)
     return numbers
 
 
 def kernel_name(network: FeatureNetwork) -> str:
     """What a kernel distance in this feature space may be called; only FID's own is "KID"."""
     return frechet_name(network).replace("FID", "KID").replace("FD", "KD")
-
-
-def _cmmd(features: Tensor, reference: Tensor) -> Estimate:
-    value = cmmd(features, reference)
-    reach = float(norm.ppf(TAIL)) * cmmd_standard_error(features, reference)
-    return Estimate(value, max(0.0, value - reach), value + reach, len(features))
