@@ -17,8 +17,7 @@ from diffusers import StableDiffusionPipeline
 from benchmarks import full_size, measure
 from config import Config, SamplingConfig, celeba_hq_best, get_config
 from diffusion.sampling import build_sampler
-from evaluation.attributes import Judged, attribute_report
-from evaluation.features import FeatureNetwork, extract_features
+from evaluation.features import extract_features, judge_features
 from evaluation.report import as_uint8
 from evaluation.sets import test_captions
 from evaluation.sweep import sweep
@@ -96,13 +95,11 @@ def quality(config: Config, count: int) -> dict[str, dict[str, Any]]:
     The Frechet distance is in the judge's features; intervals are of 95%.
     """
     model = TextToFace.from_run(config.run_folder)
-    classifier, _ = AttributeClassifier.load(config.judge_path)
+    classifier, judge_facts = AttributeClassifier.load(config.judge_path)
     faces = open_faces(config.data, config.data_folder, "test")
     real, captions = faces.all_images(config.data.loader_workers), test_captions(faces, count)
-    judge = FeatureNetwork("judge", classifier.config.image_size, classifier.features)
-    truth = Judged(classifier.decide(real).numpy(), faces.attributes)
+    judge = judge_features(classifier)
     stated = [caption.stated for caption in captions]
-    report = attribute_report(truth.predicted[:count], stated, truth)
     taken = []
 
     def generate(settings: SamplingConfig) -> torch.Tensor:
@@ -118,7 +115,7 @@ def quality(config: Config, count: int) -> dict[str, dict[str, Any]]:
         lambda images: classifier.decide(images).numpy(),
         extract_features(judge, real),
         stated,
-        report,
+        judge_facts["reliable"],
     )
     return {
         name: {"distance": row.distance, "shown": row.consistency, "seconds": taken[-1]}

@@ -12,7 +12,7 @@ import torch
 from scipy.stats import betabinom
 from torch import Tensor
 
-from evaluation.checks import require_pair
+from evaluation.checks import require_features, require_pair
 from evaluation.neighbors import CHUNK, Neighbors, distance_blocks, nearest
 
 
@@ -31,6 +31,47 @@ class Manifold:
 SHARES = frozenset(field.name for field in fields(Manifold)) - {"density"}
 
 
+class ManifoldReference:
+    """Real images with the balls around them, prepared for many sets of pictures."""
+
+    def __init__(self, real: Tensor, k: int = 5, chunk: int = CHUNK) -> None:
+        """Find the k nearest neighbours of real features (N, D) among themselves.
+
+        Raises:
+            ValueError, TooFewSamples: see `overlap`.
+        """
+        self.real, self.k, self.chunk = require_features(real, "real", k + 1), k, chunk
+        self.neighbors = nearest(self.real, self.real, k + 1, chunk)  # the first is itself
+        self.radii = self.neighbors.distances[:, -1]
+        self.clipped = self.radii.clamp(max=float(self.radii.quantile(0.5)))
+
+    def overlap(self, generated: Tensor) -> Manifold:
+        """`overlap` of these real images and generated features (M, D)."""
+        k, real = self.k, self.real
+        _, generated = require_pair(real, generated, least=k + 1)
+        generated_radii = nearest(generated, generated, k + 1, self.chunk).distances[:, -1]
+        inside = torch.zeros(len(generated), dtype=torch.float64)  # real balls around each
+        inside_clipped = torch.zeros_like(inside)
+        held = torch.zeros(len(real), dtype=torch.float64)  # generated images in each real ball
+        recalled = torch.zeros(len(real), dtype=torch.bool)
+        for rows, columns, block in distance_blocks(real, generated, self.chunk):
+            in_real = block < self.radii[rows, None]
+            inside[columns] += in_real.sum(0)
+            held[rows] += in_real.sum(1)
+            inside_clipped[columns] += (block <= self.clipped[rows, None]).sum(0)
+            recalled[rows] |= (block < generated_radii[None, columns]).any(1)
+        raw = float(held.clamp(max=k).mean()) / k
+        numbers = (
+            (inside > 0).double().mean(),
+            recalled.double().mean(),
+            inside.mean() / k,
+            (held > 0).double().mean(),
+            _clipped_density(inside_clipped, self.neighbors, self.clipped, k),
+            share_of_good(raw, len(real), len(generated), k),
+        )
+        return Manifold(*(float(number) for number in numbers))
+
+
 def overlap(real: Tensor, generated: Tensor, k: int = 5, chunk: int = CHUNK) -> Manifold:
     """Fidelity and diversity by balls that reach to each sample's k-th neighbour.
 
@@ -45,34 +86,7 @@ def overlap(real: Tensor, generated: Tensor, k: int = 5, chunk: int = CHUNK) -> 
     Raises:
         TooFewSamples: a set has no k-th neighbour, that is k rows or fewer.
     """
-    real, generated = require_pair(real, generated, least=k + 1)
-    neighbors = nearest(real, real, k + 1, chunk)  # the first is itself
-    radii = neighbors.distances[:, -1]
-    clipped = radii.clamp(max=float(radii.quantile(0.5)))
-    generated_radii = nearest(generated, generated, k + 1, chunk).distances[:, -1]
-    inside = torch.zeros(
-        len(generated), dtype=torch.float64
-    )  # how many real balls hold each generated image
-    inside_clipped = torch.zeros_like(inside)
-    held = torch.zeros(
-        len(real), dtype=torch.float64
-    )  # how many generated images each real ball holds
-    recalled = torch.zeros(len(real), dtype=torch.bool)
-    for rows, columns, block in distance_blocks(real, generated, chunk):
-        in_real = block < radii[rows, None]
-        inside[columns] += in_real.sum(0)
-        held[rows] += in_real.sum(1)
-        inside_clipped[columns] += (block <= clipped[rows, None]).sum(0)
-        recalled[rows] |= (block < generated_radii[None, columns]).any(1)
-    numbers = (
-        (inside > 0).double().mean(),
-        recalled.double().mean(),
-        inside.double().mean() / k,
-        (held > 0).double().mean(),
-        _clipped_density(inside_clipped, neighbors, clipped, k),
-        share_of_good(float(held.clamp(max=k).double().mean()) / k, len(real), len(generated), k),
-    )
-    return Manifold(*(float(number) for number in numbers))
+    return ManifoldReference(real, k, chunk).overlap(generated)
 
 
 def _clipped_density(inside: Tensor, neighbors: Neighbors, radii: Tensor, k: int) -> float:

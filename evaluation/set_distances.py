@@ -12,9 +12,9 @@ from evaluation.distribution import (
 )
 from evaluation.estimate import Estimate
 from evaluation.features import FeatureNetwork, frechet_name
-from evaluation.manifold import SHARES, overlap
+from evaluation.manifold import SHARES, ManifoldReference
 from evaluation.resampling import jackknife_intervals
-from evaluation.sliced_wasserstein import mind, mind_name
+from evaluation.sliced_wasserstein import MindReference, mind_name
 
 
 def set_distances(
@@ -29,14 +29,14 @@ def set_distances(
     Raises:
         TooFewSamples: fewer than 40 pictures.
     """
-    prepared = FrechetReference(reference)
-    frechet = frechet_name(network)
+    gaussian, lines = FrechetReference(reference), MindReference(reference)
+    balls, frechet = ManifoldReference(reference), frechet_name(network)
 
-    def distances(features: Tensor, reference: Tensor) -> dict[str, float]:
+    def distances(features: Tensor, _: Tensor) -> dict[str, float]:
         return {
-            frechet: prepared.distance(features),
-            mind_name(frechet): mind(features, reference),
-            **asdict(overlap(reference, features)),
+            frechet: gaussian.distance(features),
+            mind_name(frechet): lines.distance(features),
+            **asdict(balls.overlap(features)),
         }
 
     numbers: dict[str, Estimate | KernelDistance] = {

@@ -3,10 +3,38 @@
 import torch
 from torch import Tensor
 
-from evaluation.checks import require_pair
+from evaluation.checks import require_features, require_pair
 
 DIRECTIONS = 1000
-AT_ONCE = 250  # directions projected in one piece
+AT_ONCE = 250  # directions compared in one piece
+
+
+class MindReference:
+    """A reference set along random lines, prepared for many distances to it."""
+
+    def __init__(self, features: Tensor, directions: int = DIRECTIONS, seed: int = 0) -> None:
+        """Project features (M, D).
+
+        Raises:
+            ValueError, TooFewSamples: see `checks.require_features`.
+        """
+        self.features = require_features(features, "reference")
+        width, generator = features.shape[1], torch.Generator().manual_seed(seed)
+        lines = torch.randn(width, directions, dtype=torch.float64, generator=generator)
+        self.lines = lines / lines.norm(dim=0)  # (D, directions)
+        self.ordered = (self.features @ self.lines).sort(dim=0).values  # (M, directions)
+
+    def distance(self, features: Tensor) -> float:
+        """`mind` of features (N, D) and the reference."""
+        features, _ = require_pair(features, self.features)
+        weights, places, others = _transport(len(features), len(self.ordered))
+        total = 0.0
+        for lines, ordered in zip(
+            self.lines.split(AT_ONCE, dim=1), self.ordered.split(AT_ONCE, dim=1), strict=True
+        ):
+            own = (features @ lines).sort(dim=0).values
+            total += float(weights @ (own[places] - ordered[others]).square().sum(1))
+        return 3 * features.shape[1] * total / self.lines.shape[1]
 
 
 def mind(a: Tensor, b: Tensor, directions: int = DIRECTIONS, seed: int = 0) -> float:
@@ -24,18 +52,7 @@ def mind(a: Tensor, b: Tensor, directions: int = DIRECTIONS, seed: int = 0) -> f
     Raises:
         ValueError: see `checks.require_pair`.
     """
-    a, b = require_pair(a, b)
-    width, generator = a.shape[1], torch.Generator().manual_seed(seed)
-    weights, places, others = _transport(len(a), len(b))
-    total = 0.0
-    for start in range(0, directions, AT_ONCE):
-        count = min(AT_ONCE, directions - start)
-        lines = torch.randn(width, count, dtype=torch.float64, generator=generator)
-        lines = lines / lines.norm(dim=0)
-        ordered, reference = ((side @ lines).sort(dim=0).values for side in (a, b))
-        apart = (ordered[places] - reference[others]).square()  # (pieces, count)
-        total += float(weights @ apart.sum(1))
-    return 3 * width * total / directions
+    return MindReference(b, directions, seed).distance(a)
 
 
 def _transport(n: int, m: int) -> tuple[Tensor, Tensor, Tensor]:

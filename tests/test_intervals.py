@@ -31,7 +31,7 @@ from evaluation.kernels import polynomial
 from evaluation.manifold import overlap
 from evaluation.resampling import paired_jackknife_interval
 from evaluation.set_distances import set_distances
-from evaluation.sliced_wasserstein import mind
+from evaluation.sliced_wasserstein import MindReference
 from evaluation.stated_share import change_of_share, share_of_stated, stated_counts
 
 REPEATS = int(os.environ.get("LDM_INTERVAL_REPEATS", "200"))
@@ -155,12 +155,12 @@ def unit(features: Tensor) -> Tensor:
 @pytest.mark.parametrize(("scale", "shift"), [(1.3, 1.2), (1.0, 1.0)], ids=["model", "floor"])
 def test_distances_of_a_set(scale: float, shift: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the floor both sets have one distribution, where most estimates of a spread fail."""
-    few_lines = partial(mind, directions=40)  # the intervals do not depend on how many
-    monkeypatch.setattr("evaluation.set_distances.mind", few_lines)
+    few_lines = partial(MindReference, directions=40)  # the intervals do not depend on how many
+    monkeypatch.setattr("evaluation.set_distances.MindReference", few_lines)
     few_subsets = partial(kernel_distance, subsets=10)
     monkeypatch.setattr("evaluation.set_distances.kernel_distance", few_subsets)
     reference = unit(REFERENCE)
-    prepared = FrechetReference(reference)
+    gaussian, lines = FrechetReference(reference), few_lines(reference)
 
     def draw(seed: int) -> dict[str, object]:
         return set_distances(NETWORK, unit(pictures(seed, scale, shift)), reference)
@@ -168,8 +168,8 @@ def test_distances_of_a_set(scale: float, shift: float, monkeypatch: pytest.Monk
     def values(seed: int) -> dict[str, float]:
         features = unit(pictures(seed, scale, shift))
         return {
-            "FD (CLIP of Gaussians)": prepared.distance(features),
-            "sliced Wasserstein (CLIP of Gaussians)": few_lines(features, reference),
+            "FD (CLIP of Gaussians)": gaussian.distance(features),
+            "sliced Wasserstein (CLIP of Gaussians)": lines.distance(features),
             "CMMD": cmmd(features, reference),
             "KD (CLIP of Gaussians)": unbiased_mmd(features, reference),
             **asdict(overlap(reference, features)),
