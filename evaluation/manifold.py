@@ -5,7 +5,8 @@ Clipped Density and Clipped Coverage fall linearly with the share of bad picture
 as a share of good ones.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 import torch
@@ -28,7 +29,8 @@ class Manifold:
     clipped_coverage: float  # share of good pictures by coverage, [0, 1]
 
 
-SHARES = frozenset(field.name for field in fields(Manifold)) - {"density"}
+SHARES = frozenset({"precision", "recall", "coverage"})
+CAPPED = frozenset({"clipped_density", "clipped_coverage"})  # chance alone brings half above 1
 
 
 class ManifoldReference:
@@ -45,8 +47,13 @@ class ManifoldReference:
         self.radii = self.neighbors.distances[:, -1]
         self.clipped = self.radii.clamp(max=float(self.radii.quantile(0.5)))
 
-    def overlap(self, generated: Tensor) -> Manifold:
-        """`overlap` of these real images and generated features (M, D)."""
+    def overlap(self, generated: Tensor, capped: bool = True) -> Manifold:
+        """`overlap` of these real images and generated features (M, D).
+
+        Args:
+            capped: whether the clipped numbers end at 1, as published. Above it they still vary,
+                which an interval has to know.
+        """
         k, real = self.k, self.real
         _, generated = require_pair(real, generated, least=k + 1)
         generated_radii = nearest(generated, generated, k + 1, self.chunk).distances[:, -1]
@@ -66,10 +73,13 @@ class ManifoldReference:
             recalled.double().mean(),
             inside.mean() / k,
             (held > 0).double().mean(),
+        )
+        clipped = (
             _clipped_density(inside_clipped, self.neighbors, self.clipped, k),
             share_of_good(raw, len(real), len(generated), k),
         )
-        return Manifold(*(float(number) for number in numbers))
+        most = 1.0 if capped else inf
+        return Manifold(*map(float, numbers), *(min(most, number) for number in clipped))
 
 
 def overlap(real: Tensor, generated: Tensor, k: int = 5, chunk: int = CHUNK) -> Manifold:
@@ -102,8 +112,8 @@ def _clipped_density(inside: Tensor, neighbors: Neighbors, radii: Tensor, k: int
     distances, indices = neighbors.distances[:, 1:], neighbors.indices[:, 1:]  # (N, k)
     within = indices[distances <= radii[:, None]]
     of_real = torch.bincount(within, minlength=len(radii))
-    own, ceiling = ((count / k).clamp(max=1).double().mean() for count in (inside, of_real))
-    return min(1.0, float(own / ceiling))
+    own, ceiling = ((count.double() / k).clamp(max=1).mean() for count in (inside, of_real))
+    return float(own / ceiling)
 
 
 def share_of_good(raw: float, real: int, generated: int, k: int) -> float:
@@ -116,9 +126,12 @@ def share_of_good(raw: float, real: int, generated: int, k: int) -> float:
     Args:
         raw: mean over real images of min(pictures in the ball, k) / k.
         real, generated: sizes N and M of both sets.
+
+    Returns:
+        m / (M + 1), above 1 where more than M good pictures would be expected to give it.
     """
-    good = np.arange(generated + 1)[:, None]  # m
+    good = np.arange(2 * generated + 1)[:, None]  # m
     counts = np.arange(k)[None]
-    chances = betabinom.pmf(counts, good, k, real - k)  # (M + 1, k); 0 where more than m
+    chances = betabinom.pmf(counts, good, k, real - k)  # (2 M + 1, k); 0 where more than m
     expected = 1 - (chances * (k - counts)).sum(1) / k
     return float(np.searchsorted(expected, raw)) / (generated + 1)

@@ -12,7 +12,7 @@ from evaluation.distribution import (
 )
 from evaluation.estimate import Estimate
 from evaluation.features import FeatureNetwork, frechet_name
-from evaluation.manifold import SHARES, ManifoldReference
+from evaluation.manifold import CAPPED, SHARES, ManifoldReference
 from evaluation.resampling import jackknife_intervals
 from evaluation.sliced_wasserstein import MindReference, mind_name
 
@@ -36,16 +36,25 @@ def set_distances(
         return {
             frechet: gaussian.distance(features),
             mind_name(frechet): lines.distance(features),
-            **asdict(balls.overlap(features)),
+            **asdict(balls.overlap(features, capped=False)),
         }
 
     numbers: dict[str, Estimate | KernelDistance] = {
-        **jackknife_intervals(distances, features, reference, shares=SHARES),
-        kernel_name(network): kernel_distance(features, reference),
+        name: _capped(estimate) if name in CAPPED else estimate
+        for name, estimate in jackknife_intervals(
+            distances, features, reference, shares=SHARES
+        ).items()
     }
+    numbers[kernel_name(network)] = kernel_distance(features, reference)
     if network.name.startswith("CLIP"):
         numbers["CMMD"] = cmmd_interval(features, reference)
     return numbers
+
+
+def _capped(estimate: Estimate) -> Estimate:
+    """An estimate that ends at 1 though its samples did not."""
+    value, low, high = (min(1.0, v) for v in (estimate.value, estimate.low, estimate.high))
+    return Estimate(value, low, high, estimate.n)
 
 
 def kernel_name(network: FeatureNetwork) -> str:

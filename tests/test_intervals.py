@@ -36,7 +36,7 @@ from evaluation.stated_share import change_of_share, share_of_stated, stated_cou
 
 REPEATS = int(os.environ.get("LDM_INTERVAL_REPEATS", "200"))
 LEAST, MOST = 0.90, 0.99
-WIDTH, PICTURES = 6, 100
+WIDTH, PICTURES = 6, 64
 NETWORK = FeatureNetwork("CLIP of Gaussians", 8, lambda images: images.flatten(1).float())
 
 
@@ -139,7 +139,7 @@ def pictures(seed: int, scale: float, shift: float, n: int = PICTURES) -> Tensor
     return torch.from_numpy(rng.normal(size=(n, WIDTH)) * scale + shift)
 
 
-REFERENCE = pictures(999, 1.0, 1.0, n=120)
+REFERENCE = pictures(999, 1.0, 1.0, n=80)
 
 
 def unbiased_mmd(a: Tensor, b: Tensor) -> float:
@@ -155,7 +155,7 @@ def unit(features: Tensor) -> Tensor:
 @pytest.mark.parametrize(("scale", "shift"), [(1.3, 1.2), (1.0, 1.0)], ids=["model", "floor"])
 def test_distances_of_a_set(scale: float, shift: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the floor both sets have one distribution, where most estimates of a spread fail."""
-    few_lines = partial(MindReference, directions=40)  # the intervals do not depend on how many
+    few_lines = partial(MindReference, directions=20)  # the intervals do not depend on how many
     monkeypatch.setattr("evaluation.set_distances.MindReference", few_lines)
     few_subsets = partial(kernel_distance, subsets=10)
     monkeypatch.setattr("evaluation.set_distances.kernel_distance", few_subsets)
@@ -175,7 +175,7 @@ def test_distances_of_a_set(scale: float, shift: float, monkeypatch: pytest.Monk
             **asdict(overlap(reference, features)),
         }
 
-    require_coverage(draw, means(values, 500))
+    require_coverage(draw, means(values, 400))
 
 
 def test_the_frechet_distance_of_infinitely_many_pictures() -> None:
