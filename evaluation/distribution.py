@@ -18,6 +18,7 @@ from evaluation.kernels import gaussian, mmd_reach, polynomial
 from evaluation.neighbors import CHUNK
 
 SUBSET_SIZE = 1000  # of a kernel distance, as the paper has it
+WHOLE = 4000  # rows of a set whose kernel with itself is held in memory, 128 MB
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,21 @@ class FrechetReference:
     def distance(self, features: Tensor) -> float:
         """`frechet_distance` of features (N, D) to the reference."""
         features, _ = require_pair(features, self.features)
+        return self.distance_of_seen(features, features @ self.root)
+
+    def distance_of_seen(self, features: Tensor, seen: Tensor) -> float:
+        """`distance` of features whose product with `root` is known, for many subsets of one set.
+
+        Args:
+            features, seen: float64 (N, D) each.
+        """
         n, mean = len(features), features.mean(0)
-        centred = (features - mean) / (n - 1) ** 0.5  # C, of which C^T C is the covariance
-        seen = centred @ self.root  # (N, D): its singular values are those of (A^(1/2) B A^(1/2))
+        # Of centred rows C / sqrt(n - 1), whose C^T C is the covariance A, the singular values of
+        # C B^(1/2) are the roots of the eigenvalues of A B.
+        seen = (seen - seen.mean(0)) / (n - 1) ** 0.5
         gram = seen @ seen.T if n < seen.shape[1] else seen.T @ seen
         overlap = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt().sum()
-        spread = centred.square().sum() + self.trace - 2 * overlap
+        spread = (features - mean).square().sum() / (n - 1) + self.trace - 2 * overlap
         return max(0.0, float((mean - self.mean).square().sum() + spread))
 
 
@@ -123,23 +133,36 @@ def kernel_distance(
     require_enough(size, 2, "a subset of the kernel distance")
     require_enough(min(len(a), len(b)), size, f"a kernel distance on {size} a subset")
     rng = np.random.default_rng(seed)
-    scores = [
-        polynomial_mmd(
-            a[torch.from_numpy(rng.permutation(len(a))[:size])],
-            b[torch.from_numpy(rng.permutation(len(b))[:size])],
-        )
+    draws = [
+        tuple(torch.from_numpy(rng.permutation(len(x))[:size]) for x in (a, b))
         for _ in range(subsets)
     ]
+    scores = _mmd_of_subsets(a, b, draws)
     mean, std = float(np.mean(scores)), float(np.std(scores))
     drawn = float(norm.ppf(TAIL)) * std / subsets**0.5  # what the draw of subsets adds
     reach = (mmd_reach(a, b, polynomial) ** 2 + drawn**2) ** 0.5
     return KernelDistance(mean, std, subsets, size, mean - reach, mean + reach)
 
 
+def _mmd_of_subsets(a: Tensor, b: Tensor, draws: list[tuple[Tensor, Tensor]]) -> list[float]:
+    """`polynomial_mmd` of subsets, from the kernels of the whole sets where they fit."""
+    if max(len(a), len(b)) > WHOLE:
+        return [polynomial_mmd(a[rows], b[others]) for rows, others in draws]
+    kernels = (polynomial(a, a), polynomial(b, b), polynomial(a, b))
+    return [
+        _mmd(*(k[i][:, j] for k, i, j in zip(kernels, (x, y, x), (x, y, y), strict=True)))
+        for x, y in draws
+    ]
+
+
 def polynomial_mmd(a: Tensor, b: Tensor) -> float:
     """Unbiased MMD^2 of two equally large sets (m, D): Gretton et al. 2012, eq. 3, cubic kernel."""
-    m = len(a)
-    within_a, within_b, between = polynomial(a, a), polynomial(b, b), polynomial(a, b)  # (m, m)
+    return _mmd(polynomial(a, a), polynomial(b, b), polynomial(a, b))
+
+
+def _mmd(within_a: Tensor, within_b: Tensor, between: Tensor) -> float:
+    """Unbiased MMD^2 from kernels (m, m)."""
+    m = len(between)
     inner = within_a.sum() - within_a.trace() + within_b.sum() - within_b.trace()
     return float(inner / (m * (m - 1)) - 2 * between.mean())
 

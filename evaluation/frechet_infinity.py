@@ -55,11 +55,12 @@ def frechet_infinity(
     prepared = FrechetReference(reference)
     rng = np.random.default_rng(seed)
     features = features[torch.from_numpy(rng.permutation(n))]
-    sizes, distances = _distances(features, prepared)
+    seen = features @ prepared.root  # once for all blocks
+    sizes, distances = _distances(features, seen, prepared)
     value, slope, bent = _ends(sizes, distances)
     kept = n - n // 5  # as `resampling.jackknife_intervals`
     subsets = (torch.from_numpy(rng.permutation(n)[:kept]) for _ in range(repeats))
-    samples = [_ends(*_distances(features[rows], prepared))[0] for rows in subsets]
+    samples = [_ends(*_distances(features[rows], seen[rows], prepared))[0] for rows in subsets]
     error = float(np.std(samples, ddof=1)) * sqrt(kept / (n - kept))
     curvature = abs(bent - value)
     reach = float(t.ppf(TAIL, repeats - 1)) * error + curvature
@@ -72,14 +73,16 @@ def frechet_infinity(
     return FrechetInfinity(value, value - reach, value + reach, n, *line)
 
 
-def _distances(features: Tensor, reference: FrechetReference) -> tuple[list[int], list[float]]:
+def _distances(
+    features: Tensor, seen: Tensor, reference: FrechetReference
+) -> tuple[list[int], list[float]]:
     """Sizes, and the mean distance of the blocks of each."""
     sizes = [len(features) // parts for parts in PARTS]
-    means = [
-        float(np.mean([reference.distance(features[i * size : (i + 1) * size]) for i in range(p)]))
-        for p, size in zip(PARTS, sizes, strict=True)
-    ]
-    return sizes, means
+    means = []
+    for parts, size in zip(PARTS, sizes, strict=True):
+        blocks = [slice(i * size, (i + 1) * size) for i in range(parts)]
+        means.append(np.mean([reference.distance_of_seen(features[b], seen[b]) for b in blocks]))
+    return sizes, [float(mean) for mean in means]
 
 
 def _ends(sizes: list[int], distances: list[float]) -> tuple[float, float, float]:

@@ -1,5 +1,7 @@
 """Distances of distributions agree with closed forms, with the public tools and with the eye."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -96,6 +98,16 @@ def test_kernel_distance_equals_torchmetrics_on_the_same_subsets() -> None:
     assert own.mean == pytest.approx(np.mean(scores), rel=1e-12)
     assert own.std == pytest.approx(torch.tensor(scores).std(unbiased=False).item(), rel=1e-4)
     assert own.std > 0
+
+
+def test_kernels_of_whole_sets_and_of_each_subset_give_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    a, b = gaussian(90, 16, 0), gaussian(80, 16, 1, shift=0.3)
+    whole = kernel_distance(a, b, subsets=5, subset_size=30)
+    monkeypatch.setattr("evaluation.distribution.WHOLE", 10)
+    pieces = kernel_distance(a, b, subsets=5, subset_size=30)
+    assert asdict(whole) == pytest.approx(asdict(pieces), rel=1e-9)
 
 
 def test_kernel_distance_takes_subsets_of_a_thousand_where_there_are_that_many() -> None:

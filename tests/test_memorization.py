@@ -1,5 +1,7 @@
 """Copies are found, named and counted against the control; held-out faces are not accused."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +126,13 @@ def test_persons_that_the_splits_share_are_no_copying() -> None:
     for side, start in ((heldout, 0), (pictures, 100)):
         side[:15] = TRAIN[start : start + 15] + 0.1 * faces(15, 10 + start)
     assert not copying_report(pictures, TRAIN, heldout).copies
+
+
+def test_the_heldout_faces_as_pictures_give_numbers_that_json_can_hold() -> None:
+    report = copying_report(HELDOUT, TRAIN, HELDOUT)
+    assert not report.copies and report.copied.generated.value == 0
+    assert report.train_to_heldout == 1e6
+    json.dumps(asdict(report), allow_nan=False)
 
 
 def test_pieces_do_not_change_the_report() -> None:
