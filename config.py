@@ -220,7 +220,10 @@ class EvaluationConfig(Section):
     "efficientnet-lite0" or "judge" (the attribute classifier); names are hub ids or local folders.
     """
 
-    count: int = setting(2_824, least=1)  # pictures, one a caption of the test split at first
+    # Pictures: one for each test face, then more wordings and seeds of each.
+    count: int = setting(2_824, least=1)
+    # Faces that distances are measured to: the test split, the whole train split, or all.
+    reference: str = setting("test", choices=("test", "train", "all"))
     feature_networks: tuple[str, ...] = setting(
         (
             "inception",
@@ -399,7 +402,7 @@ def smoke() -> Config:
         small,
         name="smoke",
         data=dataclasses.replace(
-            small.data, folder="data/smoke_faces", drawn_counts=(128, 24, 112)
+            small.data, folder="data/smoke_faces", drawn_counts=(128, 56, 112)
         ),
         unet=dataclasses.replace(small.unet, widths=(32, 64)),
         training=dataclasses.replace(

@@ -12,8 +12,6 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from evaluation.sweep import SweepRow
-
 
 def as_array(image: torch.Tensor) -> np.ndarray:
     """(3, H, W) uint8 or float in [0, 1] -> (H, W, 3) for matplotlib."""
@@ -106,39 +104,5 @@ def plot_losses(losses: Sequence[dict[str, Any]], window: int = 20) -> Figure:
     means = np.ma.masked_invalid(bins).mean(axis=0).filled(0)
     by_timestep.bar(np.arange(len(means)) / len(means), means, width=0.9 / len(means), align="edge")
     by_timestep.set(title="the same by timestep, at the end", xlabel="t / T (1 is pure noise)")
-    figure.tight_layout()
-    return figure
-
-
-def plot_reliability(probabilities: np.ndarray, truth: np.ndarray, bins: int = 10) -> Figure:
-    """How often what is given probability p is true, over all attributes; (N, 40) each."""
-    figure, axis = plt.subplots(figsize=(3.2, 3.2))
-    edges = np.linspace(0, 1, bins + 1)
-    place = np.clip(np.digitize(probabilities, edges) - 1, 0, bins - 1)
-    filled = [b for b in range(bins) if (place == b).any()]
-    said = [probabilities[place == b].mean() for b in filled]
-    true = [truth[place == b].mean() for b in filled]
-    axis.plot([0, 1], [0, 1], "k:", linewidth=1)
-    axis.plot(said, true, "o-")
-    axis.set(xlabel="probability given", ylabel="share that is true", title="calibration")
-    figure.tight_layout()
-    return figure
-
-
-def plot_sweep(rows: Sequence[SweepRow], distance_name: str) -> Figure:
-    """Quality against faithfulness, one point a setting; better is down and to the right.
-
-    Settings whose faithfulness could not be told are left out.
-    """
-    figure, axis = plt.subplots(figsize=(6, 3.8))
-    for row in rows:
-        if row.consistency is None:
-            continue
-        place = (row.consistency.value, row.distance.value)
-        across = [[place[0] - row.consistency.low], [row.consistency.high - place[0]]]
-        along = [[place[1] - row.distance.low], [row.distance.high - place[1]]]
-        axis.errorbar(*place, xerr=across, yerr=along, fmt="o", elinewidth=0.7)
-        axis.annotate(f" s = {row.guidance_scale:g}, {row.steps} steps", place, fontsize=7)
-    axis.set(xlabel="share of stated attributes that are shown", ylabel=distance_name)
     figure.tight_layout()
     return figure

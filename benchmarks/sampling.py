@@ -18,10 +18,9 @@ from benchmarks.diffusers_pipeline import pipeline
 from config import Config, SamplingConfig, celeba_hq_best, get_config
 from diffusion.objective import build_objective
 from diffusion.sampling import build_sampler
-from evaluation.attributes import Judged, attribute_report
-from evaluation.features import FeatureNetwork, extract_features
+from evaluation.features import extract_features, judge_features
 from evaluation.report import as_uint8
-from evaluation.sets import test_captions
+from evaluation.sets import in_random_order
 from evaluation.sweep import sweep
 from inference.text_to_face import TextToFace
 from models.attribute_classifier import AttributeClassifier
@@ -93,13 +92,11 @@ def quality(config: Config, count: int) -> dict[str, dict[str, Any]]:
     The Frechet distance is in the judge's features; intervals are of 95%.
     """
     model = TextToFace.from_run(config.run_folder)
-    classifier, _ = AttributeClassifier.load(config.judge_path)
-    faces = open_faces(config.data, config.data_folder, "test")
-    real, captions = faces.all_images(config.data.loader_workers), test_captions(faces, count)
-    judge = FeatureNetwork("judge", classifier.config.image_size, classifier.features)
-    truth = Judged(classifier.decide(real).numpy(), faces.attributes)
+    classifier, judge_facts = AttributeClassifier.load(config.judge_path)
+    real = in_random_order(open_faces(config.data, config.data_folder, "test"))
+    captions = real.captions(count)
+    judge = judge_features(classifier)
     stated = [caption.stated for caption in captions]
-    report = attribute_report(truth.predicted[:count], stated, truth)
     taken = []
 
     def generate(settings: SamplingConfig) -> torch.Tensor:
@@ -115,7 +112,7 @@ def quality(config: Config, count: int) -> dict[str, dict[str, Any]]:
         lambda images: classifier.decide(images).numpy(),
         extract_features(judge, real),
         stated,
-        report,
+        judge_facts["reliable"],
     )
     return {
         name: {"distance": row.distance, "shown": row.consistency, "seconds": taken[-1]}

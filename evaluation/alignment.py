@@ -13,21 +13,23 @@ import torch
 from torch import Tensor, nn
 
 from evaluation.checks import require_pair
-from evaluation.estimate import Estimate, bootstrap_interval, derangement
+from evaluation.estimate import Estimate, mean_interval
 from evaluation.features import Clip, clip_image_features, extract_features, open_clip
+from evaluation.resampling import derangement
 
 LEAST = 10  # prompts
 
 
 @dataclass(frozen=True)
 class AlignmentReport:
-    """CLIP scores with their 95% intervals over prompts; each n counts prompts."""
+    """CLIP scores with their 95% intervals (Student's) over faces; each n counts faces."""
 
     matched: Estimate  # images with their own captions
     shuffled: Estimate  # the same images with captions of others
     gap: Estimate  # matched - shuffled, paired
-    real: Estimate | None  # real images with their own captions
+    real: Estimate | None  # the real images that the captions describe
     real_shuffled: Estimate | None
+    shortfall: Estimate | None  # real - matched, paired
 
 
 def text_features(
@@ -77,57 +79,74 @@ def clip_scores(image_features: Tensor, text_features: Tensor) -> Tensor:
     return 100 * nn.functional.cosine_similarity(images, texts).clamp(min=0)
 
 
-def shuffled_control(image_features: Tensor, text_features: Tensor, seed: int = 0) -> Tensor:
+def shuffled_control(
+    image_features: Tensor, text_features: Tensor, seed: int = 0, faces: np.ndarray | None = None
+) -> Tensor:
     """Scores of each image with another's caption, (N,): what chance and fluency alone give.
+
+    Args:
+        faces: (N,) which face each caption describes, where several describe one.
 
     Raises:
         ValueError: as `clip_scores`.
         TooFewSamples: a single image.
     """
-    order = torch.from_numpy(derangement(len(text_features), seed))
+    order = torch.from_numpy(derangement(len(text_features), seed, faces))
     return clip_scores(image_features, text_features[order])
 
 
 def alignment_report(
     image_features: Tensor,
     text_features: Tensor,
-    real: tuple[Tensor, Tensor] | None = None,
+    real: Tensor | None = None,
+    faces: np.ndarray | None = None,
     seed: int = 0,
-    repeats: int = 1000,
 ) -> AlignmentReport:
     """CLIP scores of generated images between their control and their ceiling.
 
     Args:
-        image_features, text_features: (N, D) of one CLIP, one image a prompt.
-        real: image and text features (M, D) of real faces and their own captions.
+        image_features, text_features: (N, D) of one CLIP, one image a caption.
+        real: image features (N, D) of the real face that each caption describes.
+        faces: (N,) which face each caption describes, where several describe one.
 
     Raises:
         ValueError: as `clip_scores`.
-        TooFewSamples: fewer than 10 prompts.
+        TooFewSamples: fewer than 10 captions.
     """
-    matched, shuffled = _scores(image_features, text_features, seed)
-    real_matched, real_shuffled = _scores(*real, seed) if real else (None, None)
+    matched, shuffled = _scores(image_features, text_features, seed, faces)
+    ceiling = None if real is None else _scores(real, text_features, seed, faces)
     return AlignmentReport(
-        matched=_mean(matched, repeats, seed),
-        shuffled=_mean(shuffled, repeats, seed),
-        gap=_mean(matched - shuffled, repeats, seed),
-        real=None if real is None else _mean(real_matched, repeats, seed),
-        real_shuffled=None if real is None else _mean(real_shuffled, repeats, seed),
+        matched=mean_interval(matched, faces),
+        shuffled=mean_interval(shuffled, faces),
+        gap=mean_interval(matched - shuffled, faces),
+        real=ceiling and mean_interval(ceiling[0], faces),
+        real_shuffled=ceiling and mean_interval(ceiling[1], faces),
+        shortfall=ceiling and mean_interval(ceiling[0] - matched, faces),
     )
 
 
 def align_images(
-    clip: Clip, images: Tensor, real: Tensor, captions: Sequence[str], device: str = "cpu"
+    clip: Clip,
+    images: Tensor,
+    captions: Sequence[str],
+    real: Tensor | None = None,
+    faces: np.ndarray | None = None,
+    device: str = "cpu",
 ) -> AlignmentReport:
-    """`alignment_report` of images uint8 (N, 3, H, W) and of the real faces of the same captions.
+    """`alignment_report` of images uint8 (N, 3, H, W).
+
+    Args:
+        real: uint8 (N, 3, H, W), the real face that each caption describes; None where the captions
+            describe no face.
 
     Raises:
         FileNotFoundError, ValueError, TooFewSamples: as `text_features` and `alignment_report`.
     """
     network = clip_image_features(clip)
     words = text_features(clip, captions, device=device)
-    seen, truth = (extract_features(network, group, device=device) for group in (images, real))
-    return alignment_report(seen, words, (truth, words))
+    seen = extract_features(network, images, device=device)
+    truth = None if real is None else extract_features(network, real, device=device)
+    return alignment_report(seen, words, truth, faces)
 
 
 def table_lines(name: str, report: AlignmentReport) -> list[str]:
@@ -141,10 +160,9 @@ def table_lines(name: str, report: AlignmentReport) -> list[str]:
     return lines
 
 
-def _scores(images: Tensor, texts: Tensor, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _scores(
+    images: Tensor, texts: Tensor, seed: int, faces: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
     require_pair(images, texts, LEAST)
-    return clip_scores(images, texts).numpy(), shuffled_control(images, texts, seed).numpy()
-
-
-def _mean(scores: np.ndarray, repeats: int, seed: int) -> Estimate:
-    return bootstrap_interval(np.mean, scores, repeats=repeats, seed=seed)
+    control = shuffled_control(images, texts, seed, faces)
+    return clip_scores(images, texts).numpy(), control.numpy()

@@ -1,75 +1,56 @@
 """Does the face show what was asked? Attribute consistency against its ceiling.
 
 A judge (an attribute classifier) looks at the generated images, and only the values that a caption
-states are scored: asked for and asked against apart, since most attributes are rare. The judge's
-own rates on real test images are the ceiling, those on reconstructed ones tell what the autoencoder
-takes away, and the same images with the captions of others what chance gives.
+states are scored: asked for and asked against apart, since most attributes are rare. The ceiling is
+the same judge on the same questions about the real faces that the captions describe: captions state
+some values of some people only, so its rates on all faces would be those of another population. The
+same faces through the autoencoder tell what that takes away, and the generated images with the
+captions of others what chance gives.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from custom_datasets.celeba_hq_dataset import ATTRIBUTES
-from evaluation.checks import require_enough
-from evaluation.estimate import (
-    LEVEL,
-    Estimate,
-    bootstrap_interval,
-    bootstrap_samples,
-    derangement,
-    proportion,
+from evaluation.attribute_rates import (
+    Questions,
+    Rates,
+    Sampled,
+    all_rates,
+    pose,
+    require_names,
+    sample_rates,
 )
-
-LEAST = 10  # samples on a side
-RELIABLE = 0.85  # balanced accuracy on real test images that makes a judge of an attribute
-
-_Asked = tuple[np.ndarray, np.ndarray]  # bool (N, 40): asked for, asked against
-
-
-@dataclass(frozen=True)
-class Judged:
-    """What the judge says of real images, and what is true of them: bool (M, 40) each."""
-
-    predicted: np.ndarray
-    truth: np.ndarray
-
-
-@dataclass(frozen=True)
-class Rates:
-    """How often a judge sees what is there or asked for; None where a side has too few samples."""
-
-    asked_for: int
-    hit_rate: Estimate | None  # recall
-    asked_against: int
-    rejection_rate: Estimate | None  # share of those asked against that do not show it
-    balanced_accuracy: Estimate | None  # mean of the two
-    note: str  # which number is missing and why; empty where none is
+from evaluation.estimate import Estimate, ratio_interval, share_interval
+from evaluation.resampling import derangement
 
 
 @dataclass(frozen=True)
 class AttributeRow:
-    """One attribute on generated, real and reconstructed images."""
+    """One attribute on generated, real and reconstructed images, asked the same questions."""
 
     name: str
     generated: Rates
-    real: Rates
+    real: Rates | None
     reconstructed: Rates | None
-    relative_hit_rate: float | None  # generated / real
-    relative_to_reconstructed: float | None  # generated / reconstructed: without the autoencoder
-    reliable: bool  # the judge's balanced accuracy on real images reaches the threshold
+    relative_hit_rate: Estimate | None  # generated / real, paired
+    relative_to_reconstructed: Estimate | None  # generated / reconstructed: no autoencoder in it
+    reliable: bool  # whether the judge may judge it
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A mean over attributes, with the means of its controls over the same attributes."""
+    """A mean over attributes, with the means of its controls over the same questions."""
 
     attributes: tuple[str, ...]
     generated: Estimate | None  # None where no attribute qualifies
     shuffled: Estimate | None  # the same images with the captions of others
-    real: float | None
-    reconstructed: float | None
+    real: Estimate | None  # the ceiling
+    reconstructed: Estimate | None
+    relative: Estimate | None  # generated / real, paired: 1 where pictures obey as faces do
+    relative_to_reconstructed: Estimate | None
 
 
 @dataclass(frozen=True)
@@ -77,18 +58,18 @@ class AttributeReport:
     """All rows, and two means over the attributes that the judge can tell."""
 
     rows: tuple[AttributeRow, ...]
-    headline: Summary  # balanced accuracy; of attributes with enough samples on both sides
+    headline: Summary  # balanced accuracy; of attributes with enough faces on both sides
     hit_rate: Summary  # of attributes asked for often enough; most are never asked against
-    threshold: float
+    reliable: tuple[str, ...]
 
 
 def attribute_report(
     predicted: np.ndarray,
     stated: Sequence[Mapping[str, bool]],
-    real: Judged,
-    reconstructed: Judged | None = None,
-    threshold: float = RELIABLE,
-    excluded: frozenset[str] = frozenset(),
+    reliable: Collection[str],
+    real: np.ndarray | None = None,
+    reconstructed: np.ndarray | None = None,
+    faces: np.ndarray | None = None,
     repeats: int = 1000,
     seed: int = 0,
 ) -> AttributeReport:
@@ -97,190 +78,108 @@ def attribute_report(
     Args:
         predicted: bool (N, 40), the judge on one generated image a caption.
         stated: of each caption the values it asserts, `Caption.stated`.
-        real, reconstructed: the judge on real test images and on those through the autoencoder.
-        threshold: least balanced accuracy on real images, in [0, 1].
-        excluded: attributes whose labels are disputed, so that no judge of them is reliable.
+        reliable: the attributes that the judge reads well on validation faces
+            (`judge.reliable_attributes`); chosen on the faces of the ceiling, they would flatter
+            it.
+        real, reconstructed: bool (N, 40), the judge on the real face that each caption describes,
+            and on that face through the autoencoder. None where the captions describe no face.
+        faces: (N,) which face each caption describes, where several describe one.
 
     Raises:
-        ValueError: predictions that are not bool (N, 40), or a stated name that is no attribute.
-        TooFewSamples: fewer than 10 images.
+        ValueError: predictions that are not bool (N, 40), or a name that is no attribute.
+        TooFewSamples: fewer than 10 faces.
     """
-    asked = asked_values(stated)
-    _require_bool(predicted, len(stated), "generated")
-    options = {"repeats": repeats, "seed": seed}
-    generated_rates = rates(predicted, *asked, **options)
-    real_rates = _rates_of(real, "real", options)
-    other_rates = _rates_of(reconstructed, "reconstructed", options) if reconstructed else None
-    rows = tuple(
-        _row(
-            name,
-            generated_rates[i],
-            real_rates[i],
-            other_rates and other_rates[i],
-            np.inf if name in excluded else threshold,
-        )
-        for i, name in enumerate(ATTRIBUTES)
+    require_names(reliable)
+    sets = {"generated": predicted, "real": real, "reconstructed": reconstructed}
+    for name, values in sets.items():
+        if values is not None:
+            _require_bool(values, len(stated), name)
+    questions = pose(stated, faces, repeats, seed)
+    own = np.arange(len(stated))
+    sampled = {
+        name: None if values is None else sample_rates(values, questions, own)
+        for name, values in sets.items()
+    }
+    others = derangement(len(stated), seed, questions.faces)
+    shuffled = sample_rates(predicted, questions, others)
+    rows = _rows(sampled, questions, reliable)
+    return AttributeReport(
+        rows,
+        _summary(rows, "balanced_accuracy", sampled, shuffled, questions),
+        _summary(rows, "hit_rate", sampled, shuffled, questions),
+        tuple(name for name in ATTRIBUTES if name in reliable),
     )
-    headline = _summary(rows, "balanced_accuracy", balanced_accuracies, predicted, asked, options)
-    hit_rate = _summary(rows, "hit_rate", hit_rates, predicted, asked, options)
-    return AttributeReport(rows, headline, hit_rate, threshold)
 
 
-def asked_values(stated: Sequence[Mapping[str, bool]]) -> _Asked:
-    """Stated values as two bool (N, 40): asked for, asked against; both False where unsaid.
-
-    Raises:
-        ValueError: a name that is no attribute.
-    """
-    asked = np.zeros((2, len(stated), len(ATTRIBUTES)), dtype=bool)
-    for row, values in enumerate(stated):
-        for name, value in values.items():
-            if name not in ATTRIBUTES:
-                raise ValueError(f"caption {row} states {name!r}, which is none of the attributes")
-            asked[0 if value else 1, row, ATTRIBUTES.index(name)] = True
-    return asked[0], asked[1]
-
-
-def hit_rates(predicted: np.ndarray, asked_for: np.ndarray, against: np.ndarray) -> np.ndarray:
-    """Share of images asked to show each attribute that do: (40,), nan where none was asked."""
-    with np.errstate(invalid="ignore"):
-        return (predicted & asked_for).sum(0) / asked_for.sum(0)
+def _rows(
+    sampled: Mapping[str, Sampled | None], questions: Questions, reliable: Collection[str]
+) -> tuple[AttributeRow, ...]:
+    rates = {name: one and all_rates(one, questions) for name, one in sampled.items()}
+    rows = []
+    for i, name in enumerate(ATTRIBUTES):
+        own, real, reconstructed = (each and each[i] for each in rates.values())
+        ratios = (
+            other and _hit_ratio(i, sampled["generated"], sampled[ceiling], other)
+            for ceiling, other in (("real", real), ("reconstructed", reconstructed))
+        )
+        rows.append(AttributeRow(name, own, real, reconstructed, *ratios, name in reliable))
+    return tuple(rows)
 
 
-def balanced_accuracies(
-    predicted: np.ndarray, asked_for: np.ndarray, against: np.ndarray
-) -> np.ndarray:
-    """Mean of hit rate and correct rejection of each attribute: (40,), nan where a side is empty.
-
-    A judge or a model that does not look gets 0.5 (Brodersen et al. 2010).
-    """
-    rejections = hit_rates(~predicted, against, asked_for)
-    return (hit_rates(predicted, asked_for, against) + rejections) / 2
-
-
-def rates(
-    predicted: np.ndarray,
-    asked_for: np.ndarray,
-    against: np.ndarray,
-    repeats: int = 1000,
-    seed: int = 0,
-) -> list[Rates]:
-    """The rates of all attributes with intervals: Wilson's of shares, bootstrap of their mean.
-
-    Args:
-        predicted, asked_for, against: bool (N, 40).
-
-    Raises:
-        TooFewSamples: fewer than 10 images.
-    """
-    require_enough(len(predicted), LEAST, "attribute consistency")
-    arrays = (predicted, asked_for, against)
-    samples = bootstrap_samples(balanced_accuracies, *arrays, repeats=repeats, seed=seed)
-    return [_rates_of_one(*(array[:, i] for array in arrays), samples[:, i]) for i in range(40)]
-
-
-def _rates_of_one(
-    predicted: np.ndarray, asked_for: np.ndarray, against: np.ndarray, samples: np.ndarray
-) -> Rates:
-    n, m = int(asked_for.sum()), int(against.sum())
-    hits = proportion((predicted & asked_for).sum(), n) if n >= LEAST else None
-    rejections = proportion((~predicted & against).sum(), m) if m >= LEAST else None
-    balanced = None
-    if hits and rejections:
-        low, high = np.nanquantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        middle = (hits.value + rejections.value) / 2
-        balanced = Estimate(middle, float(low), float(high), n + m)
-    short = [f"{count} {side}" for count, side in ((n, "for"), (m, "against")) if count < LEAST]
-    note = f"asked only {' and '.join(short)}, under {LEAST}" if short else ""
-    return Rates(n, hits, m, rejections, balanced, note)
-
-
-def _rates_of(judged: Judged, name: str, options: dict[str, int]) -> list[Rates]:
-    _require_bool(judged.truth, len(judged.predicted), f"true {name}")
-    _require_bool(judged.predicted, len(judged.truth), name)
-    return rates(judged.predicted, judged.truth, ~judged.truth, **options)
-
-
-def _row(
-    name: str, generated: Rates, real: Rates, reconstructed: Rates | None, threshold: float
-) -> AttributeRow:
-    reliable = real.balanced_accuracy is not None and real.balanced_accuracy.value >= threshold
-    relative = (_ratio(generated, real), _ratio(generated, reconstructed))
-    return AttributeRow(name, generated, real, reconstructed, *relative, reliable)
-
-
-def _ratio(generated: Rates, ceiling: Rates | None) -> float | None:
-    """Hit rate over the judge's own on other images; None where either cannot be told."""
-    if ceiling is None or not generated.hit_rate or not ceiling.hit_rate:
+def _hit_ratio(i: int, own: Sampled, ceiling: Sampled, rates: Rates) -> Estimate | None:
+    """Hit rate over the judge's own on the other images; None where either cannot be told."""
+    if rates.hit_rate is None or rates.hit_rate.value == 0:
         return None
-    return generated.hit_rate.value / ceiling.hit_rate.value if ceiling.hit_rate.value else None
+    with np.errstate(divide="ignore", invalid="ignore"):
+        samples = own.hit_samples[:, i] / ceiling.hit_samples[:, i]
+    return ratio_interval(own.hits[i] / ceiling.hits[i], samples, rates.asked_for)
 
 
 def _summary(
     rows: Sequence[AttributeRow],
     rate: str,
-    statistic: Callable[..., np.ndarray],
-    predicted: np.ndarray,
-    asked: _Asked,
-    options: dict[str, int],
+    sampled: Mapping[str, Sampled | None],
+    shuffled: Sampled,
+    questions: Questions,
 ) -> Summary:
     """The mean of one rate over the reliable attributes that have it."""
-    chosen = [row for row in rows if row.reliable and getattr(row.generated, rate)]
+    chosen = [row.name for row in rows if row.reliable and getattr(row.generated, rate)]
     if not chosen:
-        return Summary((), None, None, None, None)
-    columns = [ATTRIBUTES.index(row.name) for row in chosen]
-    seen, wanted, unwanted = (array[:, columns] for array in (predicted, *asked))
-    order = derangement(len(seen), options["seed"])
-
-    def mean(*arrays: np.ndarray) -> float:
-        return float(np.nanmean(statistic(*arrays)))  # a resample may miss a rare side
-
-    return Summary(
-        attributes=tuple(row.name for row in chosen),
-        generated=bootstrap_interval(mean, seen, wanted, unwanted, **options),
-        shuffled=bootstrap_interval(mean, seen, wanted[order], unwanted[order], **options),
-        real=_mean_value([row.real for row in chosen], rate),
-        reconstructed=_mean_value([row.reconstructed for row in chosen], rate),
+        return Summary((), None, None, None, None, None, None)
+    columns = [ATTRIBUTES.index(name) for name in chosen]
+    n = len(np.unique(questions.faces))
+    means = {
+        name: one and _mean(one, rate, columns)
+        for name, one in {**sampled, "shuffled": shuffled}.items()
+    }
+    shares = {
+        name: mean and share_interval(mean[0], float(mean[1].std(ddof=1)), n)
+        for name, mean in means.items()
+    }
+    value, samples = means["generated"]
+    ratios = (
+        ceiling and ratio_interval(value / ceiling[0], samples / ceiling[1], n)
+        for ceiling in (means["real"], means["reconstructed"])
     )
+    order = ("generated", "shuffled", "real", "reconstructed")
+    return Summary(tuple(chosen), *(shares[name] for name in order), *ratios)
 
 
-def _mean_value(all_rates: Sequence[Rates | None], rate: str) -> float | None:
-    estimates = [getattr(one, rate) for one in all_rates if one is not None]
-    values = [estimate.value for estimate in estimates if estimate is not None]
-    return float(np.mean(values)) if len(values) == len(all_rates) else None
+def _mean(sampled: Sampled, rate: str, columns: Sequence[int]) -> tuple[float, np.ndarray]:
+    """The mean over attributes, and on every resample (repeats,); a rare side may be missed."""
+    if rate == "hit_rate":
+        values, samples = sampled.hits, sampled.hit_samples
+    else:
+        values, samples = sampled.balanced, sampled.balanced_samples
+    return float(np.nanmean(values[columns])), np.nanmean(samples[:, columns], axis=1)
 
 
 def _require_bool(values: np.ndarray, n: int, name: str) -> None:
     if values.dtype != bool or values.shape != (n, len(ATTRIBUTES)):
         raise ValueError(
             f"the {name} attribute values are {values.dtype} {values.shape}, expected bool "
-            f"{(n, len(ATTRIBUTES))}: of logits pass logits > 0"
+            f"{(n, len(ATTRIBUTES))}, one row a caption: of logits pass logits > 0"
         )
-
-
-def share_of_stated(
-    predicted: np.ndarray,
-    stated: Sequence[Mapping[str, bool]],
-    report: AttributeReport,
-    repeats: int = 1000,
-    seed: int = 0,
-) -> Estimate | None:
-    """Share of all stated values of reliable attributes that the judge sees, over prompts.
-
-    For few pictures, where the rates of single attributes would be noise. None where fewer than 10
-    captions state a reliable attribute.
-    """
-    columns = [i for i, row in enumerate(report.rows) if row.reliable]
-    asked_for, against = (array[:, columns] for array in asked_values(stated))
-    seen = predicted[:, columns]
-    right = (seen & asked_for).sum(1) + (~seen & against).sum(1)  # (N,)
-    said = asked_for.sum(1) + against.sum(1)  # (N,)
-    right, said = right[said > 0], said[said > 0]
-    if len(said) < LEAST:
-        return None
-    return bootstrap_interval(
-        lambda right, said: right.sum() / said.sum(), right, said, repeats=repeats, seed=seed
-    )
 
 
 def table_lines(report: AttributeReport) -> list[str]:
@@ -290,23 +189,33 @@ def table_lines(report: AttributeReport) -> list[str]:
     for row in sorted(report.rows, key=lambda row: -row.generated.asked_for):
         if row.generated.asked_for + row.generated.asked_against == 0:
             continue
-        decoded = row.reconstructed.balanced_accuracy if row.reconstructed else None
+        real, decoded = (
+            _cell(rates and rates.balanced_accuracy) for rates in (row.real, row.reconstructed)
+        )
         lines.append(
             f"{row.name:22s}{row.generated.asked_for:5d}{_cell(row.generated.hit_rate):>7s}"
-            f"{'-' if row.relative_hit_rate is None else format(row.relative_hit_rate, '.2f'):>9s}"
-            f"{row.generated.asked_against:7d}{_cell(row.generated.rejection_rate):>10s}"
-            f"{_cell(row.generated.balanced_accuracy):>10s}{_cell(row.real.balanced_accuracy):>8s}"
-            f"{_cell(decoded):>9s}{'' if row.reliable else '  not a judge of this'}"
+            f"{_cell(row.relative_hit_rate):>9s}{row.generated.asked_against:7d}"
+            f"{_cell(row.generated.rejection_rate):>10s}"
+            f"{_cell(row.generated.balanced_accuracy):>10s}{real:>8s}{decoded:>9s}"
+            f"{'' if row.reliable else '  not a judge of this'}"
         )
     for name, summary in (("balanced accuracy", report.headline), ("hit rate", report.hit_rate)):
         if summary.generated:
-            e, s = summary.generated, summary.shuffled
-            lines.append(
-                f"mean {name} over {len(summary.attributes)} reliable attributes: {e.value:.3f} "
-                f"[{e.low:.3f}, {e.high:.3f}]; captions of others {s.value:.3f}; real "
-                f"{summary.real:.3f}"
-            )
+            lines += _summary_lines(name, summary)
     return lines
+
+
+def _summary_lines(name: str, summary: Summary) -> list[str]:
+    of = f"mean {name} over {len(summary.attributes)} reliable attributes"
+    parts = {
+        "generated": summary.generated,
+        "captions of others": summary.shuffled,
+        "real faces, same questions": summary.real,
+        "generated / real": summary.relative,
+    }
+    return [
+        f"{of}, {part}: {e.value:.3f} [{e.low:.3f}, {e.high:.3f}]" for part, e in parts.items() if e
+    ]
 
 
 def _cell(estimate: Estimate | None) -> str:

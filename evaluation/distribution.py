@@ -9,30 +9,68 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.stats import norm
 from torch import Tensor
 
-from evaluation.checks import require_enough, require_pair
-from evaluation.neighbors import CHUNK, distance_blocks, nearest
+from evaluation.checks import require_enough, require_features, require_pair
+from evaluation.estimate import TAIL, Estimate
+from evaluation.kernels import gaussian, mmd_reach, polynomial
+from evaluation.neighbors import CHUNK
+
+SUBSET_SIZE = 1000  # of a kernel distance, as the paper has it
+WHOLE = 4000  # rows of a set whose kernel with itself is held in memory, 128 MB
 
 
 @dataclass(frozen=True)
 class KernelDistance:
-    """Mean and standard deviation of an MMD^2 over random subsets."""
+    """An MMD^2: mean and standard deviation over random subsets, and the mean's 95% interval.
+
+    The subsets overlap, so their standard deviation is what papers print, and no error of the mean.
+    """
 
     mean: float
     std: float
     subsets: int
     subset_size: int
+    low: float
+    high: float
 
 
-@dataclass(frozen=True)
-class Manifold:
-    """How two sets overlap: fidelity (precision, density) and diversity (recall, coverage)."""
+class FrechetReference:
+    """The Gaussian fitted to a reference set, prepared for many distances to it."""
 
-    precision: float  # share of generated images among the real ones, [0, 1]
-    recall: float  # share of real images among the generated ones, [0, 1]
-    density: float  # as precision, counting how many real balls; about 1 for real, can exceed it
-    coverage: float  # share of real images with a generated one in their ball, [0, 1]
+    def __init__(self, features: Tensor) -> None:
+        """Fit features (M, D).
+
+        Raises:
+            ValueError, TooFewSamples: see `checks.require_features`.
+        """
+        features = require_features(features, "reference")
+        self.features = features
+        self.mean = features.mean(0)  # (D,)
+        covariance = torch.atleast_2d(torch.cov(features.T))
+        self.trace = covariance.trace()
+        self.root = _matrix_root(covariance)  # (D, D)
+
+    def distance(self, features: Tensor) -> float:
+        """`frechet_distance` of features (N, D) to the reference."""
+        features, _ = require_pair(features, self.features)
+        return self.distance_of_seen(features, features @ self.root)
+
+    def distance_of_seen(self, features: Tensor, seen: Tensor) -> float:
+        """`distance` of features whose product with `root` is known, for many subsets of one set.
+
+        Args:
+            features, seen: float64 (N, D) each.
+        """
+        n, mean = len(features), features.mean(0)
+        # Of centred rows C / sqrt(n - 1), whose C^T C is the covariance A, the singular values of
+        # C B^(1/2) are the roots of the eigenvalues of A B.
+        seen = (seen - seen.mean(0)) / (n - 1) ** 0.5
+        gram = seen @ seen.T if n < seen.shape[1] else seen.T @ seen
+        overlap = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt().sum()
+        spread = (features - mean).square().sum() / (n - 1) + self.trace - 2 * overlap
+        return max(0.0, float((mean - self.mean).square().sum() + spread))
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
@@ -47,8 +85,12 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     Raises:
         ValueError: see `checks.require_pair`.
     """
-    a, b = require_pair(a, b)
-    return frechet_from_statistics(a.mean(0), torch.cov(a.T), b.mean(0), torch.cov(b.T))
+    return FrechetReference(b).distance(a)
+
+
+def _matrix_root(covariance: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(covariance)
+    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
 
 def frechet_from_statistics(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> float:
@@ -63,46 +105,64 @@ def frechet_from_statistics(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b
     """
     mean_a, mean_b = torch.atleast_1d(mean_a.double()), torch.atleast_1d(mean_b.double())
     cov_a, cov_b = torch.atleast_2d(cov_a.double()), torch.atleast_2d(cov_b.double())
-    values, vectors = torch.linalg.eigh(cov_a)
-    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T  # (D, D)
+    root = _matrix_root(cov_a)  # (D, D)
     product = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0)  # (D,)
     spread = cov_a.trace() + cov_b.trace() - 2 * product.sqrt().sum()
     return max(0.0, float((mean_a - mean_b).square().sum() + spread))  # -1e-12 is rounding
 
 
 def kernel_distance(
-    a: Tensor, b: Tensor, subsets: int = 100, subset_size: int = 1000, seed: int = 0
+    a: Tensor, b: Tensor, subsets: int = 100, subset_size: int | None = None, seed: int = 0
 ) -> KernelDistance:
     """Unbiased MMD^2 with the kernel (x.y / D + 1)^3 over random subsets: KID's formula.
 
-    Binkowski et al. 2018, sec. 4; unbiased at any n, so it can be slightly negative.
+    Binkowski et al. 2018, sec. 4; unbiased at any n, so it can be slightly negative. The interval
+    holds `b` fixed, as those of `resampling.jackknife_intervals`.
 
     Args:
         a, b: float (N, D) and (M, D).
-        subset_size: rows drawn from each set, without replacement, for each of the subsets.
+        subset_size: rows drawn from each set, without replacement, for each of the subsets; None:
+            1,000 as the paper has it, or all of the smaller set.
 
     Raises:
-        TooFewSamples: a set has fewer than subset_size rows, or subset_size is under 2.
+        TooFewSamples: a set has fewer than subset_size rows, or subset_size is under 2, or `a` has
+            fewer than 40.
     """
     a, b = require_pair(a, b)
-    require_enough(subset_size, 2, "a subset of the kernel distance")
-    require_enough(min(len(a), len(b)), subset_size, f"a kernel distance on {subset_size} a subset")
+    size = min(SUBSET_SIZE, len(a), len(b)) if subset_size is None else subset_size
+    require_enough(size, 2, "a subset of the kernel distance")
+    require_enough(min(len(a), len(b)), size, f"a kernel distance on {size} a subset")
     rng = np.random.default_rng(seed)
-    scores = [
-        polynomial_mmd(
-            a[torch.from_numpy(rng.permutation(len(a))[:subset_size])],
-            b[torch.from_numpy(rng.permutation(len(b))[:subset_size])],
-        )
+    draws = [
+        tuple(torch.from_numpy(rng.permutation(len(x))[:size]) for x in (a, b))
         for _ in range(subsets)
     ]
-    return KernelDistance(float(np.mean(scores)), float(np.std(scores)), subsets, subset_size)
+    scores = _mmd_of_subsets(a, b, draws)
+    mean, std = float(np.mean(scores)), float(np.std(scores))
+    drawn = float(norm.ppf(TAIL)) * std / subsets**0.5  # what the draw of subsets adds
+    reach = (mmd_reach(a, b, polynomial) ** 2 + drawn**2) ** 0.5
+    return KernelDistance(mean, std, subsets, size, mean - reach, mean + reach)
+
+
+def _mmd_of_subsets(a: Tensor, b: Tensor, draws: list[tuple[Tensor, Tensor]]) -> list[float]:
+    """`polynomial_mmd` of subsets, from the kernels of the whole sets where they fit."""
+    if max(len(a), len(b)) > WHOLE:
+        return [polynomial_mmd(a[rows], b[others]) for rows, others in draws]
+    kernels = (polynomial(a, a), polynomial(b, b), polynomial(a, b))
+    return [
+        _mmd(*(k[i][:, j] for k, i, j in zip(kernels, (x, y, x), (x, y, y), strict=True)))
+        for x, y in draws
+    ]
 
 
 def polynomial_mmd(a: Tensor, b: Tensor) -> float:
     """Unbiased MMD^2 of two equally large sets (m, D): Gretton et al. 2012, eq. 3, cubic kernel."""
-    m, width = a.shape
-    within_a, within_b = (a @ a.T / width + 1) ** 3, (b @ b.T / width + 1) ** 3  # (m, m)
-    between = (a @ b.T / width + 1) ** 3
+    return _mmd(polynomial(a, a), polynomial(b, b), polynomial(a, b))
+
+
+def _mmd(within_a: Tensor, within_b: Tensor, between: Tensor) -> float:
+    """Unbiased MMD^2 from kernels (m, m)."""
+    m = len(between)
     inner = within_a.sum() - within_a.trace() + within_b.sum() - within_b.trace()
     return float(inner / (m * (m - 1)) - 2 * between.mean())
 
@@ -132,41 +192,20 @@ def cmmd(a: Tensor, b: Tensor, sigma: float = 10.0, scale: float = 1000.0) -> fl
     return scale * (value - 2 * _gaussian_mean(a, b, sigma))
 
 
-def _gaussian_mean(a: Tensor, b: Tensor, sigma: float) -> float:
-    gamma = 1 / (2 * sigma**2)
-    blocks = distance_blocks(a, b)
-    # expm1: of unit vectors the kernel is within 0.02 of 1, and the 1 cancels in the difference.
-    return sum(float(torch.expm1(-gamma * block**2).sum()) for _, _, block in blocks) / (
-        len(a) * len(b)
-    )
-
-
-def precision_recall_density_coverage(
-    real: Tensor, generated: Tensor, k: int = 5, chunk: int = CHUNK
-) -> Manifold:
-    """Fidelity and diversity by balls that reach to each sample's k-th neighbour.
-
-    Precision and recall: Kynkaanniemi et al. 2019, sec. 2; density and coverage: Naeem et al. 2020,
-    sec. 3. "Inside" is strict, as in the latter's code. All depend on n.
-
-    Args:
-        real, generated: float (N, D) and (M, D).
-        chunk: at most chunk x chunk distances are in memory at once.
+def cmmd_interval(a: Tensor, b: Tensor, sigma: float = 10.0, scale: float = 1000.0) -> Estimate:
+    """`cmmd` with its 95% interval over draws of `a`, `b` held fixed.
 
     Raises:
-        TooFewSamples: a set has no k-th neighbour, that is k rows or fewer.
+        TooFewSamples: fewer than 40 rows in `a`.
     """
-    real, generated = require_pair(real, generated, least=k + 1)
-    real_radii = nearest(real, real, k + 1, chunk).distances[:, -1]  # the first is itself
-    generated_radii = nearest(generated, generated, k + 1, chunk).distances[:, -1]
-    inside = torch.zeros(len(generated))  # how many real balls hold each generated image
-    recalled = torch.zeros(len(real), dtype=torch.bool)
-    covered = torch.zeros(len(real), dtype=torch.bool)
-    for rows, columns, block in distance_blocks(real, generated, chunk):
-        in_real = block < real_radii[rows, None]
-        inside[columns] += in_real.sum(0)
-        covered[rows] |= in_real.any(1)
-        recalled[rows] |= (block < generated_radii[None, columns]).any(1)
-    precision, density = (inside > 0).double().mean(), inside.double().mean() / k
-    shares = (precision, recalled.double().mean(), density, covered.double().mean())
-    return Manifold(*(float(share) for share in shares))
+    value = cmmd(a, b, sigma, scale)
+    a, b = require_pair(a, b)
+    reach = scale * mmd_reach(a, b, gaussian(sigma))
+    return Estimate(value, max(0.0, value - reach), value + reach, len(a))
+
+
+def _gaussian_mean(a: Tensor, b: Tensor, sigma: float) -> float:
+    kernel, total = gaussian(sigma), 0.0
+    for start in range(0, len(a), CHUNK):
+        total += float(kernel(a[start : start + CHUNK], b).sum())
+    return total / (len(a) * len(b))

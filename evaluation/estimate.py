@@ -1,15 +1,15 @@
-"""A number with its interval, and the resampling that gives it."""
+"""A number with its interval, in closed form where there is one; else see `resampling`."""
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import inf, sqrt
 
 import numpy as np
-from scipy.stats import binomtest, norm
-from torch import Tensor, from_numpy
+from scipy.stats import binomtest, t
 
 from evaluation.checks import require_enough
 
 LEVEL = 0.95  # of every interval
+TAIL = (1 + LEVEL) / 2
 
 
 @dataclass(frozen=True)
@@ -35,107 +35,75 @@ def proportion(successes: int, n: int) -> Estimate:
     return Estimate(float(successes / n), float(interval.low), float(interval.high), int(n))
 
 
-def bootstrap_samples(
-    statistic: Callable[..., np.ndarray | float],
-    *arrays: np.ndarray,
-    repeats: int = 1000,
-    seed: int = 0,
-) -> np.ndarray:
-    """The statistic on `repeats` resamples of rows, drawn with replacement from all arrays alike.
+def share_interval(value: float, standard_error: float, n: int, degrees: float = inf) -> Estimate:
+    """A share in [0, 1] whose samples are not independent, with an interval inside [0, 1].
+
+    Wilson's interval at the effective sample size p (1 - p) / se^2 (Korn and Graubard 1998; Franco
+    et al. 2019, sec. 2). For the size p counts as at least one standard error from 0 and from 1, as
+    it is of independent samples with one success and one failure; where nothing varied it is n.
 
     Args:
-        statistic: called with the resampled arrays; returns a number or an array.
-        arrays: equally long; row i of each belongs to sample i.
+        standard_error: from a resampling that keeps the dependence.
+        n: independent units behind the share.
+        degrees: of freedom of the standard error; its noise widens the interval as Student's t.
+    """
+    inner = min(max(value, standard_error), 1 - standard_error)
+    size = inner * (1 - inner) / standard_error**2 if 0 < standard_error < 0.5 else n
+    z = float(t.ppf(TAIL, degrees))
+    middle = (value + z**2 / (2 * size)) / (1 + z**2 / size)
+    reach = z / (1 + z**2 / size) * sqrt(value * (1 - value) / size + z**2 / (4 * size**2))
+    low, high = min(middle - reach, value), max(middle + reach, value)  # rounding at 0 and 1
+    return Estimate(float(value), max(0.0, low), min(1.0, high), int(n))
+
+
+def mean_interval(values: np.ndarray, groups: np.ndarray | None = None) -> Estimate:
+    """A mean with Student's interval; of grouped values with the cluster-robust error.
+
+    Args:
+        values: (N,).
+        groups: (N,) which independent unit (a face) each value belongs to; None: each its own. The
+            n of the estimate counts units.
+
+    Raises:
+        TooFewSamples: fewer than 2 units.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    _, unit = np.unique(np.arange(len(values)) if groups is None else groups, return_inverse=True)
+    n = int(unit.max(initial=-1)) + 1
+    require_enough(n, 2, "a mean with its interval")
+    mean = float(values.mean())
+    totals = np.bincount(unit, values - mean)
+    error = sqrt(n / (n - 1) * float((totals**2).sum())) / len(values)
+    reach = float(t.ppf(TAIL, n - 1)) * error
+    return Estimate(mean, mean - reach, mean + reach, n)
+
+
+def mean_of_two(a: Estimate, b: Estimate) -> Estimate:
+    """Mean of two independent shares, from the intervals of both (Zou and Donner 2008, MOVER).
+
+    A bootstrap would forget the uncertainty of the share that is 0 or 1.
+    """
+    value = (a.value + b.value) / 2
+    below = sqrt((a.value - a.low) ** 2 + (b.value - b.low) ** 2) / 2
+    above = sqrt((a.high - a.value) ** 2 + (b.high - b.value) ** 2) / 2
+    return Estimate(value, max(0.0, value - below), min(1.0, value + above), a.n + b.n)
+
+
+def ratio_interval(value: float, samples: np.ndarray, n: int) -> Estimate | None:
+    """A ratio of two shares of the same n units, with its interval on the logarithm's scale.
+
+    Two more units, one in favour of each share, are added to the variance (after Agresti and Min
+    2005), so that two sets that never differed in n units still leave room for a difference.
+
+    Args:
+        samples: the ratio on resamples that draw both shares together.
 
     Returns:
-        (repeats, ...).
-
-    Raises:
-        ValueError: the arrays differ in length.
-        TooFewSamples: fewer than 2 rows.
+        None where the ratio is 0 or not finite, so that it has no logarithm.
     """
-    n = len(arrays[0])
-    if any(len(array) != n for array in arrays):
-        raise ValueError(f"paired arrays of lengths {[len(array) for array in arrays]}")
-    require_enough(n, 2, "a bootstrap")
-    arrays = tuple(np.asarray(array) for array in arrays)
-    rng = np.random.default_rng(seed)
-    rows = (rng.integers(n, size=n) for _ in range(repeats))
-    return np.stack([statistic(*(array[chosen] for array in arrays)) for chosen in rows])
-
-
-def bootstrap_interval(
-    statistic: Callable[..., float], *arrays: np.ndarray, repeats: int = 1000, seed: int = 0
-) -> Estimate:
-    """The statistic with its percentile bootstrap interval (Efron and Tibshirani 1993, ch. 13).
-
-    Args: see `bootstrap_samples`. Do not use it for a Frechet distance or nearest neighbours:
-        repeated rows bias those.
-
-    Raises:
-        ValueError: as `bootstrap_samples`, or the statistic is not finite on some resample.
-    """
-    samples = bootstrap_samples(statistic, *arrays, repeats=repeats, seed=seed)
-    value = float(statistic(*(np.asarray(array) for array in arrays)))
-    if not (np.isfinite(samples).all() and np.isfinite(value)):
-        raise ValueError("the bootstrapped statistic is not finite on some resample")
-    low, high = np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Estimate(value, float(low), float(high), len(arrays[0]))
-
-
-def halves_intervals(
-    statistics: Callable[[Tensor, Tensor], Mapping[str, float]],
-    a: Tensor,
-    b: Tensor,
-    repeats: int = 10,
-    seed: int = 0,
-) -> dict[str, Estimate]:
-    """Distances between two sets, by name, with intervals from random halves of the first.
-
-    Delete-half jackknife (Shao and Wu 1989): the spread of a statistic over random halves, drawn
-    without replacement, estimates its spread at full size. A bootstrap would repeat rows, and so
-    bias every distance. The second set is held fixed: the interval tells how far another sample of
-    the first could differ.
-
-    Args:
-        statistics: (rows of a, b) -> numbers by name.
-        a, b: features (N, D) and (M, D).
-
-    Raises:
-        TooFewSamples: fewer than 4 rows in `a`.
-    """
-    require_enough(len(a), 4, "an interval from halves")
-    rng = np.random.default_rng(seed)
-    halves = (from_numpy(rng.permutation(len(a))[: len(a) // 2]) for _ in range(repeats))
-    samples = [statistics(a[half], b) for half in halves]
-    reach = norm.ppf((1 + LEVEL) / 2)
-    estimates = {}
-    for name, value in statistics(a, b).items():
-        spread = reach * float(np.std([sample[name] for sample in samples], ddof=1))
-        estimates[name] = Estimate(value, value - spread, value + spread, len(a))
-    return estimates
-
-
-def halves_interval(
-    statistic: Callable[[Tensor, Tensor], float],
-    a: Tensor,
-    b: Tensor,
-    repeats: int = 10,
-    seed: int = 0,
-) -> Estimate:
-    """`halves_intervals` of a single number."""
-    found = halves_intervals(lambda x, y: {"value": statistic(x, y)}, a, b, repeats, seed)
-    return found["value"]
-
-
-def derangement(n: int, seed: int = 0) -> np.ndarray:
-    """A random order (n,) in which nothing keeps its place: the pairing of a shuffled control.
-
-    Raises:
-        TooFewSamples: a single thing has no other place.
-    """
-    require_enough(n, 2, "a shuffled control")
-    order = np.random.default_rng(seed).permutation(n)
-    places = np.empty(n, dtype=np.int64)
-    places[order] = np.roll(order, 1)  # one cycle through all, so no rejection is needed
-    return places
+    usable = samples[np.isfinite(samples) & (samples > 0)]
+    if not (np.isfinite(value) and value > 0 and len(usable) > 1 and n > 1):
+        return None
+    variance = float(np.log(usable).var(ddof=1)) + 2 / n**2
+    factor = float(np.exp(t.ppf(TAIL, n - 1) * sqrt(variance)))
+    return Estimate(float(value), float(value) / factor, float(value) * factor, int(n))

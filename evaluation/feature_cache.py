@@ -1,70 +1,100 @@
-"""Features of a reference set, computed once and kept."""
+"""Features of whole sets of images: extracted batch by batch, by all processes, and kept.
 
-import hashlib
-import json
-import os
-from collections.abc import Callable
+A set is never in memory as a whole; its features are.
+"""
+
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from tqdm import tqdm
 
-from evaluation.features import FeatureNetwork
+from evaluation.features import FeatureNetwork, extract_features
+from evaluation.sets import ImageSet, read
+from files import replacing
+from inference.picture_sets import key_of
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 PROBES = 2  # images through which a stored file recognises its network
+PART = 256  # images that are read and extracted together
 
 
 def cached_features(
-    network: FeatureNetwork, images_key: object, compute: Callable[[], Tensor], folder: Path
+    network: FeatureNetwork,
+    images: ImageSet,
+    folder: Path,
+    device: torch.device | str = "cpu",
+    workers: int = 4,
 ) -> Tensor:
-    """Stored features of a set, or `compute()`, then stored under a fingerprint.
+    """Features of a set, float32 (N, D) on the CPU: stored ones, or extracted and then stored.
 
-    The file is found by the network's name and the key, and is used only if the network still
-    answers a fixed probe as it did then: a classifier trained anew has new features.
-
-    Args:
-        images_key: everything that decides the images, as JSON can hold it: folder, split, size,
-            indices.
-        compute: gives float32 (N, D), as `extract_features` does.
-        folder: made where absent.
-
-    Raises:
-        ValueError: the stored file cannot be read; names it.
+    The file is found by the network's name and the set's key, and is used only if the network still
+    answers a fixed probe as it did then: a classifier trained anew has new features. Under
+    `accelerate launch` each process extracts its share; all return the whole.
     """
-    key = json.dumps([CACHE_VERSION, network.name, network.size, images_key], sort_keys=True)
-    path = folder / f"features-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
-    probe = _probe(network)
-    if path.is_file():
-        stored = _read(path)
-        same = stored["probe"].shape == probe.shape
-        if same and torch.allclose(stored["probe"], probe, rtol=1e-4, atol=1e-5):
-            return stored["features"]
-    features = compute().contiguous()
-    _write(path, {"features": features, "probe": probe}, key)
+    path = stored_at(network, images, folder)
+    probe = _probe(network, device)
+    processes = PartialState()
+    found = [_stored(path, probe) if processes.is_main_process else None]
+    if processes.num_processes > 1:
+        broadcast_object_list(found)
+    if found[0] is not None:
+        return found[0]
+    features = extract_shared(network, images, device, workers)
+    if processes.is_main_process:
+        with replacing(path) as temporary:
+            save_file({"features": features.contiguous(), "probe": probe}, temporary)
     return features
 
 
-def _probe(network: FeatureNetwork) -> Tensor:
+def extract_shared(
+    network: FeatureNetwork, images: ImageSet, device: torch.device | str = "cpu", workers: int = 4
+) -> Tensor:
+    """Features of a set, float32 (N, D), each process a share of its parts.
+
+    The parts are the same for any number of processes, and so are the features.
+    """
+    processes = PartialState()
+    starts = range(0, len(images), PART)
+    own = starts[processes.process_index :: processes.num_processes]
+    has_no_bar = len(own) < 5 or not processes.is_main_process
+    pieces = {}
+    for start in tqdm(own, desc=network.name, unit=f"{PART} images", disable=has_no_bar):
+        rows = range(start, min(start + PART, len(images)))
+        pieces[start] = extract_features(network, read(images, rows, workers), device=device)
+    if processes.num_processes > 1:
+        pieces = dict(gather_object(list(pieces.items())))
+    return torch.cat([pieces[start] for start in starts])
+
+
+def stored_at(network: FeatureNetwork, images: ImageSet, folder: Path) -> Path:
+    """Where the features of a set in a network are kept."""
+    key = key_of(CACHE_VERSION, network.name, network.size, images.key)
+    return folder / f"features-{key}.safetensors"
+
+
+def _probe(network: FeatureNetwork, device: torch.device | str) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(
         256, (PROBES, 3, network.size, network.size), dtype=torch.uint8, generator=generator
     )
     with torch.inference_mode():
-        return network.extract(images).float().cpu().clone().contiguous()
+        return network.extract(images.to(device)).float().cpu().clone().contiguous()
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _stored(path: Path, probe: Tensor) -> Tensor | None:
+    """Features of the network that answers so; None where there are none or they are damaged."""
+    if not path.is_file():
+        return None
     try:
-        return load_file(path)
+        stored = load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"cannot read the stored features {path}: {error}. Delete it.") from error
-
-
-def _write(path: Path, tensors: dict[str, Tensor], key: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
-    save_file(tensors, part, metadata={"key": key})
-    part.replace(path)  # so that a reader never meets half a file
+        print(f"the stored features {path} are damaged ({error}) and are extracted again")
+        return None
+    same = stored["probe"].shape == probe.shape
+    is_same = same and torch.allclose(stored["probe"], probe, rtol=1e-3, atol=1e-4)
+    return stored["features"] if is_same else None

@@ -19,9 +19,11 @@ from tqdm import tqdm
 from transformers import AutoModel, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from evaluation.checks import require_images
+from models.attribute_classifier import AttributeClassifier
 from models.loading import open_model, open_pretrained
 
 INCEPTION = "Inception-v3 of FID"
+ANTIALIASED_INCEPTION = "Inception-v3, antialiased"
 INCEPTION_SIZE, DINOV2_SIZE, EFFICIENTNET_SIZE = 299, 224, 224  # pixels
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -33,6 +35,8 @@ class FeatureNetwork:
     name: str
     size: int  # side in pixels to which the network brings its images
     extract: Callable[[Tensor], Tensor]  # uint8 (N, 3, H, W) -> float32 (N, D), on one device
+    resize: str = "bilinear, antialiased"  # how it does so, for the protocol of a number
+    trained_on: str = "not said"  # what it was taught to tell apart, see `copying_spaces`
 
 
 @dataclass(frozen=True)
@@ -53,12 +57,14 @@ def frechet_name(network: FeatureNetwork) -> str:
     return "FID" if network.name == INCEPTION else f"FD ({network.name})"
 
 
-def inception_fid(weights: Path | None = None) -> FeatureNetwork:
-    """FID's Inception, 2048-d, resized as torchmetrics >= 1.8 does (bilinear, antialiased).
+def inception_fid(weights: Path | None = None, antialias: bool = False) -> FeatureNetwork:
+    """FID's Inception, 2048-d: features equal to torch-fidelity's, and so to TensorFlow 1's.
 
     Args:
         weights: torch-fidelity's `weights-inception-2015-12-05-6726825d.pth`; None downloads it
             once.
+        antialias: resize as torchmetrics does from 1.8 on, for a comparison with its numbers; not
+            FID's own way, so the distance is not called FID.
 
     Raises:
         ImportError: torch-fidelity is not installed.
@@ -71,16 +77,24 @@ def inception_fid(weights: Path | None = None) -> FeatureNetwork:
         raise ImportError("FID needs torch-fidelity: pip install torch-fidelity") from error
     if weights is not None and not weights.is_file():
         raise FileNotFoundError(f"no Inception weights for FID at {weights}: {_INCEPTION_ADVICE}")
+    path = None if weights is None else str(weights)
     try:
-        path = None if weights is None else str(weights)
-        model = NoTrainInceptionV3("inception-v3-compat", ["2048"], path).requires_grad_(False)
+        model = NoTrainInceptionV3("inception-v3-compat", ["2048"], path, antialias)
     except OSError as error:
         raise FileNotFoundError(
             f"FID's Inception weights cannot be downloaded ({error}): {_INCEPTION_ADVICE}"
         ) from error
-    return FeatureNetwork(INCEPTION, INCEPTION_SIZE, lambda images: _beside(model, images)(images))
+    model = model.requires_grad_(False)
+    return FeatureNetwork(
+        ANTIALIASED_INCEPTION if antialias else INCEPTION,
+        INCEPTION_SIZE,
+        lambda images: _beside(model, images)(images),
+        "bilinear, antialiased, as torchmetrics from 1.8 on" if antialias else _FID_RESIZE,
+        "classes of ImageNet",
+    )
 
 
+_FID_RESIZE = "bilinear without antialiasing, as TensorFlow 1 and torch-fidelity"
 _INCEPTION_ADVICE = (
     "fetch weights-inception-2015-12-05-6726825d.pth from github.com/toshas/torch-fidelity/releases"
     " and give its path, or leave FID out"
@@ -132,7 +146,8 @@ def clip_image_features(clip: str | Clip) -> FeatureNetwork:
         pooled = model.vision_model(pixel_values=clip_pixels(clip, images)).pooler_output
         return nn.functional.normalize(model.visual_projection(pooled), dim=-1)  # (N, D)
 
-    return FeatureNetwork(f"CLIP {Path(clip.name).name}", clip.crop, extract)
+    name, resize = f"CLIP {Path(clip.name).name}", "bicubic, antialiased, then the middle"
+    return FeatureNetwork(name, clip.crop, extract, resize, "captions")
 
 
 def dinov2_features(name: str = "facebook/dinov2-base") -> FeatureNetwork:
@@ -151,7 +166,8 @@ def dinov2_features(name: str = "facebook/dinov2-base") -> FeatureNetwork:
         pixels = transforms.normalize(images, IMAGENET_MEAN, IMAGENET_STD)
         return _beside(model, pixels)(pixel_values=pixels).last_hidden_state[:, 0]  # (N, D)
 
-    return FeatureNetwork(f"DINOv2 {Path(name).name}", DINOV2_SIZE, extract)
+    shown, resize = f"DINOv2 {Path(name).name}", "bicubic, antialiased"
+    return FeatureNetwork(shown, DINOV2_SIZE, extract, resize, "single images")
 
 
 def efficientnet_lite0_features() -> FeatureNetwork:
@@ -178,7 +194,19 @@ def efficientnet_lite0_features() -> FeatureNetwork:
         pixels = (images - 127) / 128
         return _beside(model, pixels).extract_features(pixels).mean((2, 3))  # (N, 1280)
 
-    return FeatureNetwork("EfficientNet-Lite0", EFFICIENTNET_SIZE, extract)
+    return FeatureNetwork(
+        "EfficientNet-Lite0", EFFICIENTNET_SIZE, extract, trained_on="classes of ImageNet"
+    )
+
+
+def judge_features(classifier: AttributeClassifier) -> FeatureNetwork:
+    """The attribute classifier's 512 values before its last layer."""
+    return FeatureNetwork(
+        "attribute classifier",
+        classifier.config.image_size,
+        lambda images: _beside(classifier, images).features(images),
+        trained_on="face attributes",
+    )
 
 
 def open_network(
@@ -191,8 +219,9 @@ def open_network(
         ValueError: no network of that name.
     """
     kind, _, model = name.partition(":")
-    if kind == "inception":
-        return inception_fid(Path(inception_weights) if inception_weights else None)
+    if kind == "inception" and model in ("", "antialiased"):
+        path = Path(inception_weights) if inception_weights else None
+        return inception_fid(path, antialias=model == "antialiased")
     if kind == "judge":
         return judge
     if kind == "efficientnet-lite0":
@@ -200,8 +229,8 @@ def open_network(
     if kind in ("clip", "dinov2") and model:
         return clip_image_features(model) if kind == "clip" else dinov2_features(model)
     raise ValueError(
-        f"unknown feature network {name!r}: inception, judge, efficientnet-lite0, clip:<name> or "
-        "dinov2:<name>"
+        f"unknown feature network {name!r}: inception, inception:antialiased, judge, "
+        "efficientnet-lite0, clip:<name> or dinov2:<name>"
     )
 
 

@@ -1,23 +1,28 @@
-"""Is it copied from the training set, and is it one face again and again?
+"""Is it copied from the training set?
 
 Every distance to the training set is read against real faces that were never trained on: held-out
-faces show how close two different photographs of faces come in the same feature space.
+faces show how close two different photographs of faces come in the same feature space. What counts
+as copied is counted among them too, and the two counts are compared exactly.
 """
 
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 import torch
+from scipy.stats import nchypergeom_fisher
 from torch import Tensor
 
 from evaluation.checks import require_enough, require_features
+from evaluation.distinctness import Distinctness, distinctness
 from evaluation.estimate import Estimate, proportion
 from evaluation.neighbors import CHUNK, nearest
 
 TAIL = 0.01  # "too close" is what one in a hundred held-out faces is
-# A share is flagged if its interval lies above these. A percentile of a few hundred faces is itself
-# uncertain; simulated honest sets stayed under 1.7% copied and 6.3% twins (their lower ends).
-COPIED, REPEATED = 2 * TAIL, 10 * TAIL
+ALPHA = 0.01  # how often an honest set may be accused
+# A model is a little closer to what it was trained on without copying any of it: of close pictures
+# it may have twice the control's odds. At half the distance there is no such excuse.
+EXCUSED_ODDS = 2.0
 LEAST = 100  # a 1st percentile of fewer faces is their minimum
 
 
@@ -37,18 +42,25 @@ class Match:
 
     generated: int
     train: int
+    mirrored: bool  # the training face is nearest as in a mirror
     distance: float
+    ratio: float  # to the distance from the nearest held-out face; copies lie far below 1
 
 
 @dataclass(frozen=True)
-class Distinctness:
-    """Whether the generated images differ from each other as real ones do."""
+class Excess:
+    """How many images fall under two thresholds, generated and held-out ones, and what that says.
 
-    threshold: float  # 1st percentile of a held-out face's distance to its nearest other
-    near_pairs: float  # share of all generated pairs within the threshold
-    control_pairs: float  # the same of held-out pairs
-    twins: Estimate  # share of generated images with another within the threshold
-    repeated: bool  # the share of twins is far over the control's 1%
+    An image counts if both its distance to the training set, and the ratio of that to its distance
+    to the held-out set, are strictly under the thresholds.
+    """
+
+    distance: float
+    ratio: float
+    generated: Estimate  # share that counts
+    control: Estimate  # the same of held-out faces, less than the 1% of each threshold alone
+    odds: float  # how many times the control's odds are excused
+    p_value: float  # of a count as high as this if no more than that were the case
 
 
 @dataclass(frozen=True)
@@ -60,107 +72,116 @@ class CopyingReport:
     median_ratio: float  # generated / control; well under 1 means closer than real faces come
     train_to_heldout: float  # median of nearest-train / nearest-heldout distance
     control_train_to_heldout: float  # the same of held-out faces; copies lie far below it
-    threshold: float  # 1st percentile of the control's distances
-    closer: Estimate  # share of generated images within the threshold; of the control it is 1%
-    copied: Estimate  # those of them that lie, beside that, close to training faces only
-    copies: bool  # the share of copied is far over the control's
+    copied: Excess  # as close as one in a hundred held-out faces comes
+    near_identical: Excess  # at half of that
+    copies: bool  # one of the two is in excess
+    closer_than_control: tuple[Match, ...]  # all that are closer than any held-out face comes
     closest: tuple[Match, ...]  # for a gallery, the closest first
+    mirrors_searched: bool
     distinctness: Distinctness
 
 
 def copying_report(
-    generated: Tensor, train: Tensor, heldout: Tensor, gallery: int = 16, chunk: int = CHUNK
+    generated: Tensor,
+    train: Tensor,
+    heldout: Tensor,
+    mirrored: Tensor | None = None,
+    gallery: int = 16,
+    chunk: int = CHUNK,
 ) -> CopyingReport:
     """Tell copying from likeness by the nearest training face, against held-out faces.
 
-    Blurred or typical faces lie close to everything, copies only to what was trained on. So an
-    image counts as copied if both its distance to the training set and the ratio of that to its
-    distance to the held-out set fall under the control's 1st percentile.
+    Blurred or typical faces lie close to everything, copies only to what was trained on: hence two
+    thresholds. Both are taken at the same rank of the control, so that under equal odds the count
+    below them is hypergeometric (Fisher's exact test).
 
     Args:
         generated, train, heldout: features (N, D), (M, D), (H, D) of one network; the held-out
             faces were not trained on, nor were other photographs of their persons.
+        mirrored: features (M, D) of the training faces in a mirror, where training mirrors them.
         gallery: how many of the closest pairs to name.
 
     Raises:
         TooFewSamples: fewer than 100 generated or held-out faces.
+        ValueError: another number of mirrored faces than of training faces.
     """
     generated, train = require_features(generated, "generated"), require_features(train, "train")
     heldout = require_features(heldout, "held-out")
     require_enough(len(generated), LEAST, "a copying report's generated set")
     require_enough(len(heldout), LEAST, "a copying report's held-out control")
-    found = nearest(generated, train, 1, chunk)
-    own, control = found.distances[:, 0].numpy(), _first(nearest(heldout, train, 1, chunk))
-    own_ratio = _ratio(own, _first(nearest(generated, heldout, 1, chunk)))
+    if mirrored is not None and len(mirrored) != len(train):
+        raise ValueError(f"{len(mirrored)} mirrored faces of {len(train)} training faces")
+    own, places, flipped = _nearest_training_face(generated, train, mirrored, chunk)
+    control, _, _ = _nearest_training_face(heldout, train, mirrored, chunk)
+    own_ratio = _ratio(own, nearest(generated, heldout, 1, chunk).distances[:, 0].numpy())
     between = nearest(heldout, heldout, 2, chunk).distances[:, 1].numpy()  # the first is itself
     control_ratio = _ratio(control, between)
-    threshold = float(np.quantile(control, TAIL))
-    closer = own <= threshold
-    copied = closer & (own_ratio <= np.quantile(control_ratio, TAIL))
-    share = proportion(copied.sum(), len(own))
+    sides = ((own, own_ratio), (control, control_ratio))
+    copied, near_identical = _excess(*sides, 1.0, EXCUSED_ODDS), _excess(*sides, 0.5, 1.0)
+    matches = [
+        Match(i, int(places[i]), bool(flipped[i]), float(own[i]), float(own_ratio[i]))
+        for i in np.argsort(own, kind="stable").tolist()
+    ]
     return CopyingReport(
         generated=_sum_up(own),
         control=_sum_up(control),
         median_ratio=float(_ratio(np.median(own), np.median(control))),
         train_to_heldout=float(np.median(own_ratio)),
         control_train_to_heldout=float(np.median(control_ratio)),
-        threshold=threshold,
-        closer=proportion(closer.sum(), len(own)),
-        copied=share,
-        copies=share.low > COPIED,
-        closest=_closest(own, found.indices[:, 0], gallery),
+        copied=copied,
+        near_identical=near_identical,
+        copies=min(copied.p_value, near_identical.p_value) < ALPHA / 2,  # two tests
+        closer_than_control=tuple(m for m in matches if m.distance < control.min()),
+        closest=tuple(matches[:gallery]),
+        mirrors_searched=mirrored is not None,
         distinctness=distinctness(generated, heldout, chunk),
     )
 
 
-def distinctness(generated: Tensor, heldout: Tensor, chunk: int = CHUNK) -> Distinctness:
-    """Find repeated images: generated ones that are closer together than real faces come.
+def _nearest_training_face(
+    query: Tensor, train: Tensor, mirrored: Tensor | None, chunk: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Distance to the nearest training face, its place, and whether it is nearest mirrored."""
+    found = nearest(query, train, 1, chunk)
+    distances, places = found.distances[:, 0], found.indices[:, 0]
+    flipped = torch.zeros(len(query), dtype=torch.bool)
+    if mirrored is not None:
+        other = nearest(query, mirrored, 1, chunk)
+        flipped = other.distances[:, 0] < distances
+        distances = torch.where(flipped, other.distances[:, 0], distances)
+        places = torch.where(flipped, other.indices[:, 0], places)
+    return distances.numpy(), places.numpy(), flipped.numpy()
 
-    Both sets are cut to one size, since the nearest of many is nearer than the nearest of few.
+
+def _excess(
+    generated: tuple[np.ndarray, np.ndarray],
+    control: tuple[np.ndarray, np.ndarray],
+    part: float,
+    odds: float,
+) -> Excess:
+    """Compare how many of each are under a part of the control's 1st percentiles.
 
     Args:
-        generated, heldout: features (N, D) and (H, D) of one network, in random order.
-
-    Raises:
-        TooFewSamples: fewer than 100 of either.
+        generated, control: distances to the training set, and their ratios.
     """
-    n = min(len(generated), len(heldout))
-    require_enough(n, LEAST, "distinctness")
-    generated, heldout = generated[:n], heldout[:n]
-    real = nearest(heldout, heldout, 2, chunk).distances[:, 1].numpy()
-    threshold = float(np.quantile(real, TAIL))
-    own = nearest(generated, generated, 2, chunk).distances[:, 1].numpy()
-    twins = proportion((own <= threshold).sum(), n)
-    pairs = (_near_pairs(features, threshold) for features in (generated, heldout))
-    return Distinctness(threshold, *pairs, twins, repeated=twins.low > REPEATED)
-
-
-def _near_pairs(features: Tensor, threshold: float) -> float:
-    """Share of pairs (i < j) within the threshold."""
-    features = features.double()
-    # Row by row and subtracted, so that a repeated image lies at exactly 0.
-    near = sum(
-        int(((features[row + 1 :] - features[row]).norm(dim=1) <= threshold).sum())
-        for row in range(len(features) - 1)
+    rank = ceil(TAIL * len(control[0])) - 1
+    thresholds = [part * float(np.sort(values)[rank]) for values in control]
+    x, c = (
+        int(((distances < thresholds[0]) & (ratios < thresholds[1])).sum())
+        for distances, ratios in (generated, control)
     )
-    return near / (len(features) * (len(features) - 1) / 2)
-
-
-def _first(found: tuple[Tensor, Tensor]) -> np.ndarray:
-    return found[0][:, 0].numpy()
+    n, h = len(generated[0]), len(control[0])
+    chance = float(nchypergeom_fisher.sf(x - 1, n + h, n, x + c, odds)) if x else 1.0
+    return Excess(*thresholds, proportion(x, n), proportion(c, h), odds, chance)
 
 
 def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """a / b, with 1 for 0 / 0: equally close to both."""
+    """a / b, with 1 for 0 / 0: equally close to both; of a held-out face itself a million."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where((a == 0) & (b == 0), 1.0, np.divide(a, b))
+        ratio = np.where((a == 0) & (b == 0), 1.0, np.divide(a, b))
+    return np.minimum(ratio, 1e6)  # finite, or no JSON could hold it
 
 
 def _sum_up(distances: np.ndarray) -> Distances:
     low, median, high = np.quantile(distances, [TAIL, 0.5, 1 - TAIL])
     return Distances(float(low), float(median), float(high), len(distances))
-
-
-def _closest(distances: np.ndarray, indices: Tensor, count: int) -> tuple[Match, ...]:
-    order = torch.from_numpy(distances).argsort(stable=True)[:count].tolist()
-    return tuple(Match(row, int(indices[row]), float(distances[row])) for row in order)

@@ -1,10 +1,7 @@
-"""Puts the numbers of an evaluation together: each set against the reference, and metrics.json."""
+"""Puts sets beside each other: each against one reference, in one feature space."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,17 +14,27 @@ from evaluation.checks import (
     require_same_size,
 )
 from evaluation.distribution import (
+    SUBSET_SIZE,
+    FrechetReference,
     KernelDistance,
-    cmmd,
-    frechet_distance,
     kernel_distance,
-    precision_recall_density_coverage,
 )
-from evaluation.estimate import Estimate, halves_intervals
-from evaluation.feature_cache import cached_features
-from evaluation.features import FeatureNetwork, extract_features, frechet_name
+from evaluation.estimate import Estimate
+from evaluation.features import FeatureNetwork, frechet_name
+from evaluation.frechet_infinity import frechet_infinity
+from evaluation.resampling import FIXED_REFERENCE, jackknife_interval
+from evaluation.set_distances import kernel_name, set_distances
 
 LEAST = 50  # images in a set; below that not even an order of sets can be told
+# The sets of a comparison by name.
+FLOOR = "held-out real faces (floor)"
+RECONSTRUCTED = "the same through the autoencoder"
+GENERATED = "generated"
+UNTRAINED = "untrained model"
+METHOD = (
+    "Frechet distance of Gaussians in float64 with unbiased covariances; kernel distance with "
+    f"(x.y / D + 1)^3 over 100 subsets of {SUBSET_SIZE:,} or of all; features in float32"
+)
 
 
 def as_uint8(images: Tensor) -> Tensor:
@@ -36,74 +43,67 @@ def as_uint8(images: Tensor) -> Tensor:
 
 
 def compare_sets(
-    network: FeatureNetwork, reference: Tensor, sets: Mapping[str, Tensor]
+    network: FeatureNetwork,
+    reference: Tensor,
+    sets: Mapping[str, Tensor],
+    apart: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Any]:
-    """Distances of several sets of features to one reference, all at the same n.
+    """Distances of several sets of features to one reference.
 
     Every distance depends on n, so all sets are cut to the smallest, or comparing them would
-    compare sizes.
+    compare sizes. Where more pictures were generated, the distances that papers give are told of
+    all of them as well.
 
     Args:
-        reference: features (M, D) of held-out real faces.
-        sets: name -> features (N, D).
+        reference: features (M, D) of real faces, in random order.
+        sets: name -> features (N, D), in random order.
+        apart: as `sets`; compared at their own n, such as a control of few images.
 
     Raises:
         TooFewSamples: fewer than 50 images in a set.
     """
     n = min(len(features) for features in sets.values())
     require_enough(min(n, len(reference)), LEAST, "a comparison of sets")
-    rows = {}
-    for name, features in sets.items():
-        rows[name] = _compare(network, reference, features[:n])
+    measure = partial(set_distances, network, reference=reference)
+    rows = {name: measure(features[:n]) for name, features in sets.items()}
+    rows |= {name: measure(features) for name, features in (apart or {}).items()}
+    of_all = sets.get(GENERATED, reference[:0])
+    if len(of_all) > n:
+        rows[all_generated(len(of_all))] = paper_distances(network, of_all, reference)
     width = reference.shape[1]
     return {
         "network": network.name,
-        "resize": f"to {network.size} px, antialiased",
+        "resize": f"to {network.size} px, {network.resize}",
+        "method": METHOD,
+        "interval": FIXED_REFERENCE,
         "n": n,
         "n_reference": len(reference),
         "dimensions": width,
         "note": "" if n > width else f"n = {n} is below the {width} dimensions: only orders count",
         "sets": rows,
+        "extrapolated": frechet_infinity(of_all, reference) if len(of_all) else None,
     }
 
 
-def compare_images(
-    network: FeatureNetwork,
-    reference: Tensor,
-    reference_key: object,
-    sets: Mapping[str, Tensor],
-    folder: Path,
-    device: str = "cpu",
-) -> dict[str, Any]:
-    """`compare_sets` of images in a network's features; those of the reference are kept.
+def all_generated(count: int) -> str:
+    """The name of the row of all pictures, where they are more than the sets beside them."""
+    return f"{GENERATED}, all {count}"
+
+
+def paper_distances(
+    network: FeatureNetwork, features: Tensor, reference: Tensor
+) -> dict[str, Estimate | KernelDistance]:
+    """The two distances that papers give, such as FID and KID.
+
+    Neighbours among 50,000 pictures would take hours.
 
     Args:
-        reference: images uint8 (M, 3, H, W) of held-out real faces.
-        reference_key: see `feature_cache.cached_features`.
-        sets: name -> images uint8 (N, 3, H, W).
-        folder: where the reference's features are kept.
+        features, reference: (N, D) and (M, D).
     """
-    extract = partial(extract_features, network, device=device)
-    kept = cached_features(network, reference_key, partial(extract, reference), folder)
-    return compare_sets(network, kept, {name: extract(images) for name, images in sets.items()})
-
-
-def _compare(network: FeatureNetwork, reference: Tensor, features: Tensor) -> dict[str, Any]:
-    def distances(features: Tensor, reference: Tensor) -> dict[str, float]:
-        row = {frechet_name(network): frechet_distance(features, reference)}
-        row |= asdict(precision_recall_density_coverage(reference, features))
-        if network.name.startswith("CLIP"):
-            row["CMMD"] = cmmd(features, reference)
-        return row
-
-    subset = min(len(features), len(reference), 1000) // 2
-    kernel = kernel_distance(features, reference, subsets=50, subset_size=subset)
-    return {**halves_intervals(distances, features, reference), kernel_name(network): kernel}
-
-
-def kernel_name(network: FeatureNetwork) -> str:
-    """What a kernel distance in this feature space may be called; only FID's own is "KID"."""
-    return frechet_name(network).replace("FID", "KID").replace("FD", "KD")
+    prepared = FrechetReference(reference)
+    frechet = jackknife_interval(lambda a, _: prepared.distance(a), features, reference)
+    kernel = kernel_distance(features, reference)
+    return {frechet_name(network): frechet, kernel_name(network): kernel}
 
 
 def check_set(images: Tensor, reference: Tensor, name: str) -> None:
@@ -117,35 +117,29 @@ def check_set(images: Tensor, reference: Tensor, name: str) -> None:
     require_same_channel_order(images, reference, name)
 
 
-def write_metrics(path: Path, results: Mapping[str, Any]) -> None:
-    """Write results as JSON, atomically; dataclasses become objects."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(results, indent=2, default=_plain, allow_nan=False) + "\n")
-    part.replace(path)
-
-
-def _plain(value: object) -> object:
-    if is_dataclass(value) and not isinstance(value, type):
-        return asdict(value)
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    raise TypeError(f"cannot write a {type(value).__name__} as JSON")
-
-
 def distribution_lines(comparison: Mapping[str, Any]) -> list[str]:
-    """A comparison as the lines of a table, the sets in their order.
-
-    Behind ± stands half the width of the 95% interval, behind "sd" the spread over subsets.
-    """
-    names = list(next(iter(comparison["sets"].values())))
-    lines = [f"{'set':24s}" + "".join(f"{name[:22]:>24s}" for name in names)]
-    for name, row in comparison["sets"].items():
-        lines.append(f"{name:24s}" + "".join(f"{_cell(value):>24s}" for value in row.values()))
+    """A comparison as the lines of a table: a number a line, a set a column, 95% in brackets."""
+    sets = comparison["sets"]
+    names = list(next(iter(sets.values())))
+    n, m = comparison["n"], comparison["n_reference"]
+    lines = [f"{comparison['network']}, n = {n} against {m} real faces"]
+    lines.append(f"{'':24s}" + "".join(f"{_short(name):>32s}" for name in sets))
+    for name in names:
+        cells = (f"{_cell(row.get(name)):>32s}" for row in sets.values())
+        lines.append(f"{name[:24]:24s}" + "".join(cells))
+    limit = comparison["extrapolated"]
+    if limit:
+        ends = f"{limit.value:.4g} [{limit.low:.4g}, {limit.high:.4g}] {limit.note}"
+        lines.append(f"{names[0]} of infinitely many generated pictures: {ends}")
     return [*lines, comparison["note"]] if comparison["note"] else lines
 
 
-def _cell(value: Estimate | KernelDistance) -> str:
-    if isinstance(value, Estimate):
-        return f"{value.value:.3f} ± {value.high - value.value:.3f}"
-    return f"{value.mean:.5f} (sd {value.std:.5f})"
+def _short(name: str) -> str:
+    return name if len(name) < 30 else f"{name[:27]}..."
+
+
+def _cell(value: Estimate | KernelDistance | None) -> str:
+    if value is None:
+        return "-"
+    middle = value.value if isinstance(value, Estimate) else value.mean
+    return f"{middle:.4g} [{value.low:.4g}, {value.high:.4g}]"

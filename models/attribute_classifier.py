@@ -80,12 +80,18 @@ class AttributeClassifier(nn.Module):
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 images (B, 3, H, W) -> the 512 values before the last layer, (B, 512)."""
         trunk = nn.Sequential(*list(self.network.children())[:-1], nn.Flatten())
-        return trunk(self.prepare(images))
+        with torch.autocast(self.thresholds.device.type, enabled=False):
+            return trunk(self.prepare(images))
 
     @torch.no_grad()
     def probabilities(self, images: torch.Tensor, batch_size: int = 128) -> torch.Tensor:
-        """uint8 images (N, 3, H, W) of any number -> probabilities (N, 40) on the CPU."""
-        logits = [self(batch).float().cpu() for batch in images.split(batch_size)]
+        """uint8 images (N, 3, H, W) of any number -> probabilities (N, 40) on the CPU.
+
+        In float32 whatever autocast surrounds it, so that thresholds chosen in one place hold in
+        every other.
+        """
+        with torch.autocast(self.thresholds.device.type, enabled=False):
+            logits = [self(batch).cpu() for batch in images.split(batch_size)]
         return torch.cat(logits).sigmoid()
 
     def decide(self, images: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenize
 
 from custom_datasets.captions import compose
 from custom_datasets.celeba_hq_dataset import ATTRIBUTES
-from evaluation.attributes import asked_values
+from evaluation.attribute_rates import asked_values
 from models.device import autocast, choose_precision
 from models.text_encoder import write_vocabulary
 

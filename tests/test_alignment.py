@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny_clip import random_images, with_image_preparation
@@ -91,10 +92,10 @@ def test_images_are_aligned_by_their_features(tiny_clip: Path) -> None:
     captions = [f"a man {'with a hat ' * number}" for number in range(12)]
     images, real = random_images(12, 40), random_images(12, 40, seed=1)
     network, words = clip_image_features(clip), text_features(clip, captions)
-    want = alignment_report(
-        extract_features(network, images), words, (extract_features(network, real), words)
-    )
-    assert align_images(clip, images, real, captions) == want
+    seen, truth = extract_features(network, images), extract_features(network, real)
+    want = alignment_report(seen, words, truth)
+    assert align_images(clip, images, captions, real) == want
+    assert align_images(clip, images, captions) == alignment_report(seen, words)
     matched, *_, last = table_lines("tiny", want)
     assert f"{want.matched.value:.2f}" in matched and "n = 12" in matched
     assert "real_shuffled" in last
@@ -103,14 +104,25 @@ def test_images_are_aligned_by_their_features(tiny_clip: Path) -> None:
 
 def test_wrong_captions_fall_to_the_control() -> None:
     images, texts = pairs(200, agreement=1.5)
-    right = alignment_report(images, texts, real=pairs(80, 3.0, seed=1), repeats=200)
-    wrong = alignment_report(images, texts.roll(1, 0), repeats=200)
+    right = alignment_report(images, texts, real=unit(images + 2 * texts))
+    wrong = alignment_report(images, texts.roll(1, 0))
     assert right.real.value > right.matched.value > right.shuffled.value + 20
     assert right.gap.low > 20 and right.matched.low > right.shuffled.high
     assert right.real_shuffled.value < 15
+    assert right.shortfall.value == pytest.approx(right.real.value - right.matched.value)
+    assert right.shortfall.low > 0 and right.shortfall.n == 200
     assert wrong.gap.low < 0 < wrong.gap.high
     assert wrong.matched.value == pytest.approx(right.shuffled.value, abs=2)
-    assert wrong.real is None and wrong.real_shuffled is None
+    assert wrong.real is None and wrong.real_shuffled is None and wrong.shortfall is None
+
+
+def test_several_pictures_of_one_face_are_no_more_faces() -> None:
+    images, texts = pairs(40, agreement=1.0)
+    faces = np.repeat(np.arange(40), 5)
+    once = alignment_report(images, texts).matched
+    five = alignment_report(images[faces], texts[faces], faces=faces)
+    assert (five.matched.low, five.matched.high) == pytest.approx((once.low, once.high))
+    assert five.matched.n == 40 and five.shuffled.value < once.value - 5
 
 
 def test_the_control_never_pairs_an_image_with_its_own_caption() -> None:

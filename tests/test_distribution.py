@@ -1,12 +1,11 @@
 """Distances of distributions agree with closed forms, with the public tools and with the eye."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scipy.stats import bootstrap
 from torch import Tensor
 from torchmetrics.image.fid import _compute_fid
 from torchmetrics.image.kid import poly_mmd
@@ -19,10 +18,7 @@ from evaluation.distribution import (
     frechet_from_statistics,
     kernel_distance,
     polynomial_mmd,
-    precision_recall_density_coverage,
 )
-from evaluation.estimate import bootstrap_interval, derangement, proportion
-from evaluation.neighbors import nearest
 
 
 def gaussian(n: int, width: int, seed: int, shift: float = 0.0) -> Tensor:
@@ -104,6 +100,24 @@ def test_kernel_distance_equals_torchmetrics_on_the_same_subsets() -> None:
     assert own.std > 0
 
 
+def test_kernels_of_whole_sets_and_of_each_subset_give_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    a, b = gaussian(90, 16, 0), gaussian(80, 16, 1, shift=0.3)
+    whole = kernel_distance(a, b, subsets=5, subset_size=30)
+    monkeypatch.setattr("evaluation.distribution.WHOLE", 10)
+    pieces = kernel_distance(a, b, subsets=5, subset_size=30)
+    assert asdict(whole) == pytest.approx(asdict(pieces), rel=1e-9)
+
+
+def test_kernel_distance_takes_subsets_of_a_thousand_where_there_are_that_many() -> None:
+    a, b = gaussian(1200, 4, 0), gaussian(1100, 4, 1)
+    assert kernel_distance(a, b, subsets=2).subset_size == 1000
+    few = kernel_distance(a[:60], b[:60], subsets=3)
+    assert few.subset_size == 60 and few.mean == pytest.approx(polynomial_mmd(a[:60], b[:60]))
+    assert few.low < few.mean < few.high and few.std == pytest.approx(0, abs=1e-12)
+
+
 def test_kernel_distance_equals_its_definition_and_is_unbiased() -> None:
     a, b = gaussian(6, 3, 0), gaussian(6, 3, 1)
 
@@ -137,50 +151,11 @@ def test_cmmd_refuses_features_that_are_not_normalised() -> None:
         cmmd(gaussian(10, 5, 0), gaussian(10, 5, 1))
 
 
-def brute_force_manifold(real: np.ndarray, fake: np.ndarray, k: int) -> tuple[float, ...]:
-    def distance(x: np.ndarray, y: np.ndarray) -> float:
-        return float(np.sqrt(((x - y) ** 2).sum()))
-
-    def radius(points: np.ndarray, i: int) -> float:
-        return sorted(distance(points[i], q) for j, q in enumerate(points) if j != i)[k - 1]
-
-    real_radii = [radius(real, i) for i in range(len(real))]
-    fake_radii = [radius(fake, j) for j in range(len(fake))]
-    between = [[distance(x, y) for y in fake] for x in real]
-    balls = [[between[i][j] < real_radii[i] for i in range(len(real))] for j in range(len(fake))]
-    precision = np.mean([any(row) for row in balls])
-    recall = np.mean([any(d < r for d, r in zip(row, fake_radii, strict=True)) for row in between])
-    density = np.mean([sum(row) / k for row in balls])
-    coverage = np.mean([min(row) < r for row, r in zip(between, real_radii, strict=True)])
-    return precision, recall, density, coverage
-
-
-def test_manifold_equals_brute_force_in_any_chunk() -> None:
-    real, fake = gaussian(40, 6, 0), gaussian(33, 6, 1, shift=0.4)
-    expected = brute_force_manifold(real.numpy(), fake.numpy(), 3)
-    assert 0 < expected[0] < 1 and 0 < expected[1] < 1 and 0 < expected[3] < 1
-    for chunk in (7, 1024):
-        got = precision_recall_density_coverage(real, fake, k=3, chunk=chunk)
-        values = (got.precision, got.recall, got.density, got.coverage)
-        assert values == pytest.approx(expected, rel=1e-9)
-
-
-def test_manifold_equals_the_public_prdc(capsys: pytest.CaptureFixture[str]) -> None:
-    prdc = pytest.importorskip("prdc", reason="the public prdc package is not installed")
-    real, fake = gaussian(150, 10, 0), gaussian(120, 10, 1, shift=0.3)
-    public = prdc.compute_prdc(real.numpy(), fake.numpy(), nearest_k=5)
-    got = precision_recall_density_coverage(real, fake, k=5)
-    assert {name: getattr(got, name) for name in public} == pytest.approx(public, rel=1e-9)
-
-
 def test_a_set_against_itself() -> None:
     a = gaussian(60, 8, 0)
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
     assert cmmd(unit(a), unit(a)) == pytest.approx(0, abs=1e-9)
     assert kernel_distance(a, a, 3, 60).mean < 0  # unbiased: its own diagonal is left out
-    same = precision_recall_density_coverage(a, a)
-    assert (same.precision, same.recall, same.coverage) == (1, 1, 1)
-    assert same.density == pytest.approx(1, abs=0.21)
 
 
 def test_worse_pictures_are_farther(pictures: tuple[Tensor, Tensor]) -> None:
@@ -209,26 +184,12 @@ def test_worse_pictures_are_farther(pictures: tuple[Tensor, Tensor]) -> None:
             assert values[-1] > 3 * abs(values[0]), (harm, name, values)
 
 
-def test_precision_sees_bad_pictures_and_recall_missing_ones(
-    pictures: tuple[Tensor, Tensor],
-) -> None:
-    real, other = projected(pictures[0]), projected(pictures[1])
-    good = precision_recall_density_coverage(real, other)
-    bad = precision_recall_density_coverage(real, other + 4)
-    few = precision_recall_density_coverage(real, other[:8].repeat(50, 1) + 1e-3 * real)
-    assert good.precision > 0.8 and good.recall > 0.8 and good.coverage > 0.8
-    assert bad.precision < 0.3 and bad.density < 0.3 and bad.coverage < 0.3
-    assert few.precision > 0.8 and few.recall < 0.2 and few.coverage < 0.3
-
-
 def test_too_few_samples_are_refused() -> None:
     a = gaussian(5, 4, 0)
     with pytest.raises(TooFewSamples, match="at least 2 samples, got 1"):
         frechet_distance(a[:1], a)
     with pytest.raises(TooFewSamples, match="at least 1000 samples, got 5"):
-        kernel_distance(a, a)
-    with pytest.raises(TooFewSamples, match="at least 6 samples, got 5"):
-        precision_recall_density_coverage(a, a, k=5)
+        kernel_distance(a, a, subset_size=1000)
 
 
 def test_features_that_cannot_be_compared_are_refused() -> None:
@@ -239,47 +200,3 @@ def test_features_that_cannot_be_compared_are_refused() -> None:
         frechet_distance(a, a / 0)
     with pytest.raises(ValueError, match="expected float"):
         frechet_distance(a, a[0])
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.integers(1, 30), st.integers(1, 40), st.integers(1, 9), st.integers(1, 50))
-def test_nearest_equals_brute_force(n: int, m: int, k: int, chunk: int) -> None:
-    k = min(k, m)
-    query, reference = gaussian(n, 4, n), gaussian(m, 4, 1000 + m)
-    found = nearest(query, reference, k, chunk)
-    brute = ((query[:, None] - reference[None]) ** 2).sum(-1).sqrt()
-    expected = brute.sort(dim=1)
-    assert torch.allclose(found.distances, expected.values[:, :k], rtol=1e-12)
-    assert torch.equal(found.indices, expected.indices[:, :k])
-
-
-def test_nearest_gives_a_copy_the_distance_zero() -> None:
-    reference = (gaussian(200, 64, 0) * 1000).float()
-    found = nearest(reference[17:19], reference, 1, chunk=32)
-    assert found.distances.tolist() == [[0.0], [0.0]] and found.indices.tolist() == [[17], [18]]
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(2, 200), st.integers(0, 2**31))
-def test_a_derangement_moves_everything(n: int, seed: int) -> None:
-    order = derangement(n, seed)
-    assert sorted(order) == list(range(n)) and (order != np.arange(n)).all()
-
-
-def test_bootstrap_agrees_with_scipy_and_keeps_rows_together() -> None:
-    x = np.random.default_rng(0).normal(size=80)
-    own = bootstrap_interval(np.mean, x, repeats=4000)
-    public = bootstrap((x,), np.mean, n_resamples=4000, method="percentile", rng=1)
-    interval = public.confidence_interval
-    assert (own.low, own.high) == pytest.approx((interval.low, interval.high), abs=0.02)
-    assert own.value == x.mean() and own.n == 80
-    paired = bootstrap_interval(lambda a, b: float((a - b).mean()), x, x - 1, repeats=50)
-    assert (paired.low, paired.high) == pytest.approx((1, 1))
-    with pytest.raises(ValueError, match="lengths"):
-        bootstrap_interval(np.mean, x, x[1:])
-
-
-def test_a_share_of_everything_still_has_an_interval() -> None:
-    share = proportion(10, 10)
-    assert share.value == 1 and share.high == pytest.approx(1)
-    assert share.low == pytest.approx(10 / (10 + 1.959964**2), rel=1e-5)  # Wilson at p = 1

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2.functional import pil_to_tensor
 from transformers import CLIPImageProcessor, Dinov2Config, Dinov2Model
 
+from config import ClassifierConfig
 from evaluation.checks import (
     TooFewSamples,
     require_enough,
@@ -17,8 +18,9 @@ from evaluation.checks import (
     require_same_channel_order,
     require_same_size,
 )
-from evaluation.feature_cache import cached_features
 from evaluation.features import (
+    ANTIALIASED_INCEPTION,
+    INCEPTION,
     FeatureNetwork,
     clip_image_features,
     clip_pixels,
@@ -27,8 +29,11 @@ from evaluation.features import (
     extract_features,
     frechet_name,
     inception_fid,
+    judge_features,
     open_clip,
+    open_network,
 )
+from models.attribute_classifier import AttributeClassifier
 
 
 def reddish(n: int = 8) -> Tensor:
@@ -151,18 +156,52 @@ def test_fid_needs_torch_fidelity(monkeypatch: pytest.MonkeyPatch) -> None:
         inception_fid()
 
 
-def test_fids_network_has_2048_features_and_alone_may_be_called_fid(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def inception_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file of random weights in the layout that FID's Inception loads."""
+    module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    torch.save({}, tmp_path / "weights.pth")
+    with monkeypatch.context() as patch:
+        patch.setattr(module.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+        random = module.FeatureExtractorInceptionV3("", ["2048"], str(tmp_path / "weights.pth"))
+    torch.save(random.state_dict(), tmp_path / "weights.pth")
+    return tmp_path / "weights.pth"
+
+
+def test_fids_features_equal_torch_fidelitys_and_alone_may_be_called_fid(
+    inception_weights: Path,
 ) -> None:
-    inception = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
-    torch.save({}, tmp_path / "weights.pth")  # its layout is checked by load_state_dict
-    monkeypatch.setattr(
-        inception.FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None
-    )
-    network = inception_fid(tmp_path / "weights.pth")
-    assert extract_features(network, random_images(2, 32)).shape == (2, 2048)
-    assert frechet_name(network) == "FID"
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    network = inception_fid(inception_weights)
+    public = FeatureExtractorInceptionV3("public", ["2048"], str(inception_weights))
+    for side in (64, 320):  # enlarged and reduced to 299
+        images = random_images(2, side)
+        assert torch.equal(extract_features(network, images), public(images)[0])
+    other = inception_fid(inception_weights, antialias=True)
+    assert not torch.allclose(extract_features(other, images), public(images)[0], rtol=1e-3, atol=0)
+    assert frechet_name(network) == "FID" and frechet_name(other).startswith("FD (")
+    assert "without antialiasing" in network.resize and "torchmetrics" in other.resize
     assert frechet_name(FeatureNetwork("Inception of mine", 8, network.extract)).startswith("FD (")
+
+
+def test_both_inceptions_are_opened_by_name(inception_weights: Path) -> None:
+    judge = FeatureNetwork("judge", 8, lambda images: images.float().mean((2, 3)))
+    plain, smooth = (
+        open_network(name, judge, str(inception_weights))
+        for name in ("inception", "inception:antialiased")
+    )
+    assert (plain.name, smooth.name) == (INCEPTION, ANTIALIASED_INCEPTION)
+    assert open_network("judge", judge) is judge
+    with pytest.raises(ValueError, match="unknown feature network 'inception:other'"):
+        open_network("inception:other", judge)
+
+
+def test_the_judges_features_say_what_they_were_taught() -> None:
+    classifier = AttributeClassifier(ClassifierConfig(image_size=32)).eval()
+    network, images = judge_features(classifier), random_images(2, 40)
+    assert torch.allclose(extract_features(network, images), classifier.features(images))
+    assert (network.size, network.trained_on) == (32, "face attributes")
 
 
 def test_efficientnet_lite0_tells_pictures_apart() -> None:
@@ -192,45 +231,3 @@ def test_extraction_is_the_same_in_any_batch_and_refuses_floats() -> None:
         extract_features(network, images.float())
     with pytest.raises(ValueError, match=r"not \(N, D\)"):
         extract_features(FeatureNetwork("flat", 8, lambda i: i.float().mean()), images)
-
-
-def linear(seed: int) -> FeatureNetwork:
-    torch.manual_seed(seed)
-    layer = nn.Linear(48, 5)
-    return FeatureNetwork("linear", 4, lambda images: layer(images[..., :4, :4].flatten(1) / 255))
-
-
-def test_stored_features_are_used_until_images_or_weights_change(tmp_path: Path) -> None:
-    images, computed = random_images(6, 4), []
-
-    def get(network: FeatureNetwork, key: object) -> Tensor:
-        def compute() -> Tensor:
-            computed.append(key)
-            return extract_features(network, images)
-
-        return cached_features(network, key, compute, tmp_path / "features")
-
-    first = get(linear(0), {"split": "train", "size": 4})
-    assert torch.equal(get(linear(0), {"size": 4, "split": "train"}), first)
-    assert len(computed) == 1
-    get(linear(0), {"split": "test", "size": 4})
-    assert len(computed) == 2  # other images
-    retrained = get(linear(1), {"split": "train", "size": 4})
-    assert len(computed) == 3 and not torch.allclose(retrained, first)  # other weights
-    assert torch.equal(get(linear(1), {"split": "train", "size": 4}), retrained)
-    assert len(computed) == 3
-    assert not list((tmp_path / "features").glob("*.part"))
-
-
-def test_a_broken_store_is_named_and_an_interrupted_one_leaves_nothing(tmp_path: Path) -> None:
-    def interrupted() -> Tensor:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        cached_features(linear(0), "key", interrupted, tmp_path)
-    assert not list(tmp_path.iterdir())
-    cached_features(linear(0), "key", lambda: torch.zeros(2, 5), tmp_path)
-    (path,) = tmp_path.iterdir()
-    path.write_bytes(path.read_bytes()[:20])
-    with pytest.raises(ValueError, match=f"{path.name}.*Delete it"):
-        cached_features(linear(0), "key", lambda: torch.zeros(2, 5), tmp_path)

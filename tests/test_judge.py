@@ -113,6 +113,66 @@ def test_thresholds_are_the_best_of_all_and_in_the_middle_of_their_plateau() -> 
     assert (judge.best_thresholds(probabilities, truth & False) == 0.5).all()
 
 
+def test_of_two_plateaus_the_widest_gives_the_threshold_not_their_middle() -> None:
+    """False answers at 0.25 and 0.60 and true ones around them: between, the accuracy is lower."""
+    truth = torch.tensor([True, False, True, False])[:, None].repeat(1, 40)
+    truth[:, MALE] = ~truth[:, MALE]
+    probabilities = torch.tensor([0.10, 0.25, 0.60, 0.20])[:, None].repeat(1, 40)
+    thresholds = judge.best_thresholds(probabilities, truth)
+    # Above 0.25 and below 0.60 one true is found and both false are rejected: 0.75.
+    assert ((thresholds > 0.25) & (thresholds < 0.60))[torch.arange(40) != MALE].all()
+    tied = torch.tensor([0.10, 0.40, 0.50, 0.90])[:, None].repeat(1, 40)
+    alternating = torch.tensor([False, True, False, True])[:, None].repeat(1, 40)
+    scores = {
+        t: (sum(judge.recalls(tied > t, alternating)) / 2)[0].item() for t in (0.25, 0.45, 0.7)
+    }
+    assert scores[0.25] == scores[0.7] == 0.75 and scores[0.45] == 0.5
+    found = judge.best_thresholds(tied, alternating)  # the mean of both plateaus is near 0.55
+    assert ((found > 0.5) & (found < 0.9)).all() and found[0].item() == pytest.approx(0.7, abs=0.02)
+
+
+def test_every_face_has_a_crop_and_a_tint_of_its_own() -> None:
+    torch.manual_seed(0)
+    face = torch.nn.functional.interpolate(torch.rand(1, 3, 8, 8) * 255, (32, 32), mode="bicubic")
+    batch = face.clamp(0, 255).to(torch.uint8).repeat(64, 1, 1, 1)
+    changed = judge.augment(batch)
+    assert changed.dtype == torch.uint8 and changed.shape == batch.shape
+    assert len(changed.flatten(1).unique(dim=0)) == 64
+    means = changed.float().mean((1, 2, 3)) / batch.float().mean()
+    assert means.std() > 0.02 and means.min() > 0.75 and means.max() < 1.25
+    mirrored = [
+        (changed.float() - side.float()).square().mean((1, 2, 3))
+        for side in (batch, batch.flip(-1))
+    ]
+    assert 16 < (mirrored[0] < mirrored[1]).sum() < 48
+
+
+def test_a_crop_keeps_at_least_four_fifths_and_never_leaves_the_picture() -> None:
+    ramp = torch.linspace(0, 200, 64).round().to(torch.uint8).repeat(200, 3, 64, 1)
+    torch.manual_seed(0)
+    cropped = judge._crop(ramp.float())
+    low, high = cropped.amin((1, 2, 3)), cropped.amax((1, 2, 3))
+    assert ((high - low) / 200 > 0.8**0.5 - 0.03).all() and ((high - low) / 200 < 0.95).any()
+    assert low.min() >= 0 and high.max() <= 200
+
+
+def test_decisions_do_not_depend_on_the_autocast_around_them(
+    trained: tuple[AttributeClassifier, list[judge.Epoch]],
+) -> None:
+    classifier, images = trained[0], faces(8, 5)[0]
+    plain, features = classifier.probabilities(images), classifier.features(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(classifier.probabilities(images), plain)
+        assert torch.equal(classifier.features(images), features)
+
+
+def test_reliable_attributes_are_those_read_well() -> None:
+    good = judge.Reading("Smiling", 50, 0.9, 0.5, 0.9, 0.9, 0.0)
+    poor = dataclasses.replace(good, name="Male", balanced_accuracy=0.8)
+    disputed = dataclasses.replace(good, name="Oval_Face")
+    assert judge.reliable_attributes([good, poor, disputed], 0.85) == ("Smiling",)
+
+
 def test_what_people_dispute_is_not_reliable() -> None:
     reading = judge.Reading("Smiling", 50, 0.9, 0.5, 0.9, 0.9, 0.0)
     assert reading.is_reliable(0.85) and not reading.is_reliable(0.95)

@@ -1,6 +1,7 @@
 """Pictures for an evaluation: one seed each, resumable, whole or absent, shared by processes."""
 
 import dataclasses
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from inference.picture_sets import Request, generate_set
 
 SAMPLING = SamplingConfig("ddim", 5, 2.0, (0.1, 0.9))
 PROMPTS = tuple(f"face {number}" for number in range(10))
-REQUEST = Request(PROMPTS, tuple(range(100, 110)), SAMPLING, "epoch_3.pt")
+REQUEST = Request(PROMPTS, tuple(range(100, 110)), SAMPLING, "epoch_3.pt", "cpu", "no")
 
 
 class Painter:
@@ -33,13 +34,17 @@ class Painter:
         return torch.tensor(values).view(-1, 3, 1, 1).expand(-1, 3, 4, 4) / 255
 
 
+def generated(model: Painter, folder: Path, batch_size: int = 32) -> torch.Tensor:
+    return torch.stack(list(generate_set(model, REQUEST, folder, batch_size)))
+
+
 def want() -> torch.Tensor:
     values = [[n * 10, 100 + n, 50] for n in range(10)]
     return torch.tensor(values, dtype=torch.uint8).view(-1, 3, 1, 1).expand(-1, 3, 4, 4)
 
 
 def test_each_prompt_gets_its_seed_and_the_bytes_that_a_png_holds(tmp_path: Path) -> None:
-    assert torch.equal(generate_set(Painter(), REQUEST, tmp_path, batch_size=3), want())
+    assert torch.equal(generated(Painter(), tmp_path, 3), want())
     paths = sorted(tmp_path.rglob("*.png"))
     assert [path.name for path in paths] == [f"{n:06d}.png" for n in range(10)]
     assert Image.open(paths[7]).getpixel((0, 0)) == (70, 107, 50)
@@ -51,9 +56,9 @@ def test_an_interrupted_set_goes_on_where_it_stopped(tmp_path: Path) -> None:
         generate_set(broken, REQUEST, tmp_path, batch_size=3)
     assert broken.painted == list(PROMPTS[:6])
     second = Painter()
-    assert torch.equal(generate_set(second, REQUEST, tmp_path, batch_size=3), want())
+    assert torch.equal(generated(second, tmp_path, 3), want())
     assert second.painted == list(PROMPTS[6:])
-    assert generate_set(Painter(patience=0), REQUEST, tmp_path).shape == (10, 3, 4, 4)
+    assert generated(Painter(patience=0), tmp_path).shape == (10, 3, 4, 4)
 
 
 @pytest.mark.parametrize(
@@ -66,6 +71,8 @@ def test_an_interrupted_set_goes_on_where_it_stopped(tmp_path: Path) -> None:
         {"model": "epoch_4.pt"},
         {"prompts": (*PROMPTS[:9], "face 3")},
         {"seeds": tuple(range(101, 111))},
+        {"device": "cuda"},
+        {"precision": "bf16"},
     ],
 )
 def test_whatever_decides_the_pictures_names_another_folder(changes: dict[str, Any]) -> None:
@@ -79,31 +86,71 @@ def test_the_protocol_says_how() -> None:
     assert named.items() <= protocol.items() and protocol["model"] == "epoch_3.pt"
 
 
-def test_processes_share_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class OneOfTwo:
-        def __init__(self) -> None:
-            self.own = slice(0, 5)
+def test_other_code_of_the_sampler_names_another_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = REQUEST.key()
+    monkeypatch.setattr(picture_sets, "sampler_code", lambda: "mended")
+    assert REQUEST.key() != before
 
-        def split_between_processes(self, items: list[int]) -> "OneOfTwo":
-            self.items = items[self.own]
-            return self
 
-        def __enter__(self) -> list[int]:
-            return self.items
+def test_code_counts_and_comments_do_not(tmp_path: Path) -> None:
+    def statements(name: str, text: str) -> str:
+        path = tmp_path / f"{name}.py"
+        path.write_text(text)
+        spec = importlib.util.spec_from_file_location(name, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return picture_sets._statements(module)
 
-        def __exit__(self, *_: object) -> None: ...
+    code = 'def f(x):\n    """Double."""\n    return 2 * x\n'
+    same = statements("one", code)
+    assert statements("two", code.replace("Double", "Twice x") + "# a remark\n") == same
+    assert statements("three", code.replace("2 * x", "3 * x")) != same
 
-        def wait_for_everyone(self) -> None:
-            other = picture_sets.PartialState
-            monkeypatch.setattr(picture_sets, "PartialState", real)
-            generate_set(Painter(), REQUEST, tmp_path)  # the other process, meanwhile
-            monkeypatch.setattr(picture_sets, "PartialState", other)
 
-    real = picture_sets.PartialState
-    monkeypatch.setattr(picture_sets, "PartialState", OneOfTwo)
-    painter = Painter()
-    assert torch.equal(generate_set(painter, REQUEST, tmp_path), want())
-    assert painter.painted == list(PROMPTS[:5])
+@pytest.mark.parametrize("damage", ["cut short", "a hole", "empty"])
+def test_a_damaged_picture_is_made_again_and_said(
+    damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generated(Painter(), tmp_path)
+    torn = sorted(tmp_path.rglob("*.png"))[4]
+    content = torn.read_bytes()
+    middle = len(content) // 2
+    hole = content[:middle] + bytes(8) + content[middle + 8 :]
+    torn.write_bytes({"cut short": content[:-20], "a hole": hole, "empty": b""}[damage])
+    others = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.png") if path != torn}
+    second = Painter()
+    assert torch.equal(generated(second, tmp_path, 3), want())
+    assert second.painted == ["face 3", "face 4", "face 5"]  # in its batch, to be the same to a bit
+    assert all(path.stat().st_mtime_ns == time for path, time in others.items())
+    assert str(torn) in capsys.readouterr().out
+
+
+class Process:
+    """One of several processes that find their work done by the others when they have waited."""
+
+    def __init__(self, index: int, count: int) -> None:
+        self.process_index, self.num_processes = index, count
+        self.is_main_process = index == 0
+
+    def wait_for_everyone(self) -> None: ...
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_processes_deal_whole_batches(
+    count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def make(places: Sequence[int]) -> torch.Tensor:
+        calls.append(list(places))
+        return torch.zeros(len(places), 3, 4, 4)
+
+    for index in range(count):
+        process = Process(index, count)
+        monkeypatch.setattr(picture_sets, "PartialState", lambda process=process: process)
+        # In a folder of its own, as all list what is missing before any makes it.
+        picture_sets.make_set(make, 10, tmp_path / f"process_{index}", "key", batch_size=3)
+    assert sorted(calls) == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
 
 
 def test_prompts_without_seeds_are_refused(tmp_path: Path) -> None:

@@ -1,16 +1,11 @@
-"""Sets side by side, the intervals of their distances, and the file of results."""
+"""Sets side by side, at which n, and sets that are refused."""
 
-import json
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 
 from evaluation import report
 from evaluation.checks import TooFewSamples
 from evaluation.distribution import frechet_distance
-from evaluation.estimate import Estimate, halves_interval, halves_intervals, proportion
 from evaluation.features import FeatureNetwork
 
 NETWORK = FeatureNetwork("a network", 8, lambda images: images.flatten(1).float())
@@ -25,7 +20,7 @@ def test_sets_are_compared_at_one_size_and_come_out_in_order() -> None:
     sets = {"floor": normal(300, 0, 1), "model": normal(500, 0.3, 2), "bad": normal(200, 2, 3)}
     result = report.compare_sets(NETWORK, normal(400), sets)
     assert (result["n"], result["n_reference"], result["dimensions"]) == (200, 400, 16)
-    assert result["note"] == ""
+    assert result["note"] == "" and result["extrapolated"] is None
     distances = [result["sets"][name]["FD (a network)"] for name in sets]
     assert [d.n for d in distances] == [200] * 3
     values = [d.value for d in distances]
@@ -33,27 +28,29 @@ def test_sets_are_compared_at_one_size_and_come_out_in_order() -> None:
     assert values[0] == frechet_distance(sets["floor"][:200], normal(400))
     kernels = [result["sets"][name]["KD (a network)"].mean for name in sets]
     assert kernels == sorted(kernels)
-    assert len(report.distribution_lines(result)) == 4
 
 
-def test_images_are_compared_by_their_features_and_those_of_the_reference_kept(
-    tmp_path: Path,
-) -> None:
-    asked = []
+def test_a_control_is_compared_at_its_own_size() -> None:
+    sets = {report.FLOOR: normal(150, 0, 1), report.GENERATED: normal(150, 0.3, 2)}
+    apart = {report.UNTRAINED: normal(60, 3, 3)}
+    result = report.compare_sets(NETWORK, normal(200), sets, apart)
+    assert result["n"] == 150
+    control = result["sets"][report.UNTRAINED]["FD (a network)"]
+    assert control.n == 60
+    assert control.value == frechet_distance(apart[report.UNTRAINED], normal(200))
 
-    def extract(images: torch.Tensor) -> torch.Tensor:
-        asked.append(len(images))
-        return images.flatten(1).float()
 
-    network = FeatureNetwork("a network", 4, extract)
-    reference, some = torch.randint(256, (2, 60, 3, 4, 4), dtype=torch.uint8)
-    compared = [
-        report.compare_images(network, reference, "key", {"some": some}, tmp_path) for _ in range(2)
-    ]
-    features = (images.flatten(1).float() for images in (reference, some))
-    want = report.compare_sets(network, next(features), {"some": next(features)})
-    assert compared == [want, want]
-    assert asked.count(60) == 3  # the reference once, the set twice; the others are probes
+def test_all_pictures_count_where_they_are_more_than_the_faces_beside_them() -> None:
+    sets = {report.FLOOR: normal(100, 0, 1), report.GENERATED: normal(300, 0.3, 2)}
+    result = report.compare_sets(NETWORK, normal(200), sets)
+    row = result["sets"]["generated, all 300"]
+    assert set(row) == {"FD (a network)", "KD (a network)"}
+    assert row["FD (a network)"].value == frechet_distance(sets[report.GENERATED], normal(200))
+    assert result["sets"][report.GENERATED]["FD (a network)"].n == 100
+    assert result["extrapolated"].n == 300
+    lines = report.distribution_lines(result)
+    assert any("infinitely many" in line for line in lines)
+    assert any(line.startswith("precision") and line.rstrip().endswith("-") for line in lines)
 
 
 def test_too_few_are_refused_and_few_are_said_to_be_few() -> None:
@@ -61,12 +58,6 @@ def test_too_few_are_refused_and_few_are_said_to_be_few() -> None:
         report.compare_sets(NETWORK, normal(400), {"few": normal(49)})
     wide = torch.randn(60, 80)
     assert "60 is below the 80" in report.compare_sets(NETWORK, wide, {"wide": wide})["note"]
-
-
-def test_only_fids_network_gives_fid() -> None:
-    assert report.kernel_name(NETWORK) == "KD (a network)"
-    inception = FeatureNetwork("Inception-v3 of FID", 299, NETWORK.extract)
-    assert report.kernel_name(inception) == "KID"
 
 
 @pytest.mark.parametrize(
@@ -97,45 +88,3 @@ def test_swapped_channels_are_refused() -> None:
 def test_pictures_become_bytes_as_png_rounds_them() -> None:
     images = torch.tensor([0.0, 1.0, 0.5, 1 / 255, 0.999, 1.2])
     assert report.as_uint8(images).tolist() == [0, 255, 128, 1, 255, 255]
-
-
-def test_results_are_plain_json_and_never_half_written(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "metrics.json"
-    values = {"share": proportion(3, 4), "array": np.arange(2), "tensor": torch.ones(1)}
-    report.write_metrics(path, values)
-    found = json.loads(path.read_text())
-    assert found["share"]["value"] == 0.75 and found["share"]["n"] == 4
-    assert found["array"] == [0, 1] and found["tensor"] == [1.0]
-    for broken in ({"x": float("nan")}, {"x": object()}):
-        with pytest.raises((TypeError, ValueError)):
-            report.write_metrics(path, broken)
-    assert json.loads(path.read_text()) == found and list(path.parent.iterdir()) == [path]
-
-
-def test_halves_give_the_spread_of_a_mean() -> None:
-    """Of a mean the standard error is known: the interval must have its width."""
-    widths = []
-    for seed in range(20):
-        a = torch.randn(400, 1, generator=torch.Generator().manual_seed(seed))
-        found = halves_interval(lambda x, y: float(x.mean()), a, a, repeats=40, seed=seed)
-        widths.append((found.high - found.low) / 2)
-        assert found.value == float(a.mean()) and found.n == 400
-    assert np.mean(widths) == pytest.approx(1.96 / 20, rel=0.1)
-
-
-def test_halves_cover_the_spread_of_a_frechet_distance() -> None:
-    reference = normal(2000, 0, 99)
-    values = [frechet_distance(normal(300, 0.5, seed), reference) for seed in range(30)]
-    found = halves_interval(frechet_distance, normal(300, 0.5, 0), reference, repeats=20)
-    assert (found.high - found.low) / 2 == pytest.approx(1.96 * np.std(values), rel=0.6)
-
-
-def test_several_numbers_share_their_halves() -> None:
-    def statistics(a: torch.Tensor, b: torch.Tensor) -> dict[str, float]:
-        return {"mean": float(a.mean()), "twice": 2 * float(a.mean())}
-
-    found = halves_intervals(statistics, normal(100), normal(100))
-    assert isinstance(found["mean"], Estimate)
-    assert found["twice"].high == pytest.approx(2 * found["mean"].high)
-    with pytest.raises(TooFewSamples):
-        halves_intervals(statistics, normal(3), normal(100))
