@@ -8,13 +8,18 @@ the image-to-image and inpainting pipelines do too. Nothing of this repository i
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
+import diffusers
 import torch
-from diffusers import StableDiffusionPipeline
+import transformers
+from diffusers import SchedulerMixin, StableDiffusionPipeline
 
-from config import get_config
+from config import Config, get_config
 from diffusion.sampling import build_sampler
+from files import write_text
 from inference.text_to_face import TextToFace
+from models.text_encoder import save_text_weights, save_tokenizer
 from training import checkpoints
 
 CARD = """---
@@ -28,7 +33,9 @@ tags: [text-to-image, latent-diffusion, faces]
 A UNet of {parameters:.1f}M parameters, trained to predict {target} on the latents of {data} at
 {size} px, under captions made from the 40 attributes of CelebA. Autoencoder: `{autoencoder}`. Text
 encoder: `{text_encoder}`. Both were frozen. The weights are the moving average after {step} steps
-of {batch} faces ({epoch} epochs).
+of {batch} faces ({epoch} epochs). Sampler: `{sampler}`.
+
+Written with {versions}; opens with diffusers 0.35 and transformers 4.56 or newer.
 
 ```python
 import torch
@@ -85,15 +92,29 @@ def export(checkpoint_path: Path, out: Path, metrics: Path) -> Path:
         text_encoder=model.text_encoder.model,
         tokenizer=tokenizer,
         unet=model.unet.to(memory_format=torch.contiguous_format),
-        scheduler=build_sampler(model.config.sampling.sampler, model.config.diffusion),
+        scheduler=pipeline_scheduler(model.config),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(out, safe_serialization=True)
+    save_text_weights(pipeline.text_encoder, out / "text_encoder")
+    save_tokenizer(tokenizer, out / "tokenizer")
     measured = _measured(metrics, checkpoints.identity(checkpoint_path))
-    (out / "README.md").write_text(model_card(checkpoint, measured))
+    write_text(out / "README.md", model_card(checkpoint, measured))
     return out
+
+
+def pipeline_scheduler(config: Config) -> SchedulerMixin:
+    """The run's sampler in the form that StableDiffusionPipeline leaves alone.
+
+    The pipeline sets `steps_offset` to 1. That moves "leading" timesteps only: DDIM's have it
+    already, the solver's are others, and DDPM's would be wrong, so DDIM takes its place.
+    """
+    name = "ddim" if config.sampling.sampler == "ddpm" else config.sampling.sampler
+    scheduler = build_sampler(name, config.diffusion)
+    scheduler.register_to_config(steps_offset=1)
+    return scheduler
 
 
 def model_card(checkpoint: checkpoints.Checkpoint, measured: str) -> str:
@@ -111,6 +132,9 @@ def model_card(checkpoint: checkpoints.Checkpoint, measured: str) -> str:
         step=checkpoint.step,
         batch=config.training.batch_size * checkpoint.circumstances.processes,
         epoch=checkpoint.epoch,
+        sampler=type(pipeline_scheduler(config)).__name__,
+        versions=f"torch {torch.__version__}, diffusers {diffusers.__version__} and transformers "
+        f"{transformers.__version__}",
         prompt=config.sampling.prompts[0],
         steps=config.sampling.steps,
         guidance_scale=config.sampling.guidance_scale,
@@ -129,20 +153,29 @@ def _table(values: dict[str, object]) -> str:
 
 def _measured(metrics: Path, model: str) -> str:
     """The distances and the consistency of `metrics.json`, each with what stands beside it."""
-    results = json.loads(metrics.read_text()) if metrics.is_file() else None
-    if results is None or results["protocol"]["model"] != model:
+    results = _read_metrics(metrics)
+    if results.get("protocol", {}).get("model") != model:
         return "Nothing was measured of these weights: run the notebook `metrics1`, export again."
     lines = ["| number | value | 95% | n |", "|---|---|---|---|"]
-    for comparison in results["distribution"].values():
+    for comparison in results.get("distribution", {}).values():
         for name, row in comparison["sets"].items():
             number, estimate = next(iter(row.items()))
             lines.append(_row(f"{number}, {name}", estimate))
-    headline = results["attribute_consistency"]["headline"]
+    headline = results.get("attribute_consistency", {}).get("headline", {})
     for name in ("generated", "shuffled"):
-        if headline[name]:
+        if headline.get(name):
             lines.append(_row(f"attribute consistency, {name} captions", headline[name]))
     protocol = ", ".join(f"{key}: {value}" for key, value in results["protocol"].items())
     return "\n".join([*lines, "", f"Protocol: {protocol}."])
+
+
+def _read_metrics(path: Path) -> dict[str, Any]:
+    """What was measured; nothing, and said, where a power cut tore the file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        print(f"{path} is damaged and left out of the card ({error}): run metrics1, export again")
+        return {}
 
 
 def _row(name: str, estimate: dict[str, float]) -> str:
@@ -157,15 +190,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="default: outputs/<preset>/pipeline")
     parser.add_argument("--push-to-hub", metavar="OWNER/NAME", help="upload the folder as well")
     arguments = parser.parse_args()
-    config = get_config(arguments.preset)
-    out = arguments.out or config.output_folder / "pipeline"
+    export_run(get_config(arguments.preset), arguments.out, arguments.push_to_hub)
+
+
+def export_run(config: Config, out: Path | None = None, repository: str | None = None) -> None:
+    """Export the newest checkpoint of a run, and upload it to a private repository of the hub."""
+    out = out or config.output_folder / "pipeline"
     path = checkpoints.require_checkpoint(config.run_folder)
     print(f"{path.name} -> {export(path, out, config.output_folder / 'metrics.json')}")
-    if arguments.push_to_hub:
+    if repository:
         from huggingface_hub import HfApi
 
-        HfApi().create_repo(arguments.push_to_hub, exist_ok=True, private=True)
-        HfApi().upload_folder(repo_id=arguments.push_to_hub, folder_path=out)
+        HfApi().create_repo(repository, exist_ok=True, private=True)
+        HfApi().upload_folder(repo_id=repository, folder_path=out)
 
 
 if __name__ == "__main__":
