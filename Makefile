@@ -6,7 +6,7 @@ PRESET ?= demo
 NOTEBOOKS = train1_t2i_celeba_hq_ldm_cfg inference1_t2i_celeba_hq_ldm_cfg \
             train2_train_celeba_attribute_classifier metrics1_evaluate_celeba_hq
 
-.PHONY: app bench bench-gpu data demo export test torture train
+.PHONY: app bench bench-gpu data demo export test test-lowest torture train
 
 # The notebooks headless and in order; executed copies, also as HTML, go to outputs/<preset>/notebooks.
 demo: $(VENV)/run-time
@@ -26,6 +26,17 @@ test: $(VENV)/development
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pytest
+
+# The quick suite in an environment of its own with the oldest releases that requirements.txt allows;
+# all else is the newest that fits them. These releases have wheels for Python 3.11 and 3.12.
+QUICK_SUITE = --ignore=tests/test_full_size.py --ignore=tests/test_notebooks.py --ignore=tests/test_faults.py
+LOWEST ?= .venv-lowest
+test-lowest:
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(PYTHON) tests/lowest_versions.py requirements.txt > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/pip install --quiet --requirement requirements-dev.txt \
+	  --constraint $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/pytest $(QUICK_SUITE)
 
 # 250 kills at random instants, half of them in bfloat16; about five minutes on two cores.
 torture: $(VENV)/development

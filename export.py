@@ -5,16 +5,20 @@ are those of Stable Diffusion, so `StableDiffusionPipeline.from_pretrained` open
 the image-to-image and inpainting pipelines do too. Nothing of this repository is needed there.
 """
 
-import argparse
 import json
 from pathlib import Path
+from typing import Any
 
+import diffusers
 import torch
+import transformers
 from diffusers import StableDiffusionPipeline
 
-from config import get_config
+from command_line import command, config_from, parser
 from diffusion.sampling import build_sampler
+from files import write_text
 from inference.text_to_face import TextToFace
+from models.text_encoder import save_text_weights, save_tokenizer
 from training import checkpoints
 
 CARD = """---
@@ -28,7 +32,9 @@ tags: [text-to-image, latent-diffusion, faces]
 A UNet of {parameters:.1f}M parameters, trained to predict {target} on the latents of {data} at
 {size} px, under captions made from the 40 attributes of CelebA. Autoencoder: `{autoencoder}`. Text
 encoder: `{text_encoder}`. Both were frozen. The weights are the moving average after {step} steps
-of {batch} faces ({epoch} epochs).
+of {batch} faces ({epoch} epochs). Sampler: `{sampler}`.
+
+Written with {versions}; opens with diffusers 0.35 and transformers 4.56 or newer.
 
 ```python
 import torch
@@ -91,8 +97,10 @@ def export(checkpoint_path: Path, out: Path, metrics: Path) -> Path:
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(out, safe_serialization=True)
+    save_text_weights(pipeline.text_encoder, out / "text_encoder")
+    save_tokenizer(tokenizer, out / "tokenizer")
     measured = _measured(metrics, checkpoints.identity(checkpoint_path))
-    (out / "README.md").write_text(model_card(checkpoint, measured))
+    write_text(out / "README.md", model_card(checkpoint, measured))
     return out
 
 
@@ -111,6 +119,9 @@ def model_card(checkpoint: checkpoints.Checkpoint, measured: str) -> str:
         step=checkpoint.step,
         batch=config.training.global_batch_size,
         epoch=checkpoint.epoch,
+        sampler=config.sampling.sampler,
+        versions=f"torch {torch.__version__}, diffusers {diffusers.__version__} and transformers "
+        f"{transformers.__version__}",
         prompt=config.sampling.prompts[0],
         steps=config.sampling.steps,
         guidance_scale=config.sampling.guidance_scale,
@@ -129,20 +140,29 @@ def _table(values: dict[str, object]) -> str:
 
 def _measured(metrics: Path, model: str) -> str:
     """The distances and the consistency of `metrics.json`, each with what stands beside it."""
-    results = json.loads(metrics.read_text()) if metrics.is_file() else None
-    if results is None or results["protocol"]["model"] != model:
+    results = _read_metrics(metrics)
+    if results.get("protocol", {}).get("model") != model:
         return "Nothing was measured of these weights: run the notebook `metrics1`, export again."
     lines = ["| number | value | 95% | n |", "|---|---|---|---|"]
-    for comparison in results["distribution"].values():
+    for comparison in results.get("distribution", {}).values():
         for name, row in comparison["sets"].items():
             number, estimate = next(iter(row.items()))
             lines.append(_row(f"{number}, {name}", estimate))
-    headline = results["attribute_consistency"]["headline"]
+    headline = results.get("attribute_consistency", {}).get("headline", {})
     for name in ("generated", "shuffled"):
-        if headline[name]:
+        if headline.get(name):
             lines.append(_row(f"attribute consistency, {name} captions", headline[name]))
     protocol = ", ".join(f"{key}: {value}" for key, value in results["protocol"].items())
     return "\n".join([*lines, "", f"Protocol: {protocol}."])
+
+
+def _read_metrics(path: Path) -> dict[str, Any]:
+    """What was measured; nothing, and said, where a power cut tore the file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        print(f"{path} is damaged and left out of the card ({error}): run metrics1, export again")
+        return {}
 
 
 def _row(name: str, estimate: dict[str, float]) -> str:
@@ -150,14 +170,14 @@ def _row(name: str, estimate: dict[str, float]) -> str:
     return f"| {name} | {estimate['value']:.3f} | {low:.3f} to {high:.3f} | {estimate['n']} |"
 
 
+@command
 def main() -> None:
     """Export the newest checkpoint of a preset's run."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", default=None)
-    parser.add_argument("--out", type=Path, help="default: outputs/<preset>/pipeline")
-    parser.add_argument("--push-to-hub", metavar="OWNER/NAME", help="upload the folder as well")
-    arguments = parser.parse_args()
-    config = get_config(arguments.preset)
+    options = parser(__doc__)
+    options.add_argument("--out", type=Path, help="default: outputs/<preset>/pipeline")
+    options.add_argument("--push-to-hub", metavar="OWNER/NAME", help="upload the folder as well")
+    arguments = options.parse_args()
+    config = config_from(arguments)
     out = arguments.out or config.output_folder / "pipeline"
     path = checkpoints.require_checkpoint(config.run_folder)
     print(f"{path.name} -> {export(path, out, config.output_folder / 'metrics.json')}")

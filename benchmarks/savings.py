@@ -22,9 +22,7 @@ CPU = torch.device("cpu")
 
 def training(batch: int, plain_layout: bool) -> Callable[[], None]:
     """A step of the UNet, with diffusers' copies of its shortcuts' inputs or without."""
-    step, unet, _ = unet_step(batch)
-    if plain_layout:
-        unet.train()  # takes back `keep_channels_last`
+    step, _, _ = unet_step(batch, plain_layout=plain_layout)
     return step
 
 

@@ -39,11 +39,12 @@ CPU = torch.device("cpu")
 
 
 def unet_step(
-    batch: int, plain_attention: bool = True
+    batch: int, plain_attention: bool = True, plain_layout: bool = False
 ) -> tuple[Callable[[], None], nn.Module, float]:
     """Forward, backward, clipping and AdamW on random latents; the model; operations an image."""
     unet = full_size.unet().train()
-    keep_channels_last(unet)
+    if not plain_layout:
+        keep_channels_last(unet)
     if plain_attention:
         use_plain_attention(unet)
     optimizer = torch.optim.AdamW(unet.parameters(), 1e-5, fused=True)

@@ -19,13 +19,12 @@ from tqdm import tqdm
 from transformers import AutoModel, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from evaluation.checks import require_images
-from models.attribute_classifier import AttributeClassifier
+from models.attribute_classifier import IMAGENET_MEAN, IMAGENET_STD, AttributeClassifier
 from models.loading import open_model, open_pretrained
 
 INCEPTION = "Inception-v3 of FID"
 ANTIALIASED_INCEPTION = "Inception-v3, antialiased"
 INCEPTION_SIZE, DINOV2_SIZE, EFFICIENTNET_SIZE = 299, 224, 224  # pixels
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class Reading:
 def new_judge(config: ClassifierConfig, device: torch.device | str) -> AttributeClassifier:
     """An untrained judge: weights from the config's seed, or ImageNet's where it names them."""
     torch.manual_seed(config.seed)
-    classifier = AttributeClassifier(config)
+    classifier = AttributeClassifier(config, ATTRIBUTES)
     if config.imagenet_weights:
         classifier.start_from_imagenet(ROOT / Path(config.imagenet_weights).expanduser())
     return classifier.to(device)

@@ -1,11 +1,12 @@
-"""The judge: ResNet-18 with 40 logits, one for each CelebA attribute.
+"""The judge: ResNet-18 with one logit for each attribute.
 
 Takes the same uint8 RGB images as everything in `evaluation/`, resizes and normalises them itself,
 so that nobody can feed it another range than it was trained on.
 
-Shapes: B batch, H x W image of any size.
+Shapes: B batch, A attributes (40 of CelebA), H x W image of any size.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,26 +16,37 @@ from torch import nn
 from torchvision.transforms.v2 import functional as transforms
 
 from config import ClassifierConfig
-from custom_datasets.celeba_hq_dataset import ATTRIBUTES
+from files import replacing
 from models.loading import read_archive
 from settings import from_dict
 
-# ImageNet's statistics, so that ImageNet weights can be the start.
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# Statistics of ImageNet's pixels, which networks trained on it expect.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# What the logits of a file without names mean: only judges of CelebA were saved without them.
+CELEBA_ATTRIBUTES: tuple[str, ...] = tuple(
+    (
+        "5_o_Clock_Shadow Arched_Eyebrows Attractive Bags_Under_Eyes Bald Bangs Big_Lips Big_Nose "
+        "Black_Hair Blond_Hair Blurry Brown_Hair Bushy_Eyebrows Chubby Double_Chin Eyeglasses "
+        "Goatee Gray_Hair Heavy_Makeup High_Cheekbones Male Mouth_Slightly_Open Mustache "
+        "Narrow_Eyes No_Beard Oval_Face Pale_Skin Pointy_Nose Receding_Hairline Rosy_Cheeks "
+        "Sideburns Smiling Straight_Hair Wavy_Hair Wearing_Earrings Wearing_Hat Wearing_Lipstick "
+        "Wearing_Necklace Wearing_Necktie Young"
+    ).split()
+)
 
 
 class AttributeClassifier(nn.Module):
-    """Which of the 40 attributes a face shows.
+    """Which attributes a face shows.
 
-    `thresholds` (40,) are the probabilities above which an attribute counts as shown; training
+    `thresholds` (A,) are the probabilities above which an attribute counts as shown; training
     chooses them on the validation split, because at 0.5 a rare attribute is hardly ever said.
     """
 
-    def __init__(self, config: ClassifierConfig) -> None:
+    def __init__(self, config: ClassifierConfig, attribute_names: Sequence[str]) -> None:
         super().__init__()
-        self.config = config
-        self.network = torchvision.models.resnet18(num_classes=len(ATTRIBUTES))
-        self.register_buffer("thresholds", torch.full((len(ATTRIBUTES),), 0.5))
+        self.config, self.attribute_names = config, tuple(attribute_names)
+        self.network = torchvision.models.resnet18(num_classes=len(self.attribute_names))
+        self.register_buffer("thresholds", torch.full((len(self.attribute_names),), 0.5))
 
     def start_from_imagenet(self, weights: str | Path) -> None:
         """Take a ResNet-18's ImageNet weights, all but the last layer.
@@ -49,8 +61,7 @@ class AttributeClassifier(nn.Module):
         if not Path(weights).is_file():
             raise FileNotFoundError(
                 f"no ImageNet weights at {weights}: download torchvision's resnet18-f37072fd.pth, "
-                "or set "
-                "classifier.imagenet_weights to None to train from scratch"
+                "or set classifier.imagenet_weights to None to train from scratch"
             )
         state = torch.load(weights, map_location="cpu", weights_only=True)
         kept = {name: value for name, value in state.items() if not name.startswith("fc.")}
@@ -71,10 +82,10 @@ class AttributeClassifier(nn.Module):
         images = images.to(self.thresholds.device)
         size = [self.config.image_size] * 2
         resized = transforms.resize(images, size, antialias=True)
-        return transforms.normalize(resized.float() / 255, list(MEAN), list(STD))
+        return transforms.normalize(resized.float() / 255, list(IMAGENET_MEAN), list(IMAGENET_STD))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 images (B, 3, H, W) -> logits (B, 40)."""
+        """uint8 images (B, 3, H, W) -> logits (B, A)."""
         return self.network(self.prepare(images))
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
@@ -85,7 +96,7 @@ class AttributeClassifier(nn.Module):
 
     @torch.no_grad()
     def probabilities(self, images: torch.Tensor, batch_size: int = 128) -> torch.Tensor:
-        """uint8 images (N, 3, H, W) of any number -> probabilities (N, 40) on the CPU.
+        """uint8 images (N, 3, H, W) of any number -> probabilities (N, A) on the CPU.
 
         In float32 whatever autocast surrounds it, so that thresholds chosen in one place hold in
         every other.
@@ -95,16 +106,19 @@ class AttributeClassifier(nn.Module):
         return torch.cat(logits).sigmoid()
 
     def decide(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 images (N, 3, H, W) -> bool (N, 40): which attributes are shown."""
+        """uint8 images (N, 3, H, W) -> bool (N, A): which attributes are shown."""
         return self.probabilities(images) > self.thresholds.cpu()
 
     def save(self, path: Path, facts: dict[str, object]) -> None:
-        """Write weights, config and what was measured, atomically."""
-        values = {"config": asdict(self.config), "weights": self.state_dict(), "facts": facts}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        torch.save(values, temporary)
-        temporary.replace(path)
+        """Write weights, config, names and what was measured, atomically."""
+        values = {
+            "config": asdict(self.config),
+            "attribute_names": list(self.attribute_names),
+            "weights": self.state_dict(),
+            "facts": facts,
+        }
+        with replacing(path) as temporary:
+            torch.save(values, temporary)
 
     @classmethod
     def load(cls, path: Path) -> "tuple[AttributeClassifier, dict[str, object]]":
@@ -122,6 +136,7 @@ class AttributeClassifier(nn.Module):
         missing = {"config", "weights", "facts"} - set(values if isinstance(values, dict) else ())
         if missing:
             raise ValueError(f"{path} is no judge of this project: it lacks {sorted(missing)}")
-        classifier = cls(from_dict(values["config"], ClassifierConfig))
+        names = values.get("attribute_names", CELEBA_ATTRIBUTES)
+        classifier = cls(from_dict(values["config"], ClassifierConfig), names)
         classifier.load_state_dict(values["weights"])
         return classifier.eval(), values["facts"]

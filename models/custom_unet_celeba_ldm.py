@@ -45,14 +45,25 @@ def use_plain_attention(unet: UNet2DConditionModel) -> None:
 
 
 def keep_channels_last(unet: UNet2DConditionModel) -> None:
-    """Train a UNet in training mode without copying the input of every shortcut to another layout.
+    """Train without copying the input of every shortcut from channels last to another layout.
 
-    diffusers copies it for DistributedDataParallel, which warns of gradients of mixed layouts (its
-    issue 12975), so this is for one process. At full size a step took 2% less.
+    diffusers >= 0.37 copies it in training mode, because DistributedDataParallel warns of gradients
+    of mixed layouts (its issue 12975), so this is for one process. Older releases always copy. The
+    sums are the same. At full size a step took 2% less.
     """
     for module in unet.modules():
         if isinstance(module, ResnetBlock2D):
-            module.training = False  # of the block alone: its dropout keeps its mode
+            module.__class__ = _ResnetBlockWithoutCopy
+            module.train(module.training)
+
+
+class _ResnetBlockWithoutCopy(ResnetBlock2D):
+    """Never in training mode itself, which decides nothing but the copy; its dropout may be."""
+
+    def train(self, mode: bool = True) -> "_ResnetBlockWithoutCopy":
+        super().train(mode)
+        self.training = False
+        return self
 
 
 def count_parameters(model: torch.nn.Module) -> int:

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from files import write_text
+from files import replacing, write_text
 from models.loading import open_model, open_pretrained
 
 
@@ -108,6 +109,20 @@ def open_tokenizer(name: str) -> CLIPTokenizer:
             "merges.txt into the folder (tokenizer.json alone needs transformers 5)"
         )
     return tokenizer
+
+
+def save_text_weights(model: CLIPTextModel, folder: Path) -> None:
+    """Write a text model's weights under the names that transformers 4 and 5 read.
+
+    transformers 4 knows `text_model.<name>` only and would fill all weights with random numbers;
+    transformers 5 saves `<name>` and reads both.
+    """
+    weights = {
+        f"text_model.{name.removeprefix('text_model.')}": value.contiguous()
+        for name, value in model.state_dict().items()
+    }
+    with replacing(folder / "model.safetensors") as temporary:
+        save_file(weights, temporary, metadata={"format": "pt"})
 
 
 def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:

@@ -1,8 +1,12 @@
 """The denoiser: its size, its shapes, and that everything in it takes part."""
 
+import copy
+import inspect
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.resnet import ResnetBlock2D
 
 from config import PRESETS, Config, UNetConfig, celeba_hq
 from models.custom_unet_celeba_ldm import (
@@ -131,6 +135,16 @@ def test_plain_attention_predicts_what_the_fused_one_does(small: UNet2DCondition
     torch.testing.assert_close(small(*inputs()[:2], **extra).sample, fused, rtol=1e-4, atol=1e-5)
 
 
+# diffusers >= 0.37 copies in training mode, which `keep_channels_last` prevents; before, always.
+COPY = "if self.training:\n                input_tensor = input_tensor.contiguous()"
+COPY_ALWAYS = "self.conv_shortcut(input_tensor.contiguous())"
+
+
+def test_a_blocks_mode_decides_nothing_but_the_copy() -> None:
+    source = inspect.getsource(ResnetBlock2D.forward)
+    assert source.count("self.training") == source.count(COPY) <= 1
+
+
 def test_kept_channels_last_trains_as_the_plain_way(small: UNet2DConditionModel) -> None:
     gradients, layouts = [], []
     shortcut = small.up_blocks[0].resnets[0].conv_shortcut
@@ -141,11 +155,27 @@ def test_kept_channels_last_trains_as_the_plain_way(small: UNet2DConditionModel)
     )
     for prepare in (lambda unet: None, keep_channels_last):
         prepare(small.train())
+        small.eval().train()  # as a loop that samples between its steps does
         small.zero_grad()
         latents, steps, text = inputs()
         latents = latents.contiguous(memory_format=torch.channels_last)
         small(latents, steps, text).sample.square().mean().backward()
         gradients.append([p.grad for p in small.parameters()])
-    assert layouts == [False, True]
+    source = inspect.getsource(ResnetBlock2D.forward)
+    assert layouts == [COPY not in source and COPY_ALWAYS not in source, COPY_ALWAYS not in source]
     for plain, kept in zip(*gradients, strict=True):
         torch.testing.assert_close(kept, plain, rtol=1e-4, atol=1e-6)
+
+
+def test_kept_channels_last_leaves_modes_and_weights_alone(small: UNet2DConditionModel) -> None:
+    names = list(small.state_dict())
+    keep_channels_last(small.train())
+    dropouts = [m for m in small.modules() if isinstance(m, torch.nn.Dropout)]
+    assert dropouts and all(dropout.training for dropout in dropouts)
+    small.eval()
+    assert not any(module.training for module in small.modules())
+    small.train()
+    assert all(dropout.training for dropout in dropouts)
+    assert list(small.state_dict()) == names
+    twin = copy.deepcopy(small)
+    torch.testing.assert_close(twin(*inputs()).sample, small(*inputs()).sample)

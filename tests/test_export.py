@@ -2,19 +2,26 @@
 
 import dataclasses
 import json
+import logging
+import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
+from transformers import CLIPTextModel, CLIPTokenizer
 
-from config import Config
+from config import ROOT
 from diffusion.sampling import build_sampler
 from export import export
 from inference.text_to_face import TextToFace
+from models.loading import fingerprint
 from training import checkpoints
 
 PROMPTS = ["a young man with a beard", "a portrait of an older woman, smiling"]
@@ -79,6 +86,40 @@ def test_what_is_written(exported: Path) -> None:
     assert tokenizer["model_max_length"] == 77
 
 
+def test_transformers_4_and_5_find_their_names(run: Path, exported: Path) -> None:
+    """transformers 4 reads no tokenizer.json, and would replace other names by random weights."""
+    assert {"vocab.json", "merges.txt"} <= {
+        file.name for file in (exported / "tokenizer").iterdir()
+    }
+    weights = load_file(exported / "text_encoder" / "model.safetensors")
+    assert all(name.startswith("text_model.") for name in weights)
+    ours = TextToFace.from_run(run).text_encoder
+    theirs = CLIPTextModel.from_pretrained(exported / "text_encoder")
+    assert fingerprint(theirs) == fingerprint(ours)
+    (exported / "tokenizer" / "tokenizer.json").unlink(missing_ok=True)
+    old_form = CLIPTokenizer.from_pretrained(exported / "tokenizer")
+    assert old_form(PROMPTS).input_ids == ours.tokenizer(PROMPTS).input_ids
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++"])
+def test_an_export_warns_of_nothing(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, sampler: str
+) -> None:
+    path = with_settings(run, sampler, "epsilon")
+    libraries = [logging.getLogger(name) for name in ("transformers", "diffusers")]
+    for library in libraries:  # they do not propagate
+        library.addHandler(caplog.handler)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            folder = export(path, tmp_path / "out", tmp_path / "none.json")
+            StableDiffusionPipeline.from_pretrained(folder)
+    finally:
+        for library in libraries:
+            library.removeHandler(caplog.handler)
+    assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
 def test_an_export_may_be_repeated_but_overwrites_nothing_else(
     run: Path, exported: Path, tmp_path: Path
 ) -> None:
@@ -111,12 +152,26 @@ def test_the_card_says_what_was_measured_of_these_weights(run: Path, tmp_path: P
     assert "Nothing was measured of these weights" in other
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "dpm++"])
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++"])
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_the_pipeline_keeps_the_timesteps(
-    tiny_config: Config, run: Path, tmp_path: Path, sampler: str, prediction_type: str
+    run: Path, tmp_path: Path, sampler: str, prediction_type: str
 ) -> None:
     """StableDiffusionPipeline rewrites the scheduler's offset; pictures must not change by it."""
+    path = with_settings(run, sampler, prediction_type)
+    folder = export(path, tmp_path / "out", tmp_path / "none.json")
+    theirs = StableDiffusionPipeline.from_pretrained(folder).scheduler
+    exported_as = "ddim" if sampler == "ddpm" else sampler
+    ours = build_sampler(exported_as, checkpoints.load_checkpoint(path).config.diffusion)
+    assert type(theirs) is type(ours)
+    assert f"Sampler: `{type(ours).__name__}`" in (folder / "README.md").read_text()
+    for scheduler in (theirs, ours):
+        scheduler.set_timesteps(20)
+    assert torch.equal(theirs.timesteps, ours.timesteps)
+
+
+def with_settings(run: Path, sampler: str, prediction_type: str) -> Path:
+    """The run's checkpoint, as if it had been made under these settings."""
     path = checkpoints.require_checkpoint(run)
     old = checkpoints.load_checkpoint(path)
     config = dataclasses.replace(
@@ -125,9 +180,30 @@ def test_the_pipeline_keeps_the_timesteps(
         diffusion=dataclasses.replace(old.config.diffusion, prediction_type=prediction_type),
     )
     checkpoints.save_checkpoint(path, dataclasses.replace(old, config=config))
-    folder = export(path, tmp_path / "out", tmp_path / "none.json")
-    theirs = StableDiffusionPipeline.from_pretrained(folder).scheduler
-    ours = build_sampler(sampler, config.diffusion)
-    for scheduler in (theirs, ours):
-        scheduler.set_timesteps(20)
-    assert type(theirs) is type(ours) and torch.equal(theirs.timesteps, ours.timesteps)
+    return path
+
+
+def test_a_torn_metrics_file_is_said_and_left_out(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "metrics.json").write_text('{"protocol": {"mod')
+    path = checkpoints.require_checkpoint(run)
+    card = export(path, tmp_path / "out", tmp_path / "metrics.json") / "README.md"
+    assert "Nothing was measured" in card.read_text()
+    assert "metrics.json is damaged" in capsys.readouterr().out
+
+
+def test_what_could_not_be_measured_is_left_out_of_the_card(run: Path, tmp_path: Path) -> None:
+    path = checkpoints.require_checkpoint(run)
+    results = {"protocol": {"model": checkpoints.identity(path)}}
+    (tmp_path / "metrics.json").write_text(json.dumps(results))
+    card = export(path, tmp_path / "out", tmp_path / "metrics.json") / "README.md"
+    assert f"Protocol: model: {checkpoints.identity(path)}" in card.read_text()
+
+
+def test_the_card_names_the_oldest_releases_that_requirements_allow(exported: Path) -> None:
+    card = (exported / "README.md").read_text()
+    bounds = dict(re.findall(r"^(\w+)>=([\d.]+)", (ROOT / "requirements.txt").read_text(), re.M))
+    expected = f"diffusers {bounds['diffusers']} and transformers {bounds['transformers']} or newer"
+    assert expected in card
+    assert f"transformers {transformers.__version__}" in card

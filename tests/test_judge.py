@@ -32,7 +32,7 @@ def faces(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.fixture(scope="module")
 def trained() -> tuple[AttributeClassifier, list[judge.Epoch]]:
     torch.manual_seed(0)
-    classifier = AttributeClassifier(SETTINGS)
+    classifier = AttributeClassifier(SETTINGS, ATTRIBUTES)
     epochs = list(judge.train_judge(classifier, faces(256, 1), faces(96, 2), SETTINGS))
     return classifier.eval(), epochs
 
@@ -54,7 +54,7 @@ def test_the_order_of_an_epoch_and_its_noise_follow_the_seed() -> None:
     def train(seed: int) -> list[float]:
         settings = dataclasses.replace(SETTINGS, num_epochs=1, seed=seed)
         torch.manual_seed(5)
-        classifier = AttributeClassifier(settings)
+        classifier = AttributeClassifier(settings, ATTRIBUTES)
         return [e.loss for e in judge.train_judge(classifier, faces(64, 1), faces(32, 2), settings)]
 
     assert train(0) == train(0) != train(1)
@@ -64,7 +64,7 @@ class Fixed(AttributeClassifier):
     """Answers with given probabilities whatever it sees."""
 
     def __init__(self, probabilities: torch.Tensor) -> None:
-        super().__init__(SETTINGS)
+        super().__init__(SETTINGS, ATTRIBUTES)
         self.answer = probabilities
 
     def probabilities(self, images: torch.Tensor, batch_size: int = 128) -> torch.Tensor:
@@ -202,11 +202,11 @@ def test_the_worst_mistakes_come_first() -> None:
 )
 def test_other_images_are_refused(images: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="expected uint8"):
-        AttributeClassifier(SETTINGS)(images)
+        AttributeClassifier(SETTINGS, ATTRIBUTES)(images)
 
 
 def test_it_is_a_resnet_18_with_40_logits_at_any_image_size() -> None:
-    classifier = AttributeClassifier(SETTINGS).eval()
+    classifier = AttributeClassifier(SETTINGS, ATTRIBUTES).eval()
     reference = resnet18(num_classes=40)
     assert classifier.network.state_dict().keys() == reference.state_dict().keys()
     for side in (32, 64, 50):
@@ -217,10 +217,31 @@ def test_it_is_a_resnet_18_with_40_logits_at_any_image_size() -> None:
         assert torch.allclose(classifier.network.fc(features), classifier(images), atol=1e-5)
 
 
+def test_it_has_a_logit_for_each_name_that_it_is_given(tmp_path: Path) -> None:
+    names = ("Smiling", "Male", "Wearing_Scarf")
+    classifier = AttributeClassifier(SETTINGS, names).eval()
+    classifier.save(tmp_path / "judge.pt", {})
+    loaded, _ = AttributeClassifier.load(tmp_path / "judge.pt")
+    assert loaded.attribute_names == classifier.attribute_names == names
+    assert loaded(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape == (2, 3)
+    assert [path.name for path in tmp_path.iterdir()] == ["judge.pt"]
+
+
+def test_a_judge_saved_without_names_is_celebas(tmp_path: Path) -> None:
+    saved = judge.new_judge(SETTINGS, "cpu")
+    assert saved.attribute_names == ATTRIBUTES
+    saved.save(tmp_path / "judge.pt", {})
+    values = torch.load(tmp_path / "judge.pt", weights_only=True)
+    assert tuple(values.pop("attribute_names")) == ATTRIBUTES
+    torch.save(values, tmp_path / "old.pt")
+    loaded, _ = AttributeClassifier.load(tmp_path / "old.pt")
+    assert loaded.attribute_names == ATTRIBUTES
+
+
 def test_imagenet_weights_are_taken_but_for_the_last_layer(tmp_path: Path) -> None:
     published = resnet18(num_classes=1000)
     torch.save(published.state_dict(), tmp_path / "resnet18.pth")
-    classifier = AttributeClassifier(SETTINGS)
+    classifier = AttributeClassifier(SETTINGS, ATTRIBUTES)
     last = classifier.network.fc.weight.clone()
     classifier.start_from_imagenet(tmp_path / "resnet18.pth")
     assert torch.equal(classifier.network.conv1.weight, published.conv1.weight)

@@ -1,5 +1,6 @@
 """Opening weights: what is the same model, and what is none."""
 
+import ast
 import copy
 import json
 import logging
@@ -347,3 +348,16 @@ def test_a_revision_pins_a_model_of_the_hub(
     scales, tokens, refusal = finished.stdout.splitlines()[:3]
     assert (scales, tokens) == ("[0.5, 2.0, 2.0]", "[77, 77]")
     assert "someone/vae@v3" in refusal and "Go online" in refusal
+
+
+def test_models_import_from_no_room_above() -> None:
+    """A checkpoint of weights must open without the data that they were trained on."""
+    below = {"config", "settings", "files", "diffusion", "models"}
+    rooms = {path.stem for path in ROOT.iterdir() if path.suffix == ".py" or path.is_dir()}
+    for path in sorted((ROOT / "models").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            above = {name.partition(".")[0] for name in names} & (rooms - below)
+            assert not above, f"{path.name} imports {above}"
