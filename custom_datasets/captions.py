@@ -1,10 +1,10 @@
 """Forty attribute bits become an English sentence.
 
 A caption is a subject ("a young woman"), what she has ("with wavy blond hair and bangs"), what she
-wears and what she does ("smiling"). Which true attributes are said, in which order and in which
-phrasing changes from epoch to epoch; the same (index, epoch, seed) always gives the same sentence.
-`Caption.stated` tells which attribute values the sentence asserts, so that an evaluation can ask
-for exactly those.
+wears and what she does ("smiling"). A face has many wordings, which differ in the true attributes
+that are said, in their order and in their phrasing; the same (index, wording, seed) always gives
+the same sentence. `Caption.stated` tells which attribute values the sentence asserts, so that an
+evaluation can ask for exactly those.
 
 Noisy labels contradict each other (bald with bangs, black and blond hair); a caption never does: of
 values that exclude each other at most one is said.
@@ -14,7 +14,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from custom_datasets.celeba_hq_dataset import ATTRIBUTES
+from custom_datasets.celeba_files import ATTRIBUTES
 
 HAIR_COLORS = {
     "Black_Hair": "black",
@@ -92,13 +92,14 @@ class _Draft:
         return choice
 
 
-def compose(attributes: Sequence[bool], index: int, epoch: int = 0, seed: int = 0) -> Caption:
+def compose(attributes: Sequence[bool], index: int, wording: int = 0, seed: int = 0) -> Caption:
     """Write the caption of one face.
 
     Args:
         attributes: 40 values in the order of `ATTRIBUTES`.
-        index, epoch, seed: choose the wording; the same three give the same caption on every
-            machine.
+        index: the face's number.
+        wording: the number of the wording, 0 and up.
+        seed: the same index, wording and seed give the same caption on every machine.
 
     Raises:
         ValueError: not 40 attributes.
@@ -106,7 +107,7 @@ def compose(attributes: Sequence[bool], index: int, epoch: int = 0, seed: int = 
     if len(attributes) != len(ATTRIBUTES):
         raise ValueError(f"a face has {len(ATTRIBUTES)} attributes, got {len(attributes)}")
     shown = frozenset(name for name, value in zip(ATTRIBUTES, attributes, strict=True) if value)
-    draft = _Draft(shown, random.Random(f"caption/{seed}/{epoch}/{index}"))
+    draft = _Draft(shown, random.Random(f"caption/{seed}/{wording}/{index}"))
     opening = _opening(draft)
     subject, noun = _subject(draft)
     has, worn, (done, not_done) = _has(draft), _wears(draft), _does(draft)
@@ -117,9 +118,9 @@ def compose(attributes: Sequence[bool], index: int, epoch: int = 0, seed: int = 
     return Caption(text[0].upper() + text[1:], draft.stated)
 
 
-def describe(attributes: Sequence[bool], index: int, epoch: int = 0, seed: int = 0) -> str:
+def describe(attributes: Sequence[bool], index: int, wording: int = 0, seed: int = 0) -> str:
     """The text of `compose`."""
-    return compose(attributes, index, epoch, seed).text
+    return compose(attributes, index, wording, seed).text
 
 
 def _opening(draft: _Draft) -> str:

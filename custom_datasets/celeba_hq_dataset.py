@@ -1,15 +1,19 @@
 """CelebA-HQ faces with their 40 attributes and the official split by identity.
 
-Opens the official CelebAMask-HQ folder: `CelebA-HQ-img/<index>.jpg` of any size and
-`CelebAMask-HQ-attribute-anno.txt`. The split of the 30,000 official faces ships with this file; a
-folder that brings its own mapping and partition files (the drawn faces do) is split by those.
+Opens the official CelebAMask-HQ folder: `CelebA-HQ-img/<index>.jpg` of any size, also as .png or
+.webp, and `CelebAMask-HQ-attribute-anno.txt`. The split of the 30,000 official faces ships beside
+this file; a folder that brings its own mapping and partition files (the drawn faces do) is split by
+those.
 """
 
 import copy
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,23 +21,16 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as transforms
 
-IMAGE_FOLDER = "CelebA-HQ-img"
-ATTRIBUTE_FILE = "CelebAMask-HQ-attribute-anno.txt"
-MAPPING_FILE = "CelebA-HQ-to-CelebA-mapping.txt"
-PARTITION_FILE = "list_eval_partition.txt"
-OFFICIAL_COUNT = 30_000
-SPLITS = ("train", "val", "test")
-
-ATTRIBUTES: tuple[str, ...] = tuple(
-    (
-        "5_o_Clock_Shadow Arched_Eyebrows Attractive Bags_Under_Eyes Bald Bangs Big_Lips Big_Nose "
-        "Black_Hair Blond_Hair Blurry Brown_Hair Bushy_Eyebrows Chubby Double_Chin Eyeglasses "
-        "Goatee Gray_Hair Heavy_Makeup High_Cheekbones Male Mouth_Slightly_Open Mustache "
-        "Narrow_Eyes No_Beard Oval_Face Pale_Skin Pointy_Nose Receding_Hairline Rosy_Cheeks "
-        "Sideburns Smiling Straight_Hair Wavy_Hair Wearing_Earrings Wearing_Hat Wearing_Lipstick "
-        "Wearing_Necklace Wearing_Necktie Young"
-    ).split()
+from custom_datasets.celeba_files import (
+    ATTRIBUTE_FILE,
+    ATTRIBUTES,
+    IMAGE_FOLDER,
+    image_number,
+    read_attributes,
 )
+from custom_datasets.splits import SPLITS, split_kind, split_of
+
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")  # Pillow's other decoders stay closed to unknown files
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,7 @@ def read_image(path: Path, size: int) -> torch.Tensor:
         ValueError: the file is missing, is not an image, or is far too large; the message names it.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
             return transforms.pil_to_tensor(resize_and_crop(to_rgb(image), size))
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
         raise ValueError(
@@ -90,101 +87,11 @@ def to_model_range(images: torch.Tensor) -> torch.Tensor:
     return images.float() / 127.5 - 1
 
 
-def _read_lines(path: Path) -> list[str]:
-    """Lines of a text file, with either kind of line end, with or without a byte order mark."""
-    try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not a text file: {error}. Fetch it anew.") from error
-
-
-def read_attributes(path: Path) -> dict[int, np.ndarray]:
-    """Read a CelebAMask-HQ attribute file into {index: bool (40,)}.
-
-    Raises:
-        ValueError: header, row length, values or the number of rows are not as announced; the line
-            is named.
-    """
-    lines = _read_lines(path)
-    if len(lines) < 2 or tuple(lines[1].split()) != ATTRIBUTES:
-        raise ValueError(
-            f"{path}: line 2 does not hold CelebA's 40 attribute names in their order. "
-            f"Use the {ATTRIBUTE_FILE} that comes with CelebAMask-HQ."
-        )
-    rows: dict[int, np.ndarray] = {}
-    for number, line in enumerate(lines[2:], start=3):
-        name, *values = line.split() or [""]
-        if not name:
-            continue
-        if (
-            len(values) != len(ATTRIBUTES)
-            or not set(values) <= {"-1", "1"}
-            or not Path(name).stem.isdigit()
-        ):
-            raise ValueError(
-                f"{path}:{number}: expected '<index>.jpg' and 40 values of -1 or 1: {line[:60]!r}"
-            )
-        index = int(Path(name).stem)
-        if index in rows:
-            raise ValueError(f"{path}:{number}: a second row for {name}")
-        rows[index] = np.array(values) == "1"
-    if not lines[0].strip().isdigit() or int(lines[0]) != len(rows):
-        raise ValueError(f"{path}: line 1 announces {lines[0].strip()!r} rows, {len(rows)} follow")
-    return rows
-
-
-def official_split() -> np.ndarray:
-    """The split of the 30,000 official indices: uint8 (30000,), 0 train, 1 val, 2 test.
-
-    It is CelebA's partition through the CelebA-HQ mapping; no identity crosses from train to val or
-    test.
-    """
-    text = (Path(__file__).parent / "celeba_hq_split.txt").read_text()
-    return np.frombuffer("".join(text.split()).encode(), dtype=np.uint8) - ord("0")
-
-
-def read_own_split(folder: Path) -> dict[int, int]:
-    """Join a folder's mapping and partition files into {index: 0, 1 or 2}."""
-    rows = (line.split() for line in _read_lines(folder / PARTITION_FILE))
-    partition = {row[0]: int(row[1]) for row in rows if len(row) == 2}
-    split = {}
-    for line in _read_lines(folder / MAPPING_FILE):
-        row = line.split()
-        if len(row) == 3 and row[0].isdigit():  # the file comes with or without a header line
-            if row[2] not in partition:
-                raise ValueError(
-                    f"{folder / PARTITION_FILE} has no row for {row[2]}, named in {MAPPING_FILE}"
-                )
-            split[int(row[0])] = partition[row[2]]
-    return split
-
-
-def split_of(folder: Path, indices: Sequence[int]) -> np.ndarray:
-    """The split number of each index: by the folder's own two files, else the official one."""
-    if (folder / MAPPING_FILE).is_file() and (folder / PARTITION_FILE).is_file():
-        own = read_own_split(folder)
-        missing = [index for index in indices if index not in own]
-        if missing:
-            raise ValueError(
-                f"{folder / MAPPING_FILE} has no row for {len(missing)} images, e.g. "
-                f"{missing[0]}.jpg"
-            )
-        return np.array([own[index] for index in indices], dtype=np.uint8)
-    beyond = [index for index in indices if index >= OFFICIAL_COUNT]
-    if beyond:
-        raise ValueError(
-            f"{folder}: image {beyond[0]}.jpg is not one of CelebA-HQ's 0 to "
-            f"{OFFICIAL_COUNT - 1}, and the folder has "
-            f"no {MAPPING_FILE} with {PARTITION_FILE} to tell its split"
-        )
-    return official_split()[list(indices)]
-
-
 class CelebAHQ(Dataset):
     """The faces of one split (or of all) in a CelebAMask-HQ folder.
 
-    Attributes are held in memory, `attributes` bool (N, 40) and `indices` (N,); images are read on
-    access.
+    Held in memory are `attributes` bool (N, 40), `indices` (N,), `splits` (N,) and the file names
+    `names` (N,); images are read on access.
 
     Raises:
         FileNotFoundError: the folder, its images or its attribute file are missing; says how to get
@@ -199,31 +106,27 @@ class CelebAHQ(Dataset):
                 f"unknown split {split!r}: choose one of {', '.join(SPLITS)} or None for all"
             )
         _require_layout(self.folder)
-        rows = read_attributes(self.folder / ATTRIBUTE_FILE)
-        names = (path.stem for path in (self.folder / IMAGE_FOLDER).glob("*.jpg"))
-        # As "7.jpg" and nothing else: "07.jpg" or digits of other scripts would be another file.
-        present = sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
-        unlabelled = [index for index in present if index not in rows]
-        if unlabelled or not present:
+        rows = read_attributes(self.folder / ATTRIBUTE_FILE, image_number)
+        names = find_images(self.folder / IMAGE_FOLDER)
+        unlabelled = [name for index, name in names.items() if index not in rows]
+        if unlabelled:
             raise ValueError(
-                f"{self.folder}: {len(unlabelled)} of {len(present)} images have no row in "
-                f"{ATTRIBUTE_FILE}"
-                + (
-                    f", e.g. {unlabelled[0]}.jpg"
-                    if unlabelled
-                    else f"; {IMAGE_FOLDER} holds no <index>.jpg"
-                )
+                f"{self.folder}: {len(unlabelled)} of {len(names)} images have no row in "
+                f"{ATTRIBUTE_FILE}, e.g. {unlabelled[0]}"
             )
-        splits = split_of(self.folder, present)
-        chosen = np.ones(len(present), bool) if split is None else splits == SPLITS.index(split)
+        splits = split_of(self.folder, list(names))
+        chosen = np.ones(len(names), bool) if split is None else splits == SPLITS.index(split)
         if not chosen.any():
             raise ValueError(
-                f"{self.folder}: none of its {len(present)} images belongs to the split {split!r}"
+                f"{self.folder}: none of its {len(names)} images belongs to the split {split!r}"
             )
-        self.indices = np.array(present)[chosen]
+        self.indices = np.array(list(names))[chosen]
+        self.names = np.array(list(names.values()))[chosen]
         self.splits = splits[chosen]
-        self.attributes = np.stack([rows[index] for index in self.indices])
-        self.present_count, self.listed_count = len(present), len(rows)
+        self.attributes = np.empty((len(self.indices), len(ATTRIBUTES)), bool)
+        for position, index in enumerate(self.indices.tolist()):
+            self.attributes[position] = rows[index]
+        self.present_count, self.listed_count = len(names), len(rows)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -233,23 +136,34 @@ class CelebAHQ(Dataset):
         image = read_image(self.path(position), self.image_size)
         return Face(image, self.attributes[position], index, SPLITS[self.splits[position]])
 
+    @cached_property
+    def split_kind(self) -> str:
+        """How the folder was divided: one of `splits.SPLIT_KINDS`.
+
+        Raises:
+            ValueError: see `splits.split_kind`.
+        """
+        return split_kind(self.folder)
+
+    def images(self, workers: int = 4) -> "Images":
+        """The images alone, read when they are asked for."""
+        return Images(self, workers)
+
     def all_images(self, workers: int = 4) -> torch.Tensor:
         """All images in memory, uint8 (N, 3, S, S)."""
-        paths = [self.path(position) for position in range(len(self))]
-        with ThreadPoolExecutor(workers) as readers:
-            return torch.stack(list(readers.map(read_image, paths, [self.image_size] * len(paths))))
+        return self.images(workers)[:]
 
     def without(self, positions: Sequence[int]) -> "CelebAHQ":
         """The same faces but those at these positions."""
         kept = np.setdiff1d(np.arange(len(self)), positions)
         fewer = copy.copy(self)
         fewer.indices, fewer.splits = self.indices[kept], self.splits[kept]
-        fewer.attributes = self.attributes[kept]
+        fewer.attributes, fewer.names = self.attributes[kept], self.names[kept]
         return fewer
 
     def path(self, position: int) -> Path:
         """Where the image at this position lies."""
-        return self.folder / IMAGE_FOLDER / f"{self.indices[position]}.jpg"
+        return self.folder / IMAGE_FOLDER / str(self.names[position])
 
     def __repr__(self) -> str:
         return (
@@ -257,6 +171,64 @@ class CelebAHQ(Dataset):
             f"{self.image_size} px; "
             f"the folder holds {self.present_count} of {self.listed_count} images"
         )
+
+
+class Images:
+    """The images of some faces as a sequence of which only what is asked for is in memory.
+
+    `images[i]` is uint8 (3, S, S); `images[[3, 1]]`, `images[10:20]` and `images[mask]` are
+    uint8 (n, 3, S, S).
+    """
+
+    def __init__(self, faces: CelebAHQ, workers: int) -> None:
+        self.faces, self.workers = faces, max(1, workers)
+
+    def __len__(self) -> int:
+        return len(self.faces)
+
+    def __getitem__(self, which: Any) -> torch.Tensor:
+        """Read these images; whatever indexes a numpy array chooses them.
+
+        Raises:
+            IndexError: there is no such image.
+            ValueError: see `read_image`.
+        """
+        chosen = np.arange(len(self.faces))[which]
+        size = self.faces.image_size
+        if chosen.ndim == 0:
+            return read_image(self.faces.path(int(chosen)), size)
+        images = torch.empty((len(chosen), 3, size, size), dtype=torch.uint8)
+
+        def read(place: int) -> None:
+            images[place] = read_image(self.faces.path(int(chosen[place])), size)
+
+        with ThreadPoolExecutor(self.workers) as readers:
+            list(readers.map(read, range(len(chosen))))  # the list raises what a reader raised
+        return images
+
+
+def find_images(folder: Path) -> dict[int, str]:
+    """The images of a folder as {index: file name}, in the order of their indices.
+
+    Raises:
+        ValueError: there is none, or two files have one index; says which files were seen.
+    """
+    with os.scandir(folder) as entries:
+        seen = sorted(entry.name for entry in entries)
+    images: dict[int, str] = {}
+    for name in seen:
+        index = image_number(name)
+        if index is None:  # such as Thumbs.db, and the "._7.jpg" that macOS adds
+            continue
+        if index in images:
+            raise ValueError(f"{folder}: {images[index]} and {name} have one index; keep one")
+        images[index] = name
+    if not images:
+        others = f"; it holds {', '.join(seen[:3])}" if seen else ""
+        raise ValueError(
+            f"{folder} holds no <index>.jpg, nor .jpeg, .png or .webp with such a name{others}"
+        )
+    return dict(sorted(images.items()))
 
 
 def _require_layout(folder: Path) -> None:

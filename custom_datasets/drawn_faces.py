@@ -1,273 +1,23 @@
-"""Drawn faces with exact attributes, written in CelebA-HQ's own on-disk form.
+"""A set of drawn faces with exact attributes, written in CelebA-HQ's own on-disk form.
 
 The embedded default data set: nothing is downloaded, every label is true by construction, and the
-same loader reads it as the real thing. The drawings are Pablo Stanley's Avataaars ("free for
-personal and commercial use"), composed by DiceBear and rasterised by resvg.
-
-Rare attributes of real faces (hats, glasses, baldness, grey hair) are drawn often, so that a small
-set teaches them. Exact by construction are hair colour and texture, baldness, bangs, glasses, hats,
-facial hair, smile, mouth and skin tone. Conventions of the drawing, not facts about people: men
-wear short hair and collars, women longer hair and open necks; grey or receding hair makes a person
-not young; flat brows are bushy, raised ones arched. Attributes that a drawing cannot show are never
-set.
+same loader reads it as the real thing.
 """
 
-import fcntl
-import io
 import json
-import random
+import shutil
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
-import resvg_py
-from dicebear import Avatar, Style
-from PIL import Image
 
-from custom_datasets.celeba_hq_dataset import (
-    ATTRIBUTE_FILE,
-    ATTRIBUTES,
-    IMAGE_FOLDER,
-    MAPPING_FILE,
-    PARTITION_FILE,
-)
+from custom_datasets.avatars import DRAWING_VERSION, attribute_vector, draw, imagine
+from custom_datasets.celeba_files import IMAGE_FOLDER, write_attributes, write_partition
+from custom_datasets.splits import ABOUT_FILE, write_about
+from files import locked, write_json
 
-DRAWING_VERSION = 2  # raise when the drawing changes: folders drawn by another version are refused
 MARKER_FILE = "drawn_faces.json"
-
-DRAWN_ATTRIBUTES: tuple[str, ...] = tuple(
-    (
-        "Arched_Eyebrows Bald Bangs Black_Hair Blond_Hair Brown_Hair Bushy_Eyebrows Eyeglasses "
-        "Gray_Hair Male Mouth_Slightly_Open Mustache Narrow_Eyes No_Beard Pale_Skin "
-        "Receding_Hairline Sideburns Smiling Straight_Hair Wavy_Hair Wearing_Hat Young"
-    ).split()
-)
-
-SKINS = {
-    "pale": "#ffe2d0",
-    "light": "#edb98a",
-    "tan": "#d08b5b",
-    "brown": "#ae5d29",
-    "dark": "#7a4a33",
-}
-HAIR = {
-    "Black_Hair": ("#1c1516", "#2a2023"),
-    "Brown_Hair": ("#724133", "#84523a"),
-    "Blond_Hair": ("#e6bf58", "#f0d27c"),
-    "Gray_Hair": ("#b5b8bb", "#cdd0d2"),
-}
-TOPS = {  # sex -> top -> hair attributes that the shape shows
-    "man": {
-        "shortFlat": ("Straight_Hair",),
-        "theCaesar": ("Straight_Hair",),
-        "theCaesarAndSidePart": ("Straight_Hair",),
-        "shortWaved": ("Wavy_Hair",),
-        "shortCurly": ("Wavy_Hair",),
-        "dreads01": ("Wavy_Hair",),
-        "shaggy": ("Bangs",),
-        "sides": ("Receding_Hairline",),
-    },
-    "woman": {
-        "bob": ("Straight_Hair",),
-        "straight01": ("Straight_Hair",),
-        "straight02": ("Straight_Hair",),
-        "miaWallace": ("Straight_Hair", "Bangs"),
-        "straightAndStrand": ("Straight_Hair", "Bangs"),
-        "curly": ("Wavy_Hair",),
-        "curvy": ("Wavy_Hair",),
-        "fro": ("Wavy_Hair",),
-        "bun": (),
-    },
-}
-HATS = ("hat", "winterHat02", "winterHat03", "winterHat04", "winterHat1")
-HATS_OVER_HAIR = ("hat", "winterHat03", "winterHat04")  # those that leave the ears free
-TOPS_UNDER_HATS = ("bob", "straight01", "straight02", "miaWallace", "curly", "curvy")
-GLASSES = ("prescription01", "prescription02", "round")  # the others hide the eyes
-CLOTHES = {
-    "man": ("blazerAndShirt", "blazerAndSweater", "collarAndSweater", "hoodie"),
-    "woman": ("shirtScoopNeck", "shirtVNeck", "overall"),
-}
-MOUTHS = {  # mouth -> (Smiling, Mouth_Slightly_Open); a closed smile is a pixel or two at 64
-    "smile": (True, True),
-    "serious": (False, False),
-    "disbelief": (False, True),
-}
-BEARDS = {  # facial hair -> attributes it shows; No_Beard is their absence
-    "beardLight": ("Mustache", "Sideburns"),
-    "beardMedium": ("Mustache", "Sideburns"),
-    "beardMajestic": ("Mustache", "Sideburns"),
-    "moustacheFancy": ("Mustache", "No_Beard"),
-    "moustacheMagnum": ("Mustache", "No_Beard"),
-}
-CLOTH_COLORS = (
-    "#5b7fa6",
-    "#7fa08c",
-    "#a86b6b",
-    "#8d7aa5",
-    "#c2a477",
-    "#4f5b66",
-    "#d9d9d6",
-    "#2f3b4a",
-)
-BACKGROUNDS = ("#d8dde3", "#e4ddd3", "#d5e0d8", "#e2d8e0", "#cfd8dc", "#ebe6da")
-
-
-@dataclass
-class Drawing:
-    """What to draw, as DiceBear options, and the CelebA attributes that the drawing shows."""
-
-    options: dict[str, object] = field(default_factory=dict)
-    attributes: set[str] = field(default_factory=set)
-    hair_below: str | None = None  # the top that shows from under a hat
-
-
-def imagine(index: int, seed: int = 0) -> Drawing:
-    """Choose face number `index` of the world `seed`: deterministic, and independent of all other
-    faces.
-    """
-    rng = random.Random(f"drawn face/{DRAWING_VERSION}/{seed}/{index}")
-    drawing = Drawing()
-    sex = rng.choice(("man", "woman"))
-    skin = rng.choice(tuple(SKINS))
-    drawing.attributes |= {"Male"} if sex == "man" else set()
-    drawing.attributes |= {"Pale_Skin"} if skin == "pale" else set()
-    _frame(drawing, rng, SKINS[skin])
-    hair_color = _head(drawing, rng, sex, skin)
-    _face(drawing, rng)
-    _facial_hair(drawing, rng, sex, hair_color)
-    drawing.options |= {
-        "clothesVariant": rng.choice(CLOTHES[sex]),
-        "clothesColor": rng.choice(CLOTH_COLORS),
-    }
-    if not drawing.attributes & {"Gray_Hair", "Receding_Hairline"}:
-        drawing.attributes.add("Young")
-    return drawing
-
-
-def _frame(drawing: Drawing, rng: random.Random, skin: str) -> None:
-    drawing.options |= {
-        "seed": "face",
-        "skinColor": skin,
-        "backgroundColor": [rng.choice(BACKGROUNDS)],
-        "scale": round(rng.uniform(1.32, 1.44), 3),
-        "rotate": round(rng.uniform(-4, 4), 2),
-        "translateX": round(rng.uniform(-2, 2), 2),
-        "translateY": round(rng.uniform(9, 12), 2),
-    }
-
-
-def _head(drawing: Drawing, rng: random.Random, sex: str, skin: str) -> str:
-    """Bald, a hat, or hair; returns the colour that facial hair takes."""
-    colors = list(HAIR)
-    if skin in ("brown", "dark"):
-        colors.remove("Brown_Hair")  # brown on brown cannot be told apart at 64 pixels
-    color = rng.choice(colors)
-    shade = rng.choice(HAIR[color])
-    drawing.options |= {"hairColor": shade, "topProbability": 100}
-    kind = rng.random()
-    if kind < 0.2:
-        _hat(drawing, rng, sex, color)
-    elif kind < 0.32 and sex == "man":
-        drawing.options |= {"topProbability": 0}
-        drawing.attributes.add("Bald")
-    else:
-        top = rng.choice(tuple(TOPS[sex]))
-        drawing.options |= {"topVariant": top}
-        drawing.attributes |= {color, *TOPS[sex][top]}
-    return shade
-
-
-def _hat(drawing: Drawing, rng: random.Random, sex: str, color: str) -> None:
-    """Long hair shows from under a hat; short hair does not, and no hair attribute is set."""
-    drawing.options["hatColor"] = rng.choice(CLOTH_COLORS)
-    drawing.attributes.add("Wearing_Hat")
-    if sex == "man":
-        drawing.options["topVariant"] = rng.choice(HATS)
-        return
-    drawing.options["topVariant"] = rng.choice(HATS_OVER_HAIR)
-    drawing.hair_below = rng.choice(TOPS_UNDER_HATS)
-    textures = set(TOPS[sex][drawing.hair_below]) - {"Bangs"}  # the hat covers the forehead
-    drawing.attributes |= {color, *textures}
-
-
-def _face(drawing: Drawing, rng: random.Random) -> None:
-    mouth = rng.choice(("smile", "smile", "serious", "disbelief"))
-    eyes = rng.choice(("default", "default", "happy", "squint"))
-    brows = rng.choice(("default", "flatNatural", "raisedExcitedNatural"))
-    glasses = rng.random() < 0.35
-    drawing.options |= {
-        "mouthVariant": mouth,
-        "eyesVariant": eyes,
-        "eyebrowsVariant": brows,
-        "accessoriesProbability": 100 if glasses else 0,
-        "accessoriesVariant": rng.choice(GLASSES),
-        "accessoriesColor": rng.choice(("#1d2226", "#3a2a22")),
-    }
-    shown = dict(zip(("Smiling", "Mouth_Slightly_Open"), MOUTHS[mouth], strict=True))
-    shown |= {"Narrow_Eyes": eyes == "squint", "Eyeglasses": glasses}
-    shown |= {
-        "Bushy_Eyebrows": brows == "flatNatural",
-        "Arched_Eyebrows": brows == "raisedExcitedNatural",
-    }
-    drawing.attributes |= {name for name, is_shown in shown.items() if is_shown}
-
-
-def _facial_hair(drawing: Drawing, rng: random.Random, sex: str, color: str) -> None:
-    variant = rng.choice(tuple(BEARDS)) if sex == "man" and rng.random() < 0.55 else None
-    drawing.attributes |= set(BEARDS[variant]) if variant else {"No_Beard"}
-    drawing.options |= {
-        "facialHairProbability": 100 if variant else 0,
-        "facialHairVariant": variant or "beardLight",
-        "facialHairColor": color,
-    }
-
-
-@cache
-def _style() -> Style:
-    return Style(json.loads(files("dicebear_styles").joinpath("avataaars.json").read_text("utf-8")))
-
-
-def _over_hair(hatted: str, haired: str) -> str:
-    """The SVG `hatted` with the hair of the SVG `haired` drawn under its hat.
-
-    DiceBear draws one "top", hat or hair: a definition whose id starts with "top-", and a `use`.
-    """
-    hat, hair = ElementTree.fromstring(hatted), ElementTree.fromstring(haired)
-    shape = next(e for e in hair.iter() if e.get("id", "").startswith("top-"))
-    use = next(e for e in hair.iter() if e.get("href", "").startswith("#top-"))
-    hat.find("{*}defs").append(shape)
-    for parent in hat.iter():
-        for place, child in enumerate(parent):
-            if child.get("href", "").startswith("#top-"):
-                parent.insert(place, use)
-                return ElementTree.tostring(hat, encoding="unicode")
-    raise ValueError("the drawing has no hat")
-
-
-def draw(drawing: Drawing, size: int) -> Image.Image:
-    """Rasterise a drawing as an RGB image of size x size."""
-    svg = str(Avatar(_style(), {**drawing.options, "size": size}))
-    if drawing.hair_below:
-        options = {**drawing.options, "topVariant": drawing.hair_below, "size": size}
-        svg = _over_hair(svg, str(Avatar(_style(), options)))
-    png = resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, skip_system_fonts=True)
-    return Image.open(io.BytesIO(bytes(png))).convert("RGB")
-
-
-def attribute_vector(drawing: Drawing) -> np.ndarray:
-    """The drawing's attributes as bool (40,)."""
-    return np.array([name in drawing.attributes for name in ATTRIBUTES])
-
-
-def _write_one(task: tuple[Path, int, int, int]) -> np.ndarray:
-    path, index, seed, size = task
-    drawing = imagine(index, seed)
-    draw(drawing, size).save(path, quality=95, subsampling=0)
-    return attribute_vector(drawing)
+FEW = 64  # faces, which one process draws sooner than others start
 
 
 def write_drawn_faces(
@@ -280,18 +30,23 @@ def write_drawn_faces(
         FileExistsError: the folder holds something else, or faces drawn with other settings.
     """
     settings = {"version": DRAWING_VERSION, "counts": list(counts), "size": size, "seed": seed}
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f".{folder.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(folder.parent / f".{folder.name}.lock"):
         if not _is_drawn(folder, settings):
             _draw_all(folder, counts, settings, workers)
+        if not (folder / ABOUT_FILE).is_file():  # sets drawn before it was written lack it
+            write_about(folder, "drawn")
     return folder
 
 
 def _is_drawn(folder: Path, settings: dict[str, object]) -> bool:
+    """Whether the folder holds all faces of these settings; raises where it holds others."""
     marker = folder / MARKER_FILE
     if marker.is_file():
-        found = json.loads(marker.read_text())
+        found = _read_marker(marker)
+        if found is None:
+            print(f"{marker} is torn: drawing the faces again")
+            shutil.rmtree(folder / IMAGE_FOLDER, ignore_errors=True)  # there may be more of them
+            return False
         if found.pop("whole", False) and found == settings:
             return True
         if found != settings:
@@ -305,35 +60,38 @@ def _is_drawn(folder: Path, settings: dict[str, object]) -> bool:
     return False
 
 
+def _read_marker(marker: Path) -> dict[str, object] | None:
+    """The settings of a set; None where the file is torn."""
+    try:
+        return dict(json.loads(marker.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        return None
+
+
 def _draw_all(
     folder: Path, counts: tuple[int, int, int], settings: dict[str, object], workers: int
 ) -> None:
     (folder / IMAGE_FOLDER).mkdir(parents=True, exist_ok=True)
-    marker, (size, seed) = folder / MARKER_FILE, (settings["size"], settings["seed"])
-    _mark(marker, {**settings, "whole": False})
-    tasks = [(folder / IMAGE_FOLDER / f"{i}.jpg", i, seed, size) for i in range(sum(counts))]
-    with ProcessPoolExecutor(workers) as pool:
-        attributes = list(pool.map(_write_one, tasks, chunksize=32))
-    _write_tables(folder, attributes, counts)
-    _mark(marker, {**settings, "whole": True})
-
-
-def _mark(marker: Path, values: dict[str, object]) -> None:
-    unfinished = marker.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(values))
-    unfinished.replace(marker)
-
-
-def _write_tables(folder: Path, attributes: list[np.ndarray], counts: tuple[int, int, int]) -> None:
-    rows = [
-        f"{i}.jpg  " + " ".join("1" if a else "-1" for a in row) for i, row in enumerate(attributes)
+    write_json(folder / MARKER_FILE, {**settings, "whole": False})
+    names = [f"{i}.jpg" for i in range(sum(counts))]
+    tasks = [
+        (folder / IMAGE_FOLDER / name, i, settings["seed"], settings["size"])
+        for i, name in enumerate(names)
     ]
-    (folder / ATTRIBUTE_FILE).write_text(
-        "\n".join([str(len(rows)), " ".join(ATTRIBUTES), *rows]) + "\n"
-    )
-    originals = [f"{i + 1:06d}.jpg" for i in range(len(rows))]
-    mapping = [f"{i} {i} {name}" for i, name in enumerate(originals)]
-    (folder / MAPPING_FILE).write_text("\n".join(["idx orig_idx orig_file", *mapping]) + "\n")
-    splits = np.repeat([0, 1, 2], counts)
-    partition = [f"{name} {split}" for name, split in zip(originals, splits, strict=True)]
-    (folder / PARTITION_FILE).write_text("\n".join(partition) + "\n")
+    if workers < 2 or len(tasks) <= FEW:
+        rows = [_write_one(task) for task in tasks]
+    else:
+        with ProcessPoolExecutor(workers) as pool:
+            rows = list(pool.map(_write_one, tasks, chunksize=32))
+    write_attributes(folder, dict(zip(names, rows, strict=True)))
+    originals = [f"{i + 1:06d}.jpg" for i in range(len(names))]
+    write_partition(folder, range(len(names)), originals, np.repeat([0, 1, 2], counts).tolist())
+    write_json(folder / MARKER_FILE, {**settings, "whole": True})
+
+
+def _write_one(task: tuple[Path, int, int, int]) -> np.ndarray:
+    """Draw one face into a file; gives its attributes. Runs in another process."""
+    path, index, seed, size = task
+    drawing = imagine(index, seed)
+    draw(drawing, size).save(path, quality=95, subsampling=0)
+    return attribute_vector(drawing)

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from custom_datasets.captions import Caption, compose, describe, join_words
-from custom_datasets.celeba_hq_dataset import ATTRIBUTES
+from custom_datasets.celeba_files import ATTRIBUTES
 from pretraining.clip import WORDS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -114,7 +114,7 @@ def random_captions(count: int, seed: int) -> list[tuple[list[bool], Caption]]:
     for index in range(count):
         chance = rng.choice((0.05, 0.2, 0.5, 0.8, 0.95))
         row = [rng.random() < chance for _ in ATTRIBUTES]
-        rows.append((row, compose(row, index, epoch=rng.randrange(50))))
+        rows.append((row, compose(row, index, wording=rng.randrange(50))))
     return rows
 
 
@@ -137,9 +137,9 @@ def test_telling_absences_can_be_stated(name: str) -> None:
 @settings(max_examples=300, deadline=None)
 @given(vectors, st.integers(0, 10**6), st.integers(0, 100), st.integers(0, 3))
 def test_says_exactly_what_it_states_and_only_the_truth(
-    row: list[bool], index: int, epoch: int, seed: int
+    row: list[bool], index: int, wording: int, seed: int
 ) -> None:
-    caption = compose(row, index, epoch, seed)
+    caption = compose(row, index, wording, seed)
     truth = dict(zip(ATTRIBUTES, row, strict=True))
     assert said_in(caption.text) == caption.stated
     assert caption.stated.items() <= truth.items()
@@ -260,16 +260,16 @@ def test_the_same_three_numbers_give_the_same_caption_and_others_another() -> No
     assert describe(row, 3, 5, 7) == compose(row, 3, 5, 7).text
     for texts in (
         {describe(row, index) for index in range(40)},
-        {describe(row, 3, epoch) for epoch in range(40)},
+        {describe(row, 3, wording) for wording in range(40)},
         {describe(row, 3, 5, seed) for seed in range(40)},
     ):
         assert len(texts) > 20
 
 
-def test_most_true_attributes_are_said_over_the_epochs() -> None:
+def test_most_true_attributes_are_said_over_the_wordings() -> None:
     row = vector("Male", "Smiling", "Young", "Black_Hair", "Eyeglasses", "Big_Nose")
     for name in ("Smiling", "Black_Hair", "Eyeglasses", "Big_Nose"):
-        said = sum(name in compose(row, 0, epoch).stated for epoch in range(300))
+        said = sum(name in compose(row, 0, wording).stated for wording in range(300))
         assert 200 < said < 300
 
 

@@ -10,18 +10,17 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from custom_datasets.celeba_hq_dataset import (
+from custom_datasets.celeba_files import (
     ATTRIBUTE_FILE,
     ATTRIBUTES,
     IMAGE_FOLDER,
     MAPPING_FILE,
     PARTITION_FILE,
-    CelebAHQ,
-    official_split,
+    image_number,
     read_attributes,
-    read_image,
-    to_model_range,
 )
+from custom_datasets.celeba_hq_dataset import CelebAHQ, read_image, to_model_range
+from custom_datasets.splits import ABOUT_FILE, official_split, write_about
 
 INDICES = (0, 2, 7, 10)
 ROWS = np.random.default_rng(0).random((len(INDICES), 40)) < 0.5
@@ -89,7 +88,7 @@ def test_opens_the_real_folder(real_faces: Path) -> None:
 
 
 def test_known_rows_of_the_real_file(real_faces: Path) -> None:
-    rows = read_attributes(real_faces / ATTRIBUTE_FILE)
+    rows = read_attributes(real_faces / ATTRIBUTE_FILE, image_number)
     assert len(rows) == 30_000
     shown = {name for name, value in zip(ATTRIBUTES, rows[0], strict=True) if value}
     assert shown == set(
@@ -188,7 +187,7 @@ def test_other_hands_layout_of_the_attribute_file_is_accepted(
 ) -> None:
     path = folder / ATTRIBUTE_FILE
     path.write_bytes(change(path.read_text()).encode())
-    rows = read_attributes(path)
+    rows = read_attributes(path, image_number)
     assert list(rows) == list(INDICES)
     assert np.array_equal(np.stack(list(rows.values())), ROWS)
 
@@ -198,6 +197,41 @@ def test_other_files_among_the_images_are_passed_over(folder: Path) -> None:
     (folder / IMAGE_FOLDER / "._0.jpg").write_text("")
     (folder / IMAGE_FOLDER / "readme.jpg").write_text("")
     assert CelebAHQ(folder, None, 40).indices.tolist() == list(INDICES)
+
+
+@pytest.mark.parametrize("extension", ["png", "JPG", "jpeg", "webp", "WebP"])
+@pytest.mark.parametrize("name", ["{}", "{:05d}"])
+def test_other_extensions_and_leading_zeros(folder: Path, name: str, extension: str) -> None:
+    images = folder / IMAGE_FOLDER
+    expected = {}
+    for index in INDICES:
+        with Image.open(images / f"{index}.jpg") as image:
+            path = images / f"{name.format(index)}.{extension}"
+            image.save(images / "saved", Image.registered_extensions()[f".{extension.lower()}"])
+        (images / f"{index}.jpg").unlink()
+        (images / "saved").rename(path)
+        expected[index] = path
+    faces = CelebAHQ(folder, None, 40)
+    assert faces.indices.tolist() == list(INDICES)
+    assert np.array_equal(faces.attributes, ROWS)
+    for position, index in enumerate(INDICES):
+        assert faces.path(position) == expected[index]
+        pixels = np.asarray(Image.open(expected[index]))
+        assert np.array_equal(faces[position].image.permute(1, 2, 0).numpy(), pixels)
+    assert faces.without([0]).path(0) == expected[INDICES[1]]
+
+
+def test_two_files_of_one_index_are_named(folder: Path) -> None:
+    save_image(folder / IMAGE_FOLDER / "00007.png", 1)
+    with pytest.raises(ValueError, match=r"00007\.png and 7\.jpg have one index"):
+        CelebAHQ(folder, None, 40)
+
+
+def test_decoders_of_other_formats_stay_closed(tmp_path: Path) -> None:
+    for kind in ("BMP", "TIFF", "GIF"):
+        Image.new("RGB", (40, 40)).save(tmp_path / "1.jpg", kind)
+        with pytest.raises(ValueError, match=r"cannot read the image .*1\.jpg"):
+            read_image(tmp_path / "1.jpg", 40)
 
 
 @pytest.mark.parametrize("name", [IMAGE_FOLDER, ATTRIBUTE_FILE])
@@ -274,6 +308,9 @@ def test_a_folder_without_an_image_is_refused(folder: Path) -> None:
     (folder / IMAGE_FOLDER).mkdir()
     with pytest.raises(ValueError, match=r"holds no <index>\.jpg"):
         CelebAHQ(folder, None, 40)
+    (folder / IMAGE_FOLDER / "face-a.jpg").touch()
+    with pytest.raises(ValueError, match=r"holds no <index>\.jpg.* it holds face-a\.jpg"):
+        CelebAHQ(folder, None, 40)
 
 
 def test_a_split_without_a_face_is_named(folder: Path) -> None:
@@ -316,3 +353,62 @@ def test_an_unreadable_image_is_named(folder: Path, fault: str) -> None:
     with pytest.raises(ValueError, match=r"cannot read the image .*7\.jpg"):
         faces[2]
     assert faces[1].index == 2
+
+
+# --- the images as a sequence ---
+
+
+def test_images_are_read_when_they_are_asked_for(folder: Path) -> None:
+    faces = CelebAHQ(folder, None, 32)
+    images, all_images = faces.images(workers=2), faces.all_images()
+    assert len(images) == 4 and all_images.shape == (4, 3, 32, 32)
+    assert all_images.dtype == torch.uint8
+    assert all(torch.equal(all_images[i], faces[i].image) for i in range(4))
+    chosen = ([2, 0], np.array([3, 3, 1]), slice(1, 3), slice(None, None, -1), [True, False] * 2)
+    for which in chosen:
+        assert torch.equal(images[which], torch.from_numpy(all_images.numpy()[which].copy()))
+    assert torch.equal(images[-1], all_images[3]) and images[[]].shape == (0, 3, 32, 32)
+    assert len(list(images)) == 4
+    faces.path(3).unlink()
+    assert torch.equal(images[:3], all_images[:3])
+    for which in (3, [0, 3]):
+        with pytest.raises(ValueError, match=r"cannot read the image .*10\.jpg"):
+            images[which]
+    with pytest.raises(IndexError):
+        images[4]
+
+
+def test_the_images_of_some_faces_are_theirs(folder: Path) -> None:
+    faces = CelebAHQ(folder, None, 32)
+    assert torch.equal(faces.without([1]).images()[:], faces.all_images()[[0, 2, 3]])
+
+
+# --- the kind of split ---
+
+
+def test_the_official_folder_is_split_by_identity(real_faces: Path) -> None:
+    assert CelebAHQ(real_faces, "val", 40).split_kind == "identity"
+
+
+def test_the_kind_of_split(folder: Path) -> None:
+    assert CelebAHQ(folder, None, 40).split_kind == "identity"  # the official one, by index
+    rows = [f"{index} {index} {number + 1:06d}.jpg" for number, index in enumerate(INDICES)]
+    (folder / MAPPING_FILE).write_text("\n".join(rows))
+    names = [row.split()[2] for row in rows]
+    (folder / PARTITION_FILE).write_text("\n".join(f"{name} 0" for name in names))
+    assert CelebAHQ(folder, None, 40).split_kind == "identity"
+    (folder / PARTITION_FILE).write_text(
+        "\n".join(f"{name} {i % 3}" for i, name in enumerate(names))
+    )
+    assert CelebAHQ(folder, None, 40).split_kind == "own"
+    write_about(folder, "chance")
+    assert CelebAHQ(folder, None, 40).split_kind == "chance"
+
+
+@pytest.mark.parametrize("torn", ["", "{", "[]", "{}", '{"split_kind": "luck"}'])
+def test_a_torn_kind_of_split_is_named_and_stops_nothing_else(folder: Path, torn: str) -> None:
+    (folder / ABOUT_FILE).write_text(torn)
+    faces = CelebAHQ(folder, None, 40)
+    assert len(faces) == 4
+    with pytest.raises(ValueError, match=ABOUT_FILE):
+        _ = faces.split_kind

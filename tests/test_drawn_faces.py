@@ -1,19 +1,19 @@
 """Drawn faces: every label true of the drawing, and a folder that reads like the real thing."""
 
 import json
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from custom_datasets.celeba_hq_dataset import ATTRIBUTES, CelebAHQ
-from custom_datasets.drawn_faces import (
+from custom_datasets.avatars import (
     BEARDS,
     DRAWN_ATTRIBUTES,
     HAIR,
     HATS,
-    MARKER_FILE,
     MOUTHS,
     SKINS,
     TOPS,
@@ -21,8 +21,13 @@ from custom_datasets.drawn_faces import (
     attribute_vector,
     draw,
     imagine,
-    write_drawn_faces,
 )
+from custom_datasets.celeba_files import ATTRIBUTES
+from custom_datasets.celeba_hq_dataset import CelebAHQ
+from custom_datasets.drawn_faces import MARKER_FILE, write_drawn_faces
+from custom_datasets.splits import ABOUT_FILE
+
+ROOT = Path(__file__).resolve().parents[1]
 
 DRAWINGS = [imagine(index) for index in range(2000)]
 
@@ -247,3 +252,52 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="not drawn by this program"):
         write_drawn_faces(tmp_path, (2, 1, 1), 32, workers=1)
     assert [path.name for path in tmp_path.iterdir()] == ["list_attr_celeba.txt"]
+
+
+def test_the_kind_of_split_is_stored_also_with_a_set_drawn_before_it_was(
+    drawn_folder: Path, tmp_path: Path
+) -> None:
+    assert CelebAHQ(drawn_folder, "val", 64).split_kind == "drawn"
+    folder = write_drawn_faces(tmp_path / "faces", (2, 1, 1), 32, workers=1)
+    (folder / ABOUT_FILE).unlink()
+    write_drawn_faces(folder, (2, 1, 1), 32, workers=1)
+    assert CelebAHQ(folder, "val", 32).split_kind == "drawn"
+
+
+@pytest.mark.parametrize("torn", [b"", b"\0" * 40, b'{"version": 2, "cou', b"[1]"])
+def test_a_set_whose_marker_is_torn_is_drawn_again(
+    tmp_path: Path, torn: bytes, capsys: pytest.CaptureFixture
+) -> None:
+    folder = write_drawn_faces(tmp_path / "faces", (3, 1, 1), 32, workers=1)
+    (folder / MARKER_FILE).write_bytes(torn)
+    write_drawn_faces(folder, (2, 1, 1), 32, workers=1)
+    assert f"{MARKER_FILE} is torn" in capsys.readouterr().out
+    assert len(CelebAHQ(folder, None, 32)) == 4
+
+
+SPAWNED = """
+import multiprocessing, sys
+from pathlib import Path
+from custom_datasets import drawn_faces
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method("spawn")  # as Windows and macOS start processes
+    drawn_faces.FEW = 0
+    drawn_faces.write_drawn_faces(Path(sys.argv[1]), (2, 1, 1), 32, workers=2)
+"""
+
+
+def test_processes_that_inherit_nothing_draw_the_same(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SPAWNED)
+    command = [sys.executable, script, tmp_path / "spawned"]
+    subprocess.run(command, env={"PYTHONPATH": str(ROOT), "PATH": ""}, cwd=ROOT, check=True)
+    alone = write_drawn_faces(tmp_path / "alone", (2, 1, 1), 32, workers=1)
+    for path in filter(Path.is_file, alone.rglob("*")):
+        assert (tmp_path / "spawned" / path.relative_to(alone)).read_bytes() == path.read_bytes()
+
+
+def test_drawing_processes_load_neither_torch_nor_the_loader() -> None:
+    """Where processes are spawned, each would spend seconds on it."""
+    code = "import sys, custom_datasets.drawn_faces; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

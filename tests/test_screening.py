@@ -1,5 +1,7 @@
 """Images as they come: what can be converted is converted right, the rest is left out by name."""
 
+import os
+import shutil
 import struct
 import zlib
 from pathlib import Path
@@ -10,14 +12,9 @@ import torch
 from PIL import Image
 
 from custom_datasets import screening
-from custom_datasets.celeba_hq_dataset import (
-    ATTRIBUTE_FILE,
-    ATTRIBUTES,
-    IMAGE_FOLDER,
-    CelebAHQ,
-    read_image,
-)
-from custom_datasets.screening import examine, screen
+from custom_datasets.celeba_files import ATTRIBUTE_FILE, ATTRIBUTES, IMAGE_FOLDER
+from custom_datasets.celeba_hq_dataset import CelebAHQ, read_image
+from custom_datasets.screening import COMPARED, examine, fingerprint, screen
 
 SIDE = 48
 
@@ -121,7 +118,7 @@ def spoil(path: Path, how: str) -> None:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-WAYS = ("empty", "text", "link", "folder", "tiny", "bomb", "large", "JPEG", "PNG")
+WAYS = ("empty", "text", "link", "folder", "tiny", "bomb", "large", "JPEG", "PNG", "WEBP")
 
 
 @pytest.mark.parametrize("how", WAYS)
@@ -141,6 +138,27 @@ def test_bytes_after_the_end_marker_do_no_harm(tmp_path: Path) -> None:
     with (tmp_path / "1.jpg").open("ab") as file:
         file.write(b"\0" * 100)
     assert examine(tmp_path / "1.jpg") is None
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "the file is empty"),
+        (b"\0" * 5000, "not a JPEG, PNG or WebP"),
+        (b"<html>quota exceeded</html>", "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
+    ],
+)
+def test_the_reason_tells_what_lies_there(tmp_path: Path, content: bytes, why: str) -> None:
+    (tmp_path / "1.jpg").write_bytes(content)
+    assert why in examine(tmp_path / "1.jpg")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_good_images_of_all_formats_pass(tmp_path: Path, kind: str) -> None:
+    for options in ({}, {"lossless": True}) if kind == "WEBP" else ({},):
+        picture().save(tmp_path / "1.jpg", kind, **options)
+        assert examine(tmp_path / "1.jpg") is None
 
 
 @pytest.fixture
@@ -195,3 +213,68 @@ def test_more_than_a_small_share_stops(folder: Path, tmp_path: Path) -> None:
         spoil(folder / IMAGE_FOLDER / f"{index}.jpg", how)
     with pytest.raises(ValueError, match=r"3 of 250 .*\n  0\.jpg: .*\n  1\.jpg: .*\n  2\.jpg: "):
         screen(CelebAHQ(folder, None, SIDE), tmp_path / "records")
+
+
+def test_a_copy_is_known_whatever_its_place_and_times(folder: Path, tmp_path: Path) -> None:
+    spoil(folder / IMAGE_FOLDER / "3.jpg", "link")
+    copied = tmp_path / "copy"
+    shutil.copytree(folder, copied, symlinks=True, copy_function=shutil.copyfile)
+    for path in (copied / IMAGE_FOLDER).iterdir():
+        if not path.is_symlink():
+            os.utime(path, (0, 0))
+    here, there = CelebAHQ(folder, None, SIDE), CelebAHQ(copied, None, SIDE)
+    assert fingerprint(here) == fingerprint(there)
+    assert fingerprint(here) != fingerprint(here.without([0]))
+
+
+def test_another_size_and_a_swapped_set_are_others(folder: Path) -> None:
+    faces = CelebAHQ(folder, None, SIDE)
+    before = fingerprint(faces)
+    path = folder / IMAGE_FOLDER / "5.jpg"
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"\0")
+    assert fingerprint(faces) != before
+    path.write_bytes(whole)
+    assert fingerprint(faces) == before
+    for position in range(len(faces)):  # as many bytes, of another picture
+        data = faces.path(position).read_bytes()
+        faces.path(position).write_bytes(data[:-20] + bytes(18) + data[-2:])
+    assert fingerprint(faces) != before
+
+
+def test_the_folder_is_listed_once_and_only_the_ends_of_a_few_are_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faces = CelebAHQ(folder, None, SIDE)
+    opened: list[Path] = []
+    listed: list[Path] = []
+    really_open, really_scan = Path.open, os.scandir
+
+    def spy(path: Path, *args: object) -> object:
+        opened.append(path)
+        return really_open(path, *args)
+
+    monkeypatch.setattr(Path, "open", spy)
+    monkeypatch.setattr(Path, "stat", lambda *_, **__: pytest.fail("a stat of its own"))
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(path) or really_scan(path))
+    fingerprint(faces)
+    assert len(listed) == 1 and 0 < len(opened) <= 2 * COMPARED
+
+
+@pytest.mark.parametrize(
+    "torn", [b"", b"\0" * 100, b'{"7.jpg": ', b'["7.jpg"]', b'{"9999.jpg": ""}']
+)
+def test_a_torn_record_is_made_again_and_said(
+    folder: Path, tmp_path: Path, torn: bytes, capsys: pytest.CaptureFixture
+) -> None:
+    spoil(folder / IMAGE_FOLDER / "7.jpg", "text")
+    faces, records = CelebAHQ(folder, None, SIDE), tmp_path / "records"
+    screen(faces, records)
+    (record,) = records.glob("screened_*.json")
+    good = record.read_bytes()
+    record.write_bytes(torn)
+    capsys.readouterr()
+    for said in (1, 0):
+        assert len(screen(faces, records)) == 249
+        assert capsys.readouterr().out.count("is torn") == said
+    assert record.read_bytes() == good
