@@ -4,25 +4,29 @@ Opens everything that can be missing before any long work starts, goes on from t
 if there is one, and writes the run folder and a grid of fixed prompts and seeds after every epoch.
 """
 
+import argparse
+import json
 import os
 import signal
 import sys
 from pathlib import Path
 
-from torchvision.utils import save_image
-
 from command_line import command, config_from, parser
-from inference.text_to_face import TextToFace
+from config import Config
+from inference.samples import save_samples
+from settings import from_dict, override
 from training import checkpoints
 from training.experiment import Experiment
 from training.loop import train
-from training.tracking import log_pictures, tracked
+from training.tracking import tracked
 
 
 @command
 def main() -> None:
     """Train the preset named on the command line."""
-    config = config_from(parser(__doc__).parse_args())
+    options = parser(__doc__)
+    options.add_argument("--config", type=Path, help="settings of a run: its config.json")
+    config = configured(options.parse_args())
     with Experiment(config) as experiment:
         experiment.open_all()
         is_main, epoch = experiment.accelerator.is_main_process, None
@@ -39,6 +43,14 @@ def main() -> None:
             say(f"checkpoint: {checkpoints.newest_checkpoint(experiment.folder)}")
 
 
+def configured(arguments: argparse.Namespace) -> Config:
+    """The settings of `--config`, or of `--preset`, with the changes of `--set`."""
+    if arguments.config is None:
+        return config_from(arguments)
+    stored = json.loads(arguments.config.read_text())["config"]
+    return override(from_dict(stored, Config), arguments.changes)
+
+
 def say(text: str) -> None:
     """Print; where nobody reads any more (`train.py | head`), stop as on SIGTERM."""
     try:
@@ -46,17 +58,6 @@ def say(text: str) -> None:
     except BrokenPipeError:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115, until the process ends
         signal.raise_signal(signal.SIGTERM)
-
-
-def save_samples(experiment: Experiment, number: int) -> None:
-    """Draw the preset's fixed prompts from fixed seeds into `samples/` and the tracker."""
-    prompts = experiment.config.sampling.prompts
-    model = TextToFace.of(experiment)
-    images = model.generate(prompts, range(len(prompts)))
-    folder = experiment.folder / "samples"
-    folder.mkdir(exist_ok=True)
-    log_pictures(experiment.accelerator, images, number)
-    save_image(images, folder / f"step_{number:07d}.png", nrow=4)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from custom_datasets import screening
 from custom_datasets.celeba_hq_dataset import CelebAHQ, read_image, to_model_range
 from files import locked, write_json
 from models.device import autocast, choose_precision, freed_memory_kept
@@ -31,7 +32,6 @@ from models.vae_wrapper import Posterior, VAEWrapper
 CACHE_VERSION = 2
 BATCH_PIXELS = 2**20  # in one pass of the autoencoder; a few small images would leave cores idle
 CHUNK = 256  # faces between two records of how far an encode has come
-PROBED_FILES = 8  # whose content joins the key; of the others name and size do
 
 
 class LatentSource(Protocol):
@@ -128,17 +128,12 @@ class LatentCache:
 def cache_key(faces: CelebAHQ, vae: VAEWrapper, frozen: str, flip: bool, precision: str) -> str:
     """Hash of what determines the latents: images, size, autoencoder, precision.
 
-    Images count by name and size, and a few of them by content, so that a copy of a folder on
-    another machine has the same key.
+    Images count by name, size and a few contents, so that a copy of a folder on another machine
+    has the same key.
     """
-    parts = [CACHE_VERSION, faces.image_size, flip, precision, frozen, vae.scale, vae.shift]
-    digest = hashlib.sha256(repr(parts).encode())
-    for position in range(len(faces)):
-        path = faces.path(position)
-        digest.update(f"{path.name},{path.stat().st_size};".encode())
-    for position in np.linspace(0, len(faces) - 1, PROBED_FILES).astype(int):
-        digest.update(faces.path(int(position)).read_bytes())
-    return digest.hexdigest()[:16]
+    images = screening.fingerprint(faces)
+    parts = [CACHE_VERSION, images, faces.image_size, flip, precision, frozen, vae.scale, vae.shift]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 def open_latent_cache(

@@ -673,13 +673,24 @@ def test_a_run_begun_under_other_circumstances_is_refused(inputs: Inputs) -> Non
 
 def test_a_run_folder_is_held_from_the_opening_to_the_end(inputs: Inputs) -> None:
     opened = inputs()
-    with pytest.raises(InUse, match="process"):
-        Experiment(opened.config, opened.folder)
+    with pytest.raises(InUse, match="process"), run_folder.hold(opened.folder):
+        pass
     next(loop.train(opened))
-    with pytest.raises(InUse):
-        Experiment(opened.config, opened.folder)
+    with pytest.raises(InUse), run_folder.hold(opened.folder):
+        pass
     opened.close()
-    Experiment(opened.config, opened.folder).close()
+    with run_folder.hold(opened.folder):
+        pass
+
+
+def test_opening_a_run_again_in_one_process_replaces_the_earlier_opening(inputs: Inputs) -> None:
+    """As a notebook's cell that is run a second time."""
+    opened = inputs()
+    again = Experiment(opened.config, opened.folder)
+    opened.close()
+    with pytest.raises(InUse), run_folder.hold(again.folder):
+        pass
+    again.close()
 
 
 @pytest.mark.parametrize("allowed", [0, 1, 2])

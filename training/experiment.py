@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from config import ROOT, Config, DataConfig
 from custom_datasets.captions import describe
 from custom_datasets.celeba_hq_dataset import CelebAHQ
 from custom_datasets.drawn_faces import write_drawn_faces
+from custom_datasets.fetching import ensure_faces
 from custom_datasets.latent_cache import (
     ImageLatents,
     LatentSource,
@@ -47,6 +49,8 @@ from training.processes import (
 from training.resuming import check_resume, resume
 from training.state import TrainingState, new_state
 
+_opened: WeakValueDictionary[Path, "Experiment"] = WeakValueDictionary()  # by this process
+
 
 class Experiment:
     """Everything that training needs. Each part is opened when it is first asked for, once.
@@ -73,9 +77,31 @@ class Experiment:
         self.precision = choose_precision(config.training.mixed_precision, self.device)
         tune_kernels(self.device)
         self._held = ExitStack()
+        earlier = _opened.get(self.folder)
+        if earlier:  # a notebook's cell that is run again
+            earlier.let_go()
+        _opened[self.folder] = self
+        self._hold()
+
+    def _hold(self) -> None:
         with together(self.accelerator, "opening the run folder"):
             if self.accelerator.is_main_process:
                 self._held.enter_context(run_folder.hold(self.folder))
+
+    @property
+    def is_launched(self) -> bool:
+        """Whether a notebook launches the training: on a machine with several GPUs."""
+        is_alone = self.accelerator.num_processes == 1
+        return is_alone and self.device.type == "cuda" and torch.cuda.device_count() > 1
+
+    def let_go(self) -> None:
+        """Let go of the run folder, for another process to train into it."""
+        self._held.close()
+
+    def take_up(self) -> None:
+        """Hold the run folder again, and open what was trained meanwhile."""
+        self._hold()
+        vars(self).pop("state", None)
 
     def __enter__(self) -> "Experiment":
         return self
@@ -261,13 +287,16 @@ class Experiment:
 
 
 def open_faces(config: DataConfig, folder: Path, split: str | None) -> CelebAHQ:
-    """The usable faces of a split; drawn first where the preset draws its own.
+    """The usable faces of a split; drawn first where the preset draws its own, fetched where it
+    names a source.
 
     Raises:
-        FileNotFoundError, ValueError: see `CelebAHQ` and `screen`.
+        FileNotFoundError, ValueError: see `ensure_faces`, `CelebAHQ` and `screen`.
     """
     if config.drawn_counts:
         write_drawn_faces(folder, tuple(config.drawn_counts), workers=config.loader_workers)
+    else:
+        ensure_faces(folder, config.source)
     faces = CelebAHQ(folder, split, config.image_size)
     return screen(faces, ROOT / "data" / "screened", config.loader_workers)
 

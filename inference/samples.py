@@ -1,0 +1,28 @@
+"""The grid of fixed prompts and seeds that is drawn as training goes."""
+
+from pathlib import Path
+
+import torch
+from torchvision.io import decode_image
+from torchvision.utils import save_image
+
+from inference.text_to_face import TextToFace
+from training.experiment import Experiment
+from training.tracking import log_pictures
+
+
+def save_samples(experiment: Experiment, step: int) -> None:
+    """Draw the preset's prompts with the averaged weights into `samples/` and the tracker."""
+    prompts = experiment.config.sampling.prompts
+    images = TextToFace.of(experiment).generate(prompts, range(len(prompts)))
+    folder = experiment.folder / "samples"
+    folder.mkdir(exist_ok=True)
+    log_pictures(experiment.accelerator, images, step)
+    save_image(images, folder / f"step_{step:07d}.png", nrow=4)
+
+
+def saved_samples(folder: Path, most: int) -> dict[int, torch.Tensor]:
+    """Grids of a run folder, uint8 (3, H, W) by their step, spread evenly over the run."""
+    paths = sorted((folder / "samples").glob("step_*.png"))
+    chosen = {round(i * (len(paths) - 1) / max(1, most - 1)) for i in range(most)} if paths else ()
+    return {int(paths[i].stem[5:]): decode_image(str(paths[i])) for i in sorted(chosen)}
