@@ -6,7 +6,7 @@ PRESET ?= demo
 NOTEBOOKS = train1_t2i_celeba_hq_ldm_cfg inference1_t2i_celeba_hq_ldm_cfg \
             train2_train_celeba_attribute_classifier metrics1_evaluate_celeba_hq
 
-.PHONY: app bench data demo export test torture train
+.PHONY: app bench data demo export test torture tour train
 
 # The notebooks headless and in order; executed copies, also as HTML, go to outputs/<preset>/notebooks.
 demo: $(VENV)/run-time
@@ -21,6 +21,10 @@ demo: $(VENV)/run-time
 	@echo "Numbers:    outputs/$(PRESET)/metrics.json"
 	@echo "Notebooks:  outputs/$(PRESET)/notebooks (open the .html files)"
 	@echo "Checkpoint: $$(ls -t checkpoints/*.pt checkpoints/$(PRESET)/*.pt 2>/dev/null | grep unet | head -1)"
+
+# docs/tour.md and its pictures, from the notebooks that `make demo` executed.
+tour: $(VENV)/run-time
+	$(VENV)/bin/python -m docs.tour "outputs/$(PRESET)/notebooks"
 
 test: $(VENV)/development
 	$(VENV)/bin/ruff check .
