@@ -78,7 +78,8 @@ def test_the_readmes_five_lines_make_a_picture_at_three_scales(
 ) -> None:
     text = README.read_text(encoding="utf-8")
     code = next(c for c in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "from_run" in c)
-    assert len(code.splitlines()) == 5 and '"checkpoints/demo"' in code
+    lines = [line for line in code.splitlines() if line]
+    assert len(lines) == 5 and '"checkpoints/demo"' in code
     monkeypatch.chdir(tmp_path)
     values: dict[str, object] = {}
     exec(code.replace('"checkpoints/demo"', repr(str(run))), values)
