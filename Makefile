@@ -41,7 +41,7 @@ bench: $(VENV)/development
 	  echo "== $$name"; $(VENV)/bin/python -m benchmarks.$$name $(QUICK) || exit 1; \
 	done
 
-# Brings a copy of CelebA-HQ, in whatever form it is had, into data/celeba_hq: make data SOURCE=...
+# Imports a copy of CelebA-HQ, in any known form, into data/celeba_hq: make data SOURCE=...
 # Without SOURCE it says what is there and how to get it.
 data: $(VENV)/run-time
 	$(VENV)/bin/python -m custom_datasets.importing $(if $(SOURCE),"$(SOURCE)")
@@ -50,7 +50,7 @@ data: $(VENV)/run-time
 export: $(VENV)/run-time
 	$(VENV)/bin/python export.py --preset $(PRESET)
 
-# A page to ask for faces, on http://127.0.0.1:7860. PREVIEW=madebyollin/taesd: quicker on its way.
+# A page to ask for faces, on http://127.0.0.1:7860. PREVIEW=madebyollin/taesd: faster previews.
 app: $(VENV)/app
 	$(VENV)/bin/python app.py --preset $(PRESET) $(if $(PREVIEW),--preview "$(PREVIEW)")
 
