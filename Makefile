@@ -6,7 +6,7 @@ PRESET ?= demo
 NOTEBOOKS = train1_t2i_celeba_hq_ldm_cfg inference1_t2i_celeba_hq_ldm_cfg \
             train2_train_celeba_attribute_classifier metrics1_evaluate_celeba_hq
 
-.PHONY: app bench bench-gpu data demo export test test-lowest torture train
+.PHONY: app bench bench-gpu data demo export test test-lowest torture tour train
 
 # The notebooks headless and in order; executed copies, also as HTML, go to outputs/<preset>/notebooks.
 demo: $(VENV)/run-time
@@ -21,6 +21,10 @@ demo: $(VENV)/run-time
 	@echo "Numbers:    outputs/$(PRESET)/metrics.json"
 	@echo "Notebooks:  outputs/$(PRESET)/notebooks (open the .html files)"
 	@echo "Checkpoint: $$(ls -t checkpoints/*.pt checkpoints/$(PRESET)/*.pt 2>/dev/null | grep unet | head -1)"
+
+# docs/tour.md and its pictures, from the notebooks that `make demo` executed.
+tour: $(VENV)/run-time
+	$(VENV)/bin/python -m docs.tour "outputs/$(PRESET)/notebooks"
 
 test: $(VENV)/development
 	$(VENV)/bin/ruff check .
@@ -52,7 +56,7 @@ bench: $(VENV)/development
 bench-gpu: $(VENV)/run-time
 	$(VENV)/bin/python -m benchmarks.gpu $(QUICK)
 
-# Brings a copy of CelebA-HQ, in whatever form it is had, into data/celeba_hq: make data SOURCE=...
+# Imports a copy of CelebA-HQ, in any known form, into data/celeba_hq: make data SOURCE=...
 # Without SOURCE it says what is there and how to get it.
 data: $(VENV)/run-time
 	$(VENV)/bin/python -m custom_datasets.importing $(if $(SOURCE),"$(SOURCE)")
@@ -61,7 +65,7 @@ data: $(VENV)/run-time
 export: $(VENV)/run-time
 	$(VENV)/bin/python export.py --preset $(PRESET)
 
-# A page to ask for faces, on http://127.0.0.1:7860. PREVIEW=madebyollin/taesd: quicker on its way.
+# A page to ask for faces, on http://127.0.0.1:7860. PREVIEW=madebyollin/taesd: faster previews.
 app: $(VENV)/app
 	$(VENV)/bin/python app.py --preset $(PRESET) $(if $(PREVIEW),--preview "$(PREVIEW)")
 

@@ -2,8 +2,8 @@
 
 A notebook or script names one preset (environment variable LDM_PRESET) and may change fields
 (`--set section.field=value`). Nothing else branches on a preset's name. Each module receives only
-its own section. `setting` says beside each field what it may hold and whether a run that goes on
-from a checkpoint may change it.
+its own section. `setting` declares of each field what it may hold and whether it may change when a
+run resumes.
 """
 
 import dataclasses
@@ -56,20 +56,20 @@ class DataConfig(Section):
 class ModelsConfig(Section):
     """Frozen models: hub ids, or local folders of the same form, relative to the repository."""
 
-    autoencoder: str = setting("stabilityai/sd-vae-ft-mse")
-    text_encoder: str = setting("openai/clip-vit-base-patch32")
+    autoencoder: str = setting("stabilityai/sd-vae-ft-mse")  # AutoencoderKL or AutoencoderTiny
+    text_encoder: str = setting("openai/clip-vit-base-patch32")  # the text half of a CLIP
 
 
 @dataclass(frozen=True)
 class UNetConfig(Section):
     """Shape of the denoiser."""
 
-    latent_size: int = setting(32, least=1)
-    latent_channels: int = setting(4, least=1)
+    latent_size: int = setting(32, least=1)  # positions along a side: image_size / 8
+    latent_channels: int = setting(4, least=1)  # those of the autoencoder
     widths: tuple[int, ...] = setting((160, 320, 320, 320), least=32)  # finest resolution first
-    layers_per_block: int = setting(2, least=1)
-    attention_heads: int = setting(8, least=1)
-    text_width: int = setting(512, least=1)
+    layers_per_block: int = setting(2, least=1)  # residual blocks at each resolution
+    attention_heads: int = setting(8, least=1)  # at every resolution but the finest
+    text_width: int = setting(512, least=1)  # of the text encoder's hidden states
     # The pooled caption joins the timestep embedding as well.
     text_at_every_layer: bool = setting(False)
 
@@ -87,11 +87,14 @@ class UNetConfig(Section):
 class DiffusionConfig(Section):
     """The forward process and what the denoiser predicts."""
 
+    # T of Ho et al. 2020.
     num_train_timesteps: int = setting(TRAIN_CELEBA_LDM_CONFIG["num_train_timesteps"], least=2)
+    # Noise schedule, by diffusers' name; "squaredcos_cap_v2" is Nichol & Dhariwal's cosine.
     beta_schedule: str = setting(
         TRAIN_CELEBA_LDM_CONFIG["beta_schedule"],
         choices=("squaredcos_cap_v2", "linear", "scaled_linear"),
     )
+    # What the denoiser predicts: the noise, or v (Salimans & Ho 2022).
     prediction_type: str = setting("epsilon", choices=("epsilon", "v_prediction"))
     # Gamma of min-SNR weighting (Hang et al. 2023); None: every sample weighs the same.
     snr_gamma: float | None = setting(None, above=0, off="None switches the weighting off")
@@ -104,7 +107,9 @@ class DiffusionConfig(Section):
 class TrainingConfig(Section):
     """The optimisation."""
 
+    # On resume free while lr_decay is "constant".
     num_epochs: int = setting(TRAIN_CELEBA_LDM_CONFIG["num_epochs"], least=1)
+    # AdamW's, after warm-up.
     learning_rate: float = setting(
         TRAIN_CELEBA_LDM_CONFIG["learning_rate"], resume=ANNOUNCED, above=0
     )
@@ -114,26 +119,31 @@ class TrainingConfig(Section):
     # Multiplies the batch, and the learning rate by the rule below: an explicit choice for many
     # GPUs. Without it the run is the same on any number of them.
     scale_batch: int = setting(1, least=1)
+    # Factor of the learning rate for scale_batch.
     scale_rate: str = setting("sqrt", choices=("none", "sqrt", "linear"))
     # Samples in one forward pass; None: a process's whole share. The update stays the same.
     micro_batch_size: int | None = setting(None, resume=FREE, least=1)
     # Recompute activations in the backward pass: less memory, about a third more time.
     gradient_checkpointing: bool = setting(False, resume=FREE)
+    # Share of captions that become the empty one (Ho & Salimans 2022).
     cfg_dropout_prob: float = setting(TRAIN_CELEBA_LDM_CONFIG["cfg_dropout_prob"], least=0, most=1)
+    # A checkpoint at the end of every n-th epoch.
     checkpoint_every_n_epochs: int = setting(
         TRAIN_CELEBA_LDM_CONFIG["checkpoint_every_n_epochs"], resume=FREE, least=1
     )
-    # Within an epoch too: what a crash can cost.
+    # Within an epoch too: the most that a crash can lose.
     save_every_minutes: float = setting(15.0, resume=FREE, least=0)
-    # Checkpoints that are kept, beside those of every n-th epoch and of the best one.
+    # Newest checkpoints that are kept, in addition to those of every n-th epoch and the best.
     keep_last: int = setting(2, resume=FREE, least=1)
+    # Their checkpoints are never deleted.
     keep_every_n_epochs: int = setting(10, resume=FREE, least=1)
     # Folder (or hub id "hf:owner/name") that each finished checkpoint is copied to; a machine
-    # whose run folder is empty goes on from there.
+    # whose run folder is empty resumes from there.
     mirror: str | None = setting(None, resume=FREE)
-    warmup_steps: int = setting(0, resume=ANNOUNCED, least=0)
+    warmup_steps: int = setting(0, resume=ANNOUNCED, least=0)  # linear, from zero
     lr_decay: str = setting("constant", choices=("constant", "cosine"))  # cosine: to zero
-    weight_decay: float = setting(0.01, resume=ANNOUNCED, least=0)
+    weight_decay: float = setting(0.01, resume=ANNOUNCED, least=0)  # AdamW's
+    # Gradients are clipped at this norm.
     max_grad_norm: float | None = setting(
         1.0, resume=ANNOUNCED, above=0, off="None switches clipping off"
     )
@@ -150,7 +160,7 @@ class TrainingConfig(Section):
     # Autocast over float32 weights. "auto": bfloat16 where the hardware has it, else float16 on
     # CUDA, else float32 ("no").
     mixed_precision: str = setting("auto", resume=ANNOUNCED, choices=("auto", "bf16", "fp16", "no"))
-    seed: int = setting(0, least=0)
+    seed: int = setting(0, least=0)  # of weights, order, noise, timesteps and captions
 
     @property
     def global_batch_size(self) -> int:
@@ -168,12 +178,13 @@ class TrainingConfig(Section):
 class SamplingConfig(Section):
     """How pictures are made."""
 
+    # Ho et al. 2020, Song et al. 2021, or DPM-Solver++ (Lu et al. 2022).
     sampler: str = setting("ddim", choices=("ddpm", "ddim", "dpm++"))
-    steps: int = setting(50, least=1)
-    guidance_scale: float = setting(3.0, least=0)
+    steps: int = setting(50, least=1)  # evaluations of the denoiser
+    guidance_scale: float = setting(3.0, least=0)  # 1: the conditional model; 0: no caption
     # Share of the timesteps in which guidance acts; outside, the empty caption costs nothing.
     guidance_interval: tuple[float, ...] = setting((0.0, 1.0), least=0, most=1)
-    # The grid that is drawn as training goes, always from the same seeds.
+    # The grid that is drawn during training, always from the same seeds.
     prompts: tuple[str, ...] = setting(
         (
             "A photo of a young woman with blond hair, smiling",
@@ -201,7 +212,7 @@ class SamplingConfig(Section):
 class ClassifierConfig(Section):
     """The attribute classifier that judges pictures."""
 
-    image_size: int = setting(128, least=32)
+    image_size: int = setting(128, least=32)  # pixels that it sees
     num_epochs: int = setting(12, least=1)
     batch_size: int = setting(64, least=2)
     learning_rate: float = setting(2e-3, above=0)  # the peak of a one-cycle schedule
@@ -285,7 +296,7 @@ class Config:
 
     @property
     def data_folder(self) -> Path:
-        """Where the faces lie: for real ones CELEBA_HQ_DIR if it is set, else `data.folder`; a
+        """Folder of the faces: for real ones CELEBA_HQ_DIR if it is set, else `data.folder`; a
         relative path is relative to the repository, so that it means one folder everywhere.
         """
         named = None if self.data.drawn_counts else os.environ.get("CELEBA_HQ_DIR")

@@ -1,8 +1,8 @@
 """Writes files whole or not at all, and keeps processes out of each other's way.
 
 The only place that knows how: every other module writes through `replacing` and locks through
-`locked`. A reader never meets half a file; after a crash or a power cut the old file or the new one
-is there.
+`locked`. A reader never sees half a file; after a crash or a power cut, either the old file or the
+new one is there.
 """
 
 import errno
@@ -18,7 +18,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-# Files that an interrupted `replacing` leaves behind end in this; `remove_unfinished` deletes them.
+# Suffix of files that an interrupted `replacing` leaves behind; `remove_unfinished` deletes them.
 UNFINISHED = ".unfinished"
 SYNCS_FOLDERS = os.name != "nt"  # Windows has no such call, and needs none
 # What file systems without locks answer: NFS without its lock daemon, Lustre, some FUSE mounts.
@@ -64,7 +64,7 @@ def write_json(path: Path, value: Any, **options: Any) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder outlast a power cut."""
+    """Flush the names in a folder to the disk."""
     if not SYNCS_FOLDERS:
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -88,7 +88,7 @@ def remove_unfinished(folder: Path, pattern: str = "*") -> None:
 def locked(path: Path, wait: bool = True) -> Iterator[None]:
     """Hold an exclusive lock on a lock file; the system drops it when its process ends.
 
-    On a file system without locks this says so once and goes on without.
+    On a file system without locks this says so once and continues without one.
 
     Args:
         wait: wait for the process that holds the lock; False refuses at once.
@@ -114,7 +114,7 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
         lock.release()
 
 
-# The holder is noted beside the lock: Windows lets nobody read a locked file.
+# The holder is noted in a second file: Windows lets nobody read a locked one.
 def _note_holder(path: Path) -> None:
     since = datetime.now().astimezone().isoformat(timespec="seconds")
     _note(path).write_text(f"process {os.getpid()} on {socket.gethostname()} since {since}\n")
@@ -136,7 +136,7 @@ def _say_no_locks(folder: Path) -> None:
     if folder not in _without_locks:
         _without_locks.add(folder)
         print(
-            f"{folder} lies on a file system without locks: nothing keeps a second process out. "
+            f"{folder} is on a file system without locks: nothing keeps a second process out. "
             "Start one at a time.",
             file=sys.stderr,
         )

@@ -14,7 +14,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 Settings = TypeVar("Settings")
 
-# Whether a run that goes on from a checkpoint may find another value.
+# Whether the value may change when a run resumes from a checkpoint.
 FIXED = "fixed"  # refused: it shapes the weights
 ANNOUNCED = "announced"  # taken, printed, and recorded in the run's config.json
 FREE = "free"  # taken: it changes neither the weights nor the course of the run
@@ -33,7 +33,7 @@ def setting(
     """A field of a section with its range; bounds hold for every number of a tuple.
 
     Args:
-        default: also what a run has that was stored before the field existed, so it must mean "as
+        default: runs that were stored before the field existed take it too, so it must mean "as
             before".
         resume: FIXED, ANNOUNCED or FREE.
         choices: the strings that are allowed.

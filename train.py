@@ -1,6 +1,6 @@
 """Train a preset: `python train.py --preset demo`, `accelerate launch train.py --preset celeba_hq`.
 
-Opens everything that can be missing before any long work starts, goes on from the newest checkpoint
+Opens everything that can be missing before any long work starts, resumes from the newest checkpoint
 if there is one, and writes the run folder and a grid of fixed prompts and seeds after every epoch.
 """
 
@@ -52,7 +52,7 @@ def configured(arguments: argparse.Namespace) -> Config:
 
 
 def say(text: str) -> None:
-    """Print; where nobody reads any more (`train.py | head`), stop as on SIGTERM."""
+    """Print; where the reader has closed the pipe (`train.py | head`), stop as on SIGTERM."""
     try:
         print(text, flush=True)
     except BrokenPipeError:

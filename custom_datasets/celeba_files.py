@@ -55,7 +55,7 @@ def read_lines(path: File) -> list[str]:
     try:
         return path.read_bytes().decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not a text file: {error}. Fetch it anew.") from error
+        raise ValueError(f"{path} is not a text file: {error}. Download it again.") from error
 
 
 def _cells(line: str) -> list[str]:
@@ -161,7 +161,7 @@ def write_attributes(folder: Path, rows: Mapping[str, np.ndarray]) -> None:
 def write_partition(
     folder: Path, indices: Sequence[int], originals: Sequence[str], splits: Sequence[int]
 ) -> None:
-    """Write the mapping and partition files that give a folder a split of its own.
+    """Write the mapping and partition files that give a folder its own split.
 
     Args:
         originals: a name for each index, CelebA's where it is known.

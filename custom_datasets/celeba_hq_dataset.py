@@ -1,7 +1,7 @@
 """CelebA-HQ faces with their 40 attributes and the official split by identity.
 
 Opens the official CelebAMask-HQ folder: `CelebA-HQ-img/<index>.jpg` of any size, also as .png or
-.webp, and `CelebAMask-HQ-attribute-anno.txt`. The split of the 30,000 official faces ships beside
+.webp, and `CelebAMask-HQ-attribute-anno.txt`. The split of the 30,000 official faces ships with
 this file; a folder that brings its own mapping and partition files (the drawn faces do) is split by
 those.
 """
@@ -78,7 +78,7 @@ def read_image(path: Path, size: int) -> torch.Tensor:
             return transforms.pil_to_tensor(resize_and_crop(to_rgb(image), size))
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
         raise ValueError(
-            f"cannot read the image {path}: {error}. Remove it or fetch it anew."
+            f"cannot read the image {path}: {error}. Remove it or download it again."
         ) from error
 
 
@@ -162,7 +162,7 @@ class CelebAHQ(Dataset):
         return fewer
 
     def path(self, position: int) -> Path:
-        """Where the image at this position lies."""
+        """The path of the image at this position."""
         return self.folder / IMAGE_FOLDER / str(self.names[position])
 
     def __repr__(self) -> str:
@@ -174,7 +174,7 @@ class CelebAHQ(Dataset):
 
 
 class Images:
-    """The images of some faces as a sequence of which only what is asked for is in memory.
+    """The images of some faces as a sequence that reads only the requested ones into memory.
 
     `images[i]` is uint8 (3, S, S); `images[[3, 1]]`, `images[10:20]` and `images[mask]` are
     uint8 (n, 3, S, S).
@@ -187,7 +187,7 @@ class Images:
         return len(self.faces)
 
     def __getitem__(self, which: Any) -> torch.Tensor:
-        """Read these images; whatever indexes a numpy array chooses them.
+        """Read these images; takes any index of a numpy array.
 
         Raises:
             IndexError: there is no such image.
@@ -237,7 +237,7 @@ def _require_layout(folder: Path) -> None:
         raise FileNotFoundError(
             f"no CelebA-HQ at {folder.resolve()}: {' and '.join(missing)} missing. Unpack "
             "CelebAMask-HQ there "
-            "(github.com/switchablenorms/CelebAMask-HQ), or say where it lies with "
+            "(github.com/switchablenorms/CelebAMask-HQ), or name its folder with "
             "CELEBA_HQ_DIR=/path/to/folder. "
             "To try everything without it: LDM_PRESET=demo."
         )

@@ -41,7 +41,7 @@ def stargan_faces(source: Source) -> Iterator[Row] | None:
 
     Raises:
         FileNotFoundError: no attribute file.
-        ValueError: a face without a row, or one that lies among the wrong sex; it is named.
+        ValueError: a face without a row, or one in the folder of the wrong sex; it is named.
     """
     images = [
         file
@@ -58,12 +58,12 @@ def _stargan_rows(images: Sequence[File], place: File, rows: Rows) -> Iterator[R
     for row in _by_original(images, place, rows):
         is_male = row.attributes[ATTRIBUTES.index("Male")]
         if is_male != (_folder(row.image).name.lower() == "male"):
-            raise ValueError(f"{row.image} lies among the wrong sex: the names are not CelebA's")
+            raise ValueError(f"{row.image} is in the wrong folder: the names are not CelebA's")
         yield row
 
 
 def labelled_faces(source: Source) -> Iterator[Row] | None:
-    """Images in one folder and an attribute file in it or beside it, joined by name.
+    """Images in one folder and an attribute file in or next to it, joined by name.
 
     The official folder; CelebA as published; and images named by CelebA-HQ's index with CelebA's
     attribute list and the mapping between the two.

@@ -44,7 +44,7 @@ def _is_drawn(folder: Path, settings: dict[str, object]) -> bool:
     if marker.is_file():
         found = _read_marker(marker)
         if found is None:
-            print(f"{marker} is torn: drawing the faces again")
+            print(f"{marker} is damaged: drawing the faces again")
             shutil.rmtree(folder / IMAGE_FOLDER, ignore_errors=True)  # there may be more of them
             return False
         if found.pop("whole", False) and found == settings:
@@ -61,7 +61,7 @@ def _is_drawn(folder: Path, settings: dict[str, object]) -> bool:
 
 
 def _read_marker(marker: Path) -> dict[str, object] | None:
-    """The settings of a set; None where the file is torn."""
+    """The settings of a set; None where the file is damaged."""
     try:
         return dict(json.loads(marker.read_text(encoding="utf-8")))
     except (ValueError, TypeError):

@@ -1,4 +1,4 @@
-"""Fetches a data set from the hub into its cache, once; an interrupted download goes on."""
+"""Fetches a data set from the hub into its cache, once; an interrupted download resumes."""
 
 import re
 from pathlib import Path

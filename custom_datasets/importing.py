@@ -61,7 +61,7 @@ def import_copy(
 
     Raises:
         FileExistsError: `out` holds something already.
-        FileNotFoundError, ConnectionError: the copy, or a file that it needs, is not to be had.
+        FileNotFoundError, ConnectionError: the copy, or a file that it needs, is not available.
         ValueError: no known form, or attributes that are not those of the images; `out` is not
             made.
     """
@@ -79,7 +79,7 @@ def import_copy(
 def import_rows(rows: Iterable[Row], out: Path, source: str, is_hq: bool = True) -> list[str]:
     """Write rows into `out` and verify them; returns what was found, as lines.
 
-    An import that is interrupted goes on where it was when the same source is imported again.
+    An interrupted import resumes when the same source is imported again.
 
     Raises:
         ValueError: see `import_copy`.
@@ -115,7 +115,7 @@ def _begin(out: Path, source: str) -> Path:
     try:
         before = json.loads(note.read_text(encoding="utf-8")).get("source")
     except (OSError, ValueError, AttributeError):
-        before = None  # not there, or torn
+        before = None  # missing or damaged
     if before != source and unfinished.exists():
         shutil.rmtree(unfinished)
     files.write_json(note, {"source": source})
@@ -152,11 +152,11 @@ def _verify_in_place(folder: Path) -> list[str]:
 
 def _alignment(faces: CelebAHQ) -> str:
     auc = check_alignment([faces.path(i) for i in range(len(faces))], faces.attributes)
-    return "too few faces to probe" if auc is None else f"sex read off thumbnails, AUC {auc:.2f}"
+    return "too few faces to probe" if auc is None else f"sex read from thumbnails, AUC {auc:.2f}"
 
 
 def describe_folder(folder: Path) -> str:
-    """What lies in a folder already, in a sentence."""
+    """One sentence on what a folder holds."""
     missing = [name for name in (IMAGE_FOLDER, ATTRIBUTE_FILE) if not (folder / name).exists()]
     if missing:
         return f"{folder} lacks {' and '.join(missing)}."

@@ -149,7 +149,7 @@ def open_latent_cache(
 ) -> LatentCache:
     """Open the cache of these faces under this autoencoder, encoding what is not there yet.
 
-    An interrupted encode goes on where it stopped, with any number of processes; each encodes a
+    An interrupted encode resumes where it stopped, with any number of processes; each encodes a
     share. A second run waits for the first. A cache that is cut short is named and made again.
 
     Args:
@@ -188,7 +188,7 @@ class _Encode:
         self.bytes_a_face = int(np.prod(shape[1:])) * np.dtype(np.float16).itemsize
 
     def prepare(self) -> None:
-        """Remove what is not whole, and make room for the rest."""
+        """Remove incomplete files, and reserve room for the rest."""
         if self.path.is_file() and not _is_whole(self.path, self.shape):
             print(f"{self.path} is not whole: encoding again")
             self.path.unlink()
@@ -268,7 +268,7 @@ def _reserve(path: Path, shape: tuple[int, ...]) -> None:
         raise OSError(
             f"the latents need {needed / 1e9:.2f} GB in {path.parent}, where {free / 1e9:.2f} GB "
             f"are free: {(needed - free) / 1e9:.2f} GB are missing. Make room, or set "
-            "data.cache_latents=false, which encodes every batch anew"
+            "data.cache_latents=false, which encodes every batch again"
         )
     np.lib.format.open_memmap(path, "w+", np.float16, shape).flush()
     if hasattr(os, "posix_fallocate"):

@@ -81,7 +81,7 @@ def parquet_faces(source: Source) -> Iterator[Row] | None:
     """The rows of all parquet files; see `sources.Adapter`.
 
     Raises:
-        ValueError: a file is torn, or lacks images or attributes; it is named.
+        ValueError: a file is damaged, or lacks images or attributes; it is named.
     """
     shards = source.with_suffix(".parquet")
     if not shards:
@@ -102,7 +102,7 @@ def _open(shard: File, file: object) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(file)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{shard} is no whole parquet file ({error}): fetch it anew") from error
+        raise ValueError(f"{shard} is no whole parquet file ({error}): fetch it again") from error
 
 
 def _part(shard: File) -> str:
@@ -133,7 +133,7 @@ def _records(opened: pq.ParquetFile, columns: Columns, where: str) -> Iterator[d
         for batch in batches:
             yield from batch.to_pylist()
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{where} is torn ({error}): fetch it anew") from error
+        raise ValueError(f"{where} is damaged ({error}): download it again") from error
 
 
 def _image(value: object, folder: Path) -> bytes | Path:

@@ -1,8 +1,8 @@
 """Finds images that cannot be used before any long work, and leaves them out by name.
 
 Only the first and the last bytes of each file are read: enough to tell an empty file, a text named
-.jpg, a broken link, a picture cut short or of impossible size. The result is kept beside a
-fingerprint of the files, so the same faces are looked through once, wherever they lie.
+.jpg, a broken link, a picture cut short or of impossible size. The result is kept under a
+fingerprint of the files, so the same faces are examined once, in whatever folder they are.
 """
 
 import hashlib
@@ -20,9 +20,9 @@ from custom_datasets.celeba_files import IMAGE_FOLDER
 from custom_datasets.celeba_hq_dataset import IMAGE_FORMATS, CelebAHQ
 from files import locked, write_json
 
-LEAST_SIDE = 32  # pixels; what is smaller holds no face
+LEAST_SIDE = 32  # pixels; a smaller image holds no face
 MOST_PIXELS = 89_478_485  # Pillow's own bound against decompression bombs
-MOST_UNUSABLE = 0.01  # share of a split; with more, the copy is bad and should be fetched anew
+MOST_UNUSABLE = 0.01  # share of a split; with more, the copy is bad: download it again
 ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 END_BYTES = 1024  # some writers leave a few bytes after the end marker
 COMPARED = 8  # files of a set whose ends are part of its fingerprint
@@ -103,8 +103,8 @@ def screen(faces: CelebAHQ, records: Path, workers: int = 4) -> CelebAHQ:
     lines = [f"  {name}: {reason}" for name, reason in unusable.items()]
     if len(unusable) > MOST_UNUSABLE * len(faces):
         raise ValueError(
-            f"{len(unusable)} of {len(faces)} images in {faces.folder} cannot be used; fetch them "
-            "anew, or remove them:\n" + "\n".join(lines[:20])
+            f"{len(unusable)} of {len(faces)} images in {faces.folder} cannot be used; "
+            "download them again, or remove them:\n" + "\n".join(lines[:20])
         )
     if unusable:
         print(f"left out of {len(faces)} images, as they cannot be used:", *lines, sep="\n")
@@ -118,7 +118,7 @@ def _look_through(faces: CelebAHQ, workers: int) -> dict[str, str]:
 
 
 def _recorded(record: Path, faces: CelebAHQ) -> dict[str, str] | None:
-    """The reasons that a record holds by file name; None where there is none, or it is torn."""
+    """The reasons that a record holds by file name; None where there is none, or it is damaged."""
     if not record.is_file():
         return None
     try:
@@ -127,7 +127,7 @@ def _recorded(record: Path, faces: CelebAHQ) -> dict[str, str] | None:
     except ValueError:
         whole = False
     if not whole:
-        print(f"{record} is torn: looking through the images again")
+        print(f"{record} is damaged: examining the images again")
         return None
     return unusable
 
@@ -135,7 +135,7 @@ def _recorded(record: Path, faces: CelebAHQ) -> dict[str, str] | None:
 def fingerprint(faces: CelebAHQ) -> str:
     """Sixteen hex digits of the images' names and sizes, and of the ends of a few.
 
-    A copy of the folder, or one unpacked anew, has the same.
+    A copy of the folder, or one unpacked again, has the same.
     """
     wanted = set(faces.names.tolist())
     with os.scandir(faces.folder / IMAGE_FOLDER) as entries:

@@ -1,6 +1,6 @@
 """What an importer reads: a folder, a zip archive or a parquet file.
 
-A `Source` is the list of files that could hold images or labels, wherever they lie. An adapter
+A `Source` is the list of files that could hold images or labels, in any place. An adapter
 turns one into rows; it does not know whether the files are in an archive.
 """
 
@@ -39,7 +39,7 @@ class Source:
 
     place: Path  # the folder or archive
     files: list[File]
-    attribute_list: Path | None = None  # in place of one that lies in the copy or beside it
+    attribute_list: Path | None = None  # in place of one in or next to the copy
     mapping: Path | None = None
     is_hq: bool = True  # False: CelebA as published, before it became CelebA-HQ
 
@@ -48,7 +48,7 @@ class Source:
         return [file for file in self.files if PurePath(file.name).suffix.lower() in suffixes]
 
     def find(self, *names: str) -> File | None:
-        """A file of the first of these names that is in the copy or beside it; None without one."""
+        """A file of the first of these names in or next to the copy; None without one."""
         beside = [self.place.parent / name for name in names]
         for name in names:
             found = [file for file in self.files if file.name.lower() == name.lower()]
@@ -72,7 +72,7 @@ def open_source(
     """Find the files of a copy; of a folder that holds nothing but an archive, those in it.
 
     Raises:
-        ValueError: a file of a kind that is not read here, or a torn archive.
+        ValueError: a file of a kind that is not read here, or a damaged archive.
     """
     files = _files_of(place)
     kinds = Counter(PurePath(file.name).suffix.lower() for file in files)
@@ -101,7 +101,7 @@ def _files_of(place: Path) -> list[File]:
 
 
 def _is_wanted(path: PurePath) -> bool:
-    """Not hidden ("._0.jpg" is what macOS keeps beside 0.jpg), and of a kind that is read here."""
+    """Not hidden ("._0.jpg" is what macOS keeps next to 0.jpg), and of a kind that is read here."""
     passed_over = any(_is_passed_over(part) for part in path.parts)
     return not passed_over and path.suffix.lower() in SUFFIXES
 
@@ -126,7 +126,7 @@ def _files_in_archive(archive: Path) -> Iterator[zipfile.Path]:
     try:
         opened = zipfile.ZipFile(archive)
     except zipfile.BadZipFile as error:
-        raise ValueError(f"{archive} is torn ({error}): fetch it anew") from error
+        raise ValueError(f"{archive} is damaged ({error}): download it again") from error
     members = [m for m in opened.infolist() if not m.is_dir() and _is_wanted(PurePath(m.filename))]
     if any(member.flag_bits & 1 for member in members):
         raise ValueError(f"{archive} is encrypted: unpack it and name the folder")

@@ -127,7 +127,7 @@ def _stored_kind(about: Path) -> str:
     try:
         kind = json.loads(about.read_text(encoding="utf-8"))["split_kind"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{about} is torn ({error}): import the faces anew") from error
+        raise ValueError(f"{about} is damaged ({error}): import the faces again") from error
     if kind not in SPLIT_KINDS:
         raise ValueError(f"{about}: unknown split_kind {kind!r}: one of {', '.join(SPLIT_KINDS)}")
     return kind

@@ -1,7 +1,7 @@
 """Do attributes belong to these images? Two checks that a copy of CelebA-HQ has to pass.
 
 The rates of common attributes are known, so a wrong column order or sign shows. A shift by one row
-leaves the rates as they are: therefore sex is also read off tiny grey thumbnails by a linear probe,
+leaves the rates as they are: therefore a linear probe also reads sex from tiny grey thumbnails,
 which sees it plainly where labels and images line up and not at all where they do not.
 
 CelebA-HQ is not in random order: of its first thousand faces 24 % are male, of all 37 %. Rates are
@@ -112,7 +112,7 @@ def _margin(spread: np.ndarray) -> np.ndarray:
 
 
 def rate_lines(attributes: np.ndarray, known: Known) -> list[str]:
-    """Lines that set common rates of attributes bool (N, 40) beside the known ones."""
+    """Lines that set common rates of attributes bool (N, 40) next to the known ones."""
     found = attributes.mean(0)
     return [_line(ATTRIBUTES.index(name), found, known) for name in CELEBA_RATES]
 
@@ -217,7 +217,7 @@ def check_alignment(paths: Sequence[Path], attributes: np.ndarray) -> float | No
     auc = probe_auc(small, male[chosen])
     if auc < LEAST_AUC:
         raise ValueError(
-            f"labels and images do not line up: sex is read off the images with an AUC of "
+            f"labels and images do not line up: sex is read from the images with an AUC of "
             f"{auc:.2f} (0.5 is chance, {LEAST_AUC} the least).{_shifted(small, male, chosen)}"
         )
     return auc

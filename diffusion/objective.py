@@ -6,7 +6,7 @@ Knows tensors and callables only. The forward process mixes a clean latent x_0 w
 
 and a denoiser predicts a target that is linear in both, a_t x_0 + b_t eps: the noise, (a, b) =
 (0, 1), in Ho et al. 2020; v = alpha_t eps - sigma_t x_0, that is (-sigma_t, alpha_t), in Salimans &
-Ho 2022. So two pairs of coefficients say all there is to know. Another objective is another
+Ho 2022. So two pairs of coefficients describe an objective. Another objective is another
 `Target`, or another pair (alpha, sigma); nothing else changes.
 
 Shapes: B batch, C latent channels, h x w latents, L caption tokens, D text width, T timesteps.
@@ -39,7 +39,7 @@ TARGETS = {"epsilon": EPSILON, "v_prediction": VELOCITY}
 
 
 class Objective:
-    """A forward process with its target, loss weight and law of timesteps; all as tables over t.
+    """A forward process with its target, loss weight and timestep distribution, as tables over t.
 
     Args:
         alpha, sigma: (T,).
@@ -106,12 +106,12 @@ class Objective:
         return _at(self.a, timesteps) * latents + _at(self.b, timesteps) * noise
 
     def clean(self, prediction: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
-        """x_0 as a prediction at x_t implies it, (B, C, h, w)."""
+        """The x_0 that a prediction at x_t implies, (B, C, h, w)."""
         numerator = _at(self.b, timesteps) * noisy - _at(self.sigma, timesteps) * prediction
         return numerator / _at(self.determinant, timesteps)
 
     def noise(self, prediction: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
-        """eps as a prediction at x_t implies it, (B, C, h, w)."""
+        """The eps that a prediction at x_t implies, (B, C, h, w)."""
         numerator = _at(self.alpha, timesteps) * prediction - _at(self.a, timesteps) * noisy
         return numerator / _at(self.determinant, timesteps)
 

@@ -1,8 +1,7 @@
 """From noise to latents: classifier-free guidance over diffusers' schedulers.
 
-Knows tensors and callables only. One seed belongs to one image, whatever the batch: image i starts
-from the noise of seed i and, where the sampler is stochastic, goes on with that seed's own
-generator.
+Knows tensors and callables only. Each image has its own seed, independent of the batch: image i
+starts from the noise of seed i, and a stochastic sampler draws from that seed's generator.
 
 Shapes: B batch, C latent channels, h x w latents, L caption tokens, D text width.
 """
@@ -19,9 +18,9 @@ from torch import Tensor
 from diffusion.objective import Denoiser, Objective
 
 Predictor = Callable[[Tensor, int], Tensor]  # (latents (B, C, h, w), t) -> prediction in float32
-# log(alpha_t / sigma_t) below which no sampler starts where an error of the prediction is magnified
-# there. At t = 999 of squaredcos_cap_v2 alpha is 5e-5, and x_0 = (x - sigma eps) / alpha magnifies
-# an error of eps 20,000 times; at -5.1 (t = 995) it is 160 times, and the start is still
+# No sampler starts below this log(alpha_t / sigma_t) where the objective magnifies an error of the
+# prediction there. At t = 999 of squaredcos_cap_v2 alpha is 5e-5, and x_0 = (x - sigma eps) / alpha
+# magnifies an error of eps 20,000 times; at -5.1 (t = 995) it is 160 times, and the start is still
 # indistinguishable from noise.
 LAMBDA_MIN = -5.1
 MOST_AMPLIFICATION = 200.0
@@ -33,7 +32,7 @@ class Sampler:
 
     The family holds the older samplers: of first order it is DDIM (Song et al. 2021), and with
     noise DDPM's ancestral sampling (Ho et al. 2020, posterior variance). diffusers' own classes for
-    those two step from t to t - 1000 // steps whatever the next timestep is, so they can neither
+    those two always step from t to t - 1000 // steps, so they can neither
     start at t = 995 nor take a number of steps that does not divide 1000.
     """
 
@@ -62,7 +61,7 @@ def build_sampler(name: str, objective: Objective) -> SchedulerMixin:
         **objective.scheduler_options,
         **asdict(SAMPLERS[name]),
         lambda_min_clipped=LAMBDA_MIN if amplifies else -float("inf"),
-        steps_offset=1,  # what StableDiffusionPipeline puts in, so that an export samples alike
+        steps_offset=1,  # StableDiffusionPipeline's value, so that an export samples alike
     )
 
 
@@ -82,8 +81,8 @@ def guide(
     Args:
         hidden_states: (B, L, D).
         null_hidden_states: (1, L, D) or (B, L, D): the empty caption, or a negative prompt.
-        interval: timesteps (low, high) in which guidance acts, low <= t <= high; outside, the
-            conditional prediction alone is made, at half the cost (Kynkäänniemi et al. 2024).
+        interval: timesteps (low, high) in which guidance acts, low <= t <= high; outside, only
+            the conditional prediction is computed, at half the cost (Kynkäänniemi et al. 2024).
             None: always.
     """
     null = null_hidden_states.expand(len(hidden_states), -1, -1)
@@ -107,13 +106,13 @@ def guide(
 
 
 def set_timesteps(scheduler: SchedulerMixin, steps: int) -> None:
-    """Set the scheduler's own timesteps for so many steps, where they are sound.
+    """Set the scheduler's timesteps for a number of steps, if they are usable.
 
-    They stay on the CPU, so that no step waits for a device to tell its timestep. For some numbers
-    a timestep repeats, by which DPM-Solver++ divides by zero.
+    They stay on the CPU, so that reading one never waits for a device. For some numbers of steps a
+    timestep repeats, and DPM-Solver++ would divide by zero.
 
     Raises:
-        ValueError: such a number; names the nearest ones that will do.
+        ValueError: such a number; names the nearest usable ones.
     """
     count = scheduler.config.num_train_timesteps
     if not 1 <= steps <= count:
@@ -195,10 +194,11 @@ def renoise(
     strength: float,
     free: Tensor | None = None,
 ) -> Tensor:
-    """Latents (B, C, h, w), noised and denoised over the last `strength` of so many steps.
+    """Latents (B, C, h, w), noised and denoised over the last `strength` of the steps.
 
-    SDEdit (Meng et al. 2022) for the whole picture; where `free` is False the given latents are put
-    back at every step, at its noise level (Lugmayr et al. 2022, RePaint, without its resampling).
+    SDEdit (Meng et al. 2022) for the whole picture; where `free` is False the given latents are
+    restored at every step, at its noise level (Lugmayr et al. 2022, RePaint, without its
+    resampling).
 
     Args:
         strength: in (0, 1], the share of the steps that is taken.

@@ -1,4 +1,4 @@
-"""The grid of fixed prompts and seeds that is drawn as training goes."""
+"""Grids of fixed prompts and seeds, drawn during training."""
 
 from pathlib import Path
 

@@ -22,7 +22,7 @@ from training import checkpoints
 from training.experiment import Experiment
 from training.resuming import same_frozen_models
 
-DECODE_BATCH = 8  # at full size each picture takes half a gigabyte on its way through the decoder
+DECODE_BATCH = 8  # at full size each picture takes half a gigabyte in the decoder
 
 
 class TextToFace:
@@ -95,7 +95,7 @@ class TextToFace:
         if not same_frozen_models(stored, frozen, text_encoder, vae):
             raise ValueError(
                 f"{path} was trained with other weights of {config.models.autoencoder} or "
-                f"{config.models.text_encoder} than are there now: bring those back, or train anew"
+                f"{config.models.text_encoder} than are there now: restore those, or train again"
             )
         if for_sampling:
             cast_matrices(unet, sampling_precision(config, device))

@@ -11,9 +11,9 @@ from config import UNetConfig
 def build_unet(config: UNetConfig) -> UNet2DConditionModel:
     """UNet from the config: (B, C, h, w), t (B,), hidden states (B, L, D) -> (B, C, h, w).
 
-    The finest resolution has no attention: with 32x32 positions it would cost most and see least.
-    With `text_at_every_layer` every residual block learns of the caption through its timestep
-    embedding, as attributes concern the whole face; a short training follows words sooner.
+    The finest resolution has no attention: at 32x32 positions it would cost most and help least.
+    With `text_at_every_layer` every residual block receives the caption through its timestep
+    embedding, as attributes concern the whole face; short runs then follow the words sooner.
 
     At full size 91M parameters on 4x32x32 latents with 512-wide text.
     """

@@ -2,7 +2,7 @@
 
 One place for notebooks, scripts, page and evaluation. Environment variables: LDM_DEVICE ("cpu",
 "cuda", "mps", "xpu") insists on a device; LDM_EXACT=1 switches TF32 and cuDNN's autotuner off;
-LDM_KEEP_MEMORY=0 lets freed memory go back to the system at once.
+LDM_KEEP_MEMORY=0 returns freed memory to the system at once.
 """
 
 import ctypes
@@ -28,12 +28,12 @@ MALLOC_OPTIONS = {
 
 
 def choose_device() -> torch.device:
-    """The device of this process: LDM_DEVICE, else the first of CUDA, XPU, MPS, CPU that is there.
+    """The device of this process: LDM_DEVICE, else the first available of CUDA, XPU, MPS, CPU.
 
     Under `accelerate launch` each process takes the GPU of its local rank, and `--cpu` the CPU.
 
     Raises:
-        ValueError: LDM_DEVICE names a device that is not there.
+        ValueError: LDM_DEVICE names a device that is not available.
         RuntimeError: the installed torch has no kernels for this GPU; says what to install.
     """
     kind = os.environ.get("LDM_DEVICE", "").partition(":")[0] or _first_available()
@@ -61,7 +61,7 @@ def _first_available() -> str:
 
 
 def require_kernels(capability: tuple[int, int], architectures: list[str]) -> None:
-    """Refuse a GPU that the installed torch was not compiled for, before its first kernel dies.
+    """Refuse a GPU that the installed torch was not compiled for, before its first kernel fails.
 
     Args:
         capability: such as (6, 0) of a P100.
@@ -142,14 +142,14 @@ def choose_precision(wanted: str, device: torch.device) -> str:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether a device computes in bfloat16 itself; torch's plain question says yes on a T4."""
+    """Whether a device has native bfloat16; a T4 emulates it, and torch by default says True."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
         # The operator is absent where torch is built without oneDNN, as for macOS.
         is_supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
         return is_supported is not None and is_supported()
-    return device.type == "xpu"  # MPS has it from macOS 14 on, with kernels that err in silence
+    return device.type == "xpu"  # MPS has it from macOS 14 on, but with kernels known to be wrong
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
@@ -159,10 +159,10 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 
 
 def cast_matrices(model: nn.Module, precision: str) -> None:
-    """Cast the weights of a frozen model's products once, which autocast would do at every call.
+    """Cast a frozen model's linear and convolution weights once; autocast does it at every call.
 
-    What it computes under `autocast` stays the same, bit for bit. Training must not: it needs its
-    weights in float32.
+    Results under `autocast` stay the same, bit for bit. Not for training, which needs its weights
+    in float32.
     """
     if precision in PRECISIONS:
         for module in model.modules():
@@ -171,7 +171,7 @@ def cast_matrices(model: nn.Module, precision: str) -> None:
 
 
 def tune_kernels(device: torch.device) -> None:
-    """Let CUDA use TF32 and cuDNN look for the fastest convolution; LDM_EXACT=1 forbids both."""
+    """Allow TF32 and cuDNN's search for the fastest convolution; LDM_EXACT=1 forbids both."""
     if device.type == "cuda":
         allowed = os.environ.get("LDM_EXACT") != "1"
         torch.backends.cuda.matmul.allow_tf32 = allowed
@@ -193,13 +193,13 @@ def can_compile(device: torch.device) -> bool:
 
 @contextmanager
 def freed_memory_kept(device: torch.device) -> Iterator[None]:
-    """Keep what a CPU frees with the process within the block; give it back at its end.
+    """Keep freed CPU memory in the process within the block; return it to the system at its end.
 
     glibc maps large tensors one by one and unmaps them when they are freed, so that the kernel
-    clears the pages of every activation anew: a tenth of a full-size training step and almost a
-    third of the encoder's time (`benchmarks/savings.py`). Blocks may nest and run in several
-    threads; the effect ends with the last one. Does nothing on other devices, whose allocator
-    keeps memory by itself, with another C library, or with LDM_KEEP_MEMORY=0.
+    clears the pages of every activation again, which takes a tenth of a full-size training step and
+    almost a third of the encoder's time (`benchmarks/savings.py`). Blocks may nest and run in
+    several threads; the effect ends with the last one. Does nothing on other devices, whose
+    allocator keeps memory by itself, with another C library, or with LDM_KEEP_MEMORY=0.
     """
     libc = _glibc() if device.type == "cpu" else None
     if libc is None:

@@ -27,7 +27,7 @@ from transformers.utils import logging as transformers_logging
 from config import ROOT
 
 Model = TypeVar("Model")
-# What unpickling of bytes that nobody vouches for can raise, beside the archive's own errors.
+# Errors of unpickling unverified bytes, in addition to the archive's own.
 UNREADABLE = (
     *(zipfile.BadZipFile, pickle.UnpicklingError, EOFError, OSError, RuntimeError, ValueError),
     *(KeyError, IndexError, TypeError, AttributeError, NotImplementedError, OverflowError),
@@ -48,11 +48,11 @@ DESCRIPTIONS = (
 
 
 def locate(name: str) -> str:
-    """The local folder that a model name means, or the name itself, to be asked of the hub.
+    """The local folder that a model name refers to, or the name itself, which is then a hub id.
 
     Tried in this order: a folder of that name (relative to the repository); for a hub id
     "owner/model" or "owner/model@revision" a folder `model` in LDM_MODELS_DIR or, where that is not
-    set, beside the data in CELEBA_HQ_DIR. A local folder has no revision; `fingerprint` tells
+    set, next to the data in CELEBA_HQ_DIR. A local folder has no revision; `fingerprint` tells
     whether it holds the weights of a run.
     """
     places = (place for place in _places(name) if (place / "config.json").is_file())
@@ -87,8 +87,8 @@ def open_pretrained(
 
     Args:
         load: a `from_pretrained`.
-        name: local folder, or hub id ("openai/clip-vit-base-patch32"), "@revision" behind it or
-            not.
+        name: local folder, or hub id ("openai/clip-vit-base-patch32"), with or without an
+            "@revision".
         purpose: what it is for, for the message.
 
     Raises:
@@ -144,7 +144,7 @@ def _load(kind: type[Model], place: str, revision: dict[str, str]) -> tuple[Mode
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what both libraries say of weights that they leave out or make up."""
+    """Silence both libraries' reports of weights that they ignore or initialise."""
     levels = [(log, log.get_verbosity()) for log in (transformers_logging, diffusers_logging)]
     try:
         for log, _ in levels:
@@ -156,7 +156,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _description(name: str, purpose: str) -> Path:
-    """The model's config.json, downloaded if need be; the weights lie beside it."""
+    """The model's config.json, downloaded if necessary; the weights are in its folder."""
     place, revision = _address(name)
     if Path(place).is_dir():
         return Path(place) / "config.json"
@@ -243,7 +243,7 @@ def read_archive(path: Path, purpose: str, map_memory: bool = False) -> object:
     weights without complaint.
 
     Raises:
-        ValueError: the file is torn, altered or holds code; names it.
+        ValueError: the file is cut short, altered or holds code; names it.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -256,7 +256,7 @@ def read_archive(path: Path, purpose: str, map_memory: bool = False) -> object:
 
 
 def fingerprint(*models: nn.Module) -> str:
-    """Sixteen hex digits of all weights: models of one name may be trained anew.
+    """Sixteen hex digits that identify all weights: a model may be trained again under its name.
 
     Hashes each parameter's shape and float32 values. Names and order are left out, since
     transformers renames parameters between releases; buffers too, since they follow from config.

@@ -53,7 +53,7 @@ class TextEncoder(nn.Module):
         return self.model.config.hidden_size
 
     def train(self, mode: bool = True) -> "TextEncoder":
-        """Stay in evaluation mode whatever the parent module does: the encoder is frozen."""
+        """Stay in evaluation mode even if a parent module trains: the encoder is frozen."""
         return super().train(False)
 
     def count_tokens(self, caption: str) -> int:
@@ -95,7 +95,7 @@ def open_tokenizer(name: str) -> CLIPTokenizer:
     """Open the tokenizer of a CLIP by hub id or local folder.
 
     Raises:
-        FileNotFoundError: it cannot be had, or it has no vocabulary.
+        FileNotFoundError: it is not available, or it has no vocabulary.
         ValueError: one of its files is damaged.
     """
     try:

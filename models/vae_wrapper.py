@@ -1,7 +1,7 @@
 """The frozen autoencoder: images to scaled latents and back.
 
 The only place that knows the latent scale. It is read from the model's own config, so that
-`stabilityai/sd-vae-ft-mse` (0.18215), TAESD (1) and the demo's own autoencoder go through one door.
+`stabilityai/sd-vae-ft-mse` (0.18215), TAESD (1) and the demo's own autoencoder are handled alike.
 
 Shapes: B batch, C latent channels, H x W image, h x w = H/8 x W/8 latents.
 """
@@ -61,7 +61,7 @@ class VAEWrapper(nn.Module):
         return 2 ** (len(config.block_out_channels) - 1)
 
     def train(self, mode: bool = True) -> "VAEWrapper":
-        """Stay in evaluation mode whatever the parent module does: the autoencoder is frozen."""
+        """Stay in evaluation mode even if a parent module trains: the autoencoder is frozen."""
         return super().train(False)
 
     @torch.no_grad()
@@ -70,7 +70,7 @@ class VAEWrapper(nn.Module):
 
         Raises:
             ValueError: images of another shape, type or range; uint8 or [0, 255] input would be
-                encoded without complaint, into nonsense.
+                encoded without an error, into nonsense.
         """
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise ValueError(

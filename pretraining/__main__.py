@@ -91,7 +91,7 @@ def pick_device() -> torch.device:
 
 
 def main() -> None:
-    """Parse the command line, train, and write what was measured beside the weights."""
+    """Parse the command line, train, and write the measurements into the folder of the weights."""
     parser = argparse.ArgumentParser(prog="python -m pretraining", description=__doc__)
     parser.add_argument("what", choices=("autoencoder", "clip"))
     parser.add_argument(

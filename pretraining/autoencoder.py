@@ -71,8 +71,8 @@ def train_autoencoder(
     """Train on uint8 images (N, 3, S, S) for the given minutes; yields (model, step, loss, part of
     time used).
 
-    Starts from `autoencoder`, or anew. The learning rate falls to zero along a cosine over the
-    given time.
+    Starts from `autoencoder`, or from random weights. The learning rate falls to zero along a
+    cosine over the given time.
     """
     torch.manual_seed(settings.seed)
     autoencoder = autoencoder or build_autoencoder(settings, images.shape[-1])

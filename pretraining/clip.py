@@ -100,7 +100,7 @@ def build_clip(settings: ClipSettings, tokenizer: CLIPTokenizer, image_size: int
 
 
 def build_image_processor(image_size: int) -> CLIPImageProcessor:
-    """The preprocessing that goes with the image tower, saved beside it."""
+    """The preprocessing of the image tower, saved with it."""
     size = {"shortest_edge": image_size}
     crop = {"height": image_size, "width": image_size}
     return CLIPImageProcessor(size=size, crop_size=crop)
@@ -127,7 +127,7 @@ def train_clip(
     Beside it the text tower has to tell, of captions of all kinds, what they state: pictures alone
     leave words faint that they show little of (a smile of a few pixels), or not at all (makeup).
 
-    Starts from `model`, or anew.
+    Starts from `model`, or from random weights.
 
     Args:
         images: uint8 (N, 3, S, S).

@@ -271,7 +271,7 @@ def test_a_set_whose_marker_is_torn_is_drawn_again(
     folder = write_drawn_faces(tmp_path / "faces", (3, 1, 1), 32, workers=1)
     (folder / MARKER_FILE).write_bytes(torn)
     write_drawn_faces(folder, (2, 1, 1), 32, workers=1)
-    assert f"{MARKER_FILE} is torn" in capsys.readouterr().out
+    assert f"{MARKER_FILE} is damaged" in capsys.readouterr().out
     assert len(CelebAHQ(folder, None, 32)) == 4
 
 

@@ -142,8 +142,8 @@ def test_out_of_memory_halves_the_micro_batch_with_the_same_result(
     assert [step.loss for step in steps] == pytest.approx(want, rel=1e-4)
     assert tried == [8, 4, *[2] * 4 * 6]  # halved once and again, and then it stays
     said = capsys.readouterr().out
-    assert "with 8 samples at once: going on with 4" in said
-    assert "with 4 samples at once: going on with 2" in said
+    assert "with 8 samples at once: continuing with 4" in said
+    assert "with 4 samples at once: continuing with 2" in said
 
 
 def test_a_device_that_takes_no_sample_at_all_is_told_so(opening: Opening) -> None:

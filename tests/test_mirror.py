@@ -51,7 +51,7 @@ def test_a_fresh_machine_goes_on_from_the_mirror(
     names = {path.name for path in (tmp_path / "drive" / "test").iterdir()}
     assert names == {"celeba_ldm_unet_checkpoint_epoch_1.pt", "config.json", "losses.jsonl"}
     second = machine("second")
-    assert second.state.step == 3 and "brought back from the mirror" in capsys.readouterr().out
+    assert second.state.step == 3 and "restored from the mirror" in capsys.readouterr().out
     assert [step.number for step in train(second)] == [4, 5, 6]
     lines = run_folder.read_losses(second.folder)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]

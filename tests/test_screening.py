@@ -276,5 +276,5 @@ def test_a_torn_record_is_made_again_and_said(
     capsys.readouterr()
     for said in (1, 0):
         assert len(screen(faces, records)) == 249
-        assert capsys.readouterr().out.count("is torn") == said
+        assert capsys.readouterr().out.count("is damaged") == said
     assert record.read_bytes() == good

@@ -1,4 +1,4 @@
-"""Batch n as a pure function of (seed, n), prepared in a thread while the one before is computed.
+"""Batch n as a pure function of (seed, n), prepared in a thread while the previous one is computed.
 
 Shapes: b samples of this process, C latent channels, h x w latents, L caption tokens, N = C h w.
 """
@@ -175,7 +175,7 @@ class Batches:
         return packed.pin_memory() if self.pin else packed
 
     def ahead(self, first: int, end: int) -> Iterator[Batch]:
-        """The batches of steps first to end - 1, each made while the one before is computed."""
+        """The batches of steps first to end - 1, each made while the previous one is computed."""
         with ThreadPoolExecutor(1, "batches") as thread:
             coming = thread.submit(self.__getitem__, first) if first < end else None
             for step in range(first, end):

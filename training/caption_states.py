@@ -1,8 +1,8 @@
 """Hidden states of a batch's captions: encoded at every step on a GPU, kept in a file on a CPU.
 
 On a GPU a batch of captions takes a few milliseconds. On a CPU CLIP takes about a tenth of a
-full-size training step, so what it gives for a face's few wordings is kept; they come back epoch
-after epoch.
+full-size training step, so the hidden states of a face's few wordings, which are used in turn, are
+kept.
 
 Shapes: b samples, L caption tokens, D text width.
 """
@@ -21,7 +21,7 @@ from models.text_encoder import TextEncoder
 from training.batches import Batch
 
 ENCODE_BATCH = 16
-CHECKSUM = 4  # bytes behind each row
+CHECKSUM = 4  # bytes after each row
 ConditionSource = Callable[[Batch], Tensor]  # a batch -> hidden states (b, L, D) on the device
 
 
@@ -40,18 +40,18 @@ class EncodedCaptions:
 class KeptCaptions:
     """Encodes each caption once and keeps its hidden states in a file that processes share.
 
-    What a caption gives never depends on what was asked before, or a run that goes on from a
-    checkpoint would differ from one that never stopped. A matrix product may round another way in
-    a batch of another size, so captions are encoded in batches of one size, filled up with empty
-    ones. A row carries a checksum over caption and states: rows that are not written yet, that a
-    crash left incomplete, or that belong to another caption are encoded again.
+    A caption's states never depend on earlier requests; otherwise a resumed run would differ from
+    one that never stopped. A matrix product may round differently in a batch of another size, so
+    captions are encoded in batches of one size, filled up with empty ones. A row carries a checksum
+    over caption and states: rows that are not written yet, that a crash left incomplete, or that
+    belong to another caption are encoded again.
 
     States are kept in the precision that the denoiser computes in, which rounds them as its first
     layer would: 79 kB a caption at L = 77, D = 512 in bfloat16.
 
     Args:
         path: the file, which grows as captions are met; see `file_name`.
-        rows: captions that there are; a `Batch` numbers them.
+        rows: number of captions; a `Batch` numbers them.
     """
 
     def __init__(self, text_encoder: TextEncoder, precision: str, path: Path, rows: int) -> None:
@@ -80,7 +80,7 @@ class KeptCaptions:
         return torch.stack([found[row] for row in rows])  # (b, L, D)
 
     def encode(self, captions: Sequence[str]) -> Tensor:
-        """Hidden states (b, L, D) of captions, the same in every company."""
+        """Hidden states (b, L, D) of captions, the same whatever else the batch holds."""
         filled = [*captions, *[""] * (-len(captions) % ENCODE_BATCH)]
         starts = range(0, len(filled), ENCODE_BATCH)
         with autocast(self.precision, torch.device("cpu")):
@@ -94,7 +94,7 @@ class KeptCaptions:
         try:
             self.file.seek(row * self.size)
             self.file.write(values + _checksum(caption, values))
-        except OSError:  # a full disk: the run needs the rest of it, and does without keeping
+        except OSError:  # a full disk: the rest of it is for checkpoints, so nothing more is kept
             self.capacity = 0
 
     def _read(self, row: int, caption: str) -> Tensor | None:
@@ -113,7 +113,7 @@ def _checksum(caption: str, content: bytes) -> bytes:
 
 
 def file_name(fingerprint: str, precision: str, rows: int) -> str:
-    """The file of the states that this text encoder gives on this kind of processor."""
+    """The file of this text encoder's states on this kind of processor."""
     parts = [
         fingerprint,
         precision,

@@ -1,7 +1,7 @@
 """Checkpoints: written atomically, checksummed on load, found by name, pruned.
 
-One is enough both to sample (EMA weights and the config that rebuilds the model) and to go on (live
-weights, optimiser, step). For sampling it is memory-mapped, so the optimiser takes no memory.
+One is enough both to sample (EMA weights and the config that rebuilds the model) and to resume
+(live weights, optimiser, step). For sampling it is memory-mapped, so the optimiser takes no memory.
 Loading never runs code from a file: `weights_only=True` throughout.
 """
 
@@ -35,7 +35,7 @@ class OtherVersion(ValueError):
 
 @dataclass(frozen=True)
 class Circumstances:
-    """What a run must find again to go on as if it had never stopped, beside its settings."""
+    """What must be the same on resume, apart from the settings."""
 
     faces: int  # in the training set
     frozen: str  # fingerprint of autoencoder and text encoder, `models.loading.fingerprint`
@@ -83,11 +83,11 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         with replacing(path) as temporary, temporary.open("wb") as file:
             torch.save(values, file)
     except (OSError, RuntimeError) as error:
-        # torch's archive writer, closing, covers the system's error with one of its own.
+        # On closing, torch's archive writer replaces the system's error by one of its own.
         reason = error.__context__ if isinstance(error.__context__, OSError) else error
         raise OSError(
             f"cannot save {path}: {reason}. What was saved before is intact: make room on the "
-            "disk and start the run again, it goes on from there."
+            "disk and start the run again, it resumes from there."
         ) from error
 
 
@@ -95,11 +95,11 @@ def load_checkpoint(path: Path, map_memory: bool = True) -> Checkpoint:
     """Verify and open a checkpoint.
 
     Args:
-        map_memory: hold in memory only what is used, as sampling does. A run that goes on reads
-            all: mapped, the file would keep its place on the disk after it is deleted.
+        map_memory: hold in memory only what is used, as sampling does. A run that resumes
+            reads all: a mapped file would occupy the disk even after it is deleted.
 
     Raises:
-        ValueError: the file is torn, altered, holds code, or is not one of this project's.
+        ValueError: the file is cut short, altered, holds code, or is not one of this project's.
         OtherVersion: it is whole, but this version of the code cannot read it.
     """
     values = read_archive(path, "checkpoint", map_memory)
@@ -109,7 +109,7 @@ def load_checkpoint(path: Path, map_memory: bool = True) -> Checkpoint:
     version = values.pop("version", 1)
     if version > VERSION:
         raise OtherVersion(
-            f"{path} is of version {version}, this code reads up to {VERSION}: update the code"
+            f"{path} has version {version}, this code reads up to {VERSION}: update the code"
         )
     if version == 1:
         values = _from_version_1(values)
@@ -144,8 +144,8 @@ def _from_version_1(values: dict[str, Any]) -> dict[str, Any]:
 def identity(path: Path) -> str:
     """Name and content of a checkpoint, "<name> <12 hex digits>", without reading its weights.
 
-    The digits are a hash of the CRC-32 of every record: a run that was trained anew has checkpoints
-    of the same names.
+    The digits are a hash of the CRC-32 of every record: a run that was trained again has
+    checkpoints of the same names.
     """
     with zipfile.ZipFile(path) as archive:
         records = sorted((info.filename, info.CRC) for info in archive.infolist())
@@ -191,7 +191,7 @@ def open_newest(folder: Path, map_memory: bool = True) -> tuple[Path, Checkpoint
     if found:
         raise ValueError(
             f"none of the {len(found)} checkpoints in {folder} is whole "
-            f"({', '.join(path.name for path in found)}): bring back a copy, or delete these files "
+            f"({', '.join(path.name for path in found)}): restore a copy, or delete these files "
             "to start the run again"
         )
     return None
@@ -216,7 +216,7 @@ def require_checkpoint(folder: Path) -> Path:
 def superfluous(saved: Path, last: int, every_n_epochs: int, best: int | None) -> list[Path]:
     """The checkpoints to delete: all but the last ones, every n-th epoch's, and the best epoch's.
 
-    Those beyond the one just saved are damaged or of no use, and do not count among the last.
+    Those beyond the one just saved are damaged or useless, and do not count among the last.
     """
     reached = progress_in_name(saved)
     behind = [path for path in checkpoints(saved.parent) if progress_in_name(path) <= reached]
@@ -237,7 +237,7 @@ def best_epoch(folder: Path, loss_of_epoch: Callable[[int], float | None]) -> in
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Delete what a process left behind that was killed while it saved."""
+    """Delete the unfinished files of a process that was killed while saving."""
     for pattern in (f"*{UNFINISHED}", "celeba_ldm_unet_checkpoint_*.tmp"):
         for path in folder.glob(pattern):
             path.unlink()

@@ -1,4 +1,4 @@
-"""Versions, commit and device, to be kept beside results."""
+"""Versions, commit and device, to be stored with results."""
 
 import platform
 import shutil
@@ -13,7 +13,7 @@ from config import ROOT
 
 
 def describe_environment(device: torch.device, precision: str = "no") -> dict[str, str]:
-    """What a result depends on beside its settings."""
+    """What a result depends on apart from its settings."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     return {
         "python": platform.python_version(),

@@ -1,6 +1,6 @@
 """Opens what a preset names, each part once, and holds its run folder for the whole run.
 
-Opening goes from cheap to dear: the lock of the run folder, the faces, the frozen models, the
+Parts open in the order of their cost: the lock of the run folder, the faces, the frozen models, the
 training state (from the newest checkpoint), the latents. A notebook takes the parts one by one;
 a script calls `open_all`.
 """
@@ -55,15 +55,15 @@ _opened: WeakValueDictionary[Path, "Experiment"] = WeakValueDictionary()  # by t
 class Experiment:
     """Everything that training needs. Each part is opened when it is first asked for, once.
 
-    Use it in a `with` block, or call `close`, to let go of the run folder.
+    Use it in a `with` block, or call `close`, to release the run folder.
 
     Args:
         folder: the run folder; None: the preset's.
 
     Raises:
         files.InUse: another process trains into the folder.
-        RuntimeError: no device that can do it; says why and how to insist.
-        ValueError: settings that a later stage could not take.
+        RuntimeError: no suitable device; says why and how to insist.
+        ValueError: settings that a later stage would refuse.
     """
 
     def __init__(self, config: Config, folder: Path | None = None) -> None:
@@ -95,11 +95,11 @@ class Experiment:
         return is_alone and self.device.type == "cuda" and torch.cuda.device_count() > 1
 
     def let_go(self) -> None:
-        """Let go of the run folder, for another process to train into it."""
+        """Release the run folder, for another process to train into it."""
         self._held.close()
 
     def take_up(self) -> None:
-        """Hold the run folder again, and open what was trained meanwhile."""
+        """Lock the run folder again, and reload the state, which was trained meanwhile."""
         self._hold()
         vars(self).pop("state", None)
 
@@ -114,16 +114,16 @@ class Experiment:
     ) -> None:
         if error is None:
             self.close()
-        else:  # the other processes may never come to an orderly end
+        else:  # the other processes may not end in order
             self._held.close()
 
     def close(self) -> None:
-        """Let go of the run folder and of the other processes."""
+        """Release the run folder, and leave the other processes."""
         self._held.close()
         self.accelerator.end_training()
 
     def open_all(self) -> "Experiment":
-        """Open every part, cheapest first, so that what is missing is told before any long work."""
+        """Open every part, cheapest first, so that what is missing is reported before long work."""
         for name in ("faces", "text_encoder", "vae", "state", "latents", "batches", "conditions"):
             getattr(self, name)
         return self
@@ -153,18 +153,18 @@ class Experiment:
 
     @cached_property
     def circumstances(self) -> Circumstances:
-        """What a run must find again, beside its settings."""
+        """What must be the same on resume, apart from the settings."""
         frozen = f"{self.text_fingerprint}-{self.vae_fingerprint}"
         return Circumstances(len(self.faces), frozen)
 
     @cached_property
     def text_fingerprint(self) -> str:
-        """Tells text encoders with other weights apart."""
+        """Identifies the text encoder's weights."""
         return fingerprint(self.text_encoder)
 
     @cached_property
     def vae_fingerprint(self) -> str:
-        """Tells autoencoders with other weights apart."""
+        """Identifies the autoencoder's weights."""
         return fingerprint(self.vae)
 
     @cached_property
@@ -177,7 +177,7 @@ class Experiment:
         """The UNet with weights drawn from the preset's seed, or those of the newest checkpoint.
 
         Raises:
-            ValueError: the checkpoint is of another run (names the settings), or all are damaged.
+            ValueError: the checkpoint is another run's (names the settings), or all are damaged.
         """
         torch.manual_seed(self.config.training.seed)
         unet = build_unet(self.config.unet).to(self.device)
@@ -205,7 +205,7 @@ class Experiment:
         path = self.folder / name
         if not path.is_file() or checkpoints.identity(path) != identity:
             raise ValueError(
-                f"the main process goes on from {identity}, which {self.folder} does not hold "
+                f"the main process resumes from {identity}, which {self.folder} does not hold "
                 "here: all machines need the same run folder (a shared one, or training.mirror)"
             )
         return path, checkpoints.load_checkpoint(path, map_memory=False)
@@ -269,11 +269,11 @@ class Experiment:
 
     @torch.no_grad()
     def predict(self, latents: Tensor, timesteps: Tensor, captions: list[str]) -> Tensor:
-        """What the live UNet predicts, (B, C, h, w); for a look at it."""
+        """The live UNet's prediction, (B, C, h, w), for inspection."""
         return self.state.unet(latents, timesteps, self.text_encoder(captions)).sample
 
     def summary(self) -> str:
-        """What was opened, in a few lines."""
+        """A few lines on what was opened."""
         processes = self.accelerator.num_processes
         return "\n".join(
             [
@@ -281,7 +281,7 @@ class Experiment:
                 f"precision {self.precision}",
                 repr(self.faces),
                 f"UNet: {count_parameters(self.state.unet) / 1e6:.1f}M parameters",
-                f"run folder {self.folder}, going on after step {self.state.step}",
+                f"run folder {self.folder}, at step {self.state.step}",
             ]
         )
 
@@ -302,7 +302,7 @@ def open_faces(config: DataConfig, folder: Path, split: str | None) -> CelebAHQ:
 
 
 def _require_fit(config: Config, what: str, found: int, wanted: int) -> None:
-    """Refuse a frozen model that is not of the shape that the UNet is built for."""
+    """Refuse a frozen model whose shape does not fit the UNet."""
     if found != wanted:
         raise ValueError(
             f"preset {config.name}: the frozen model's {what} is {found}, not {wanted}"

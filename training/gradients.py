@@ -16,7 +16,7 @@ from training.caption_states import ConditionSource
 class Gradients:
     """Computes the gradient of a batch's weighted loss, in micro-batches that fit the device.
 
-    The gradient is that of the whole batch of all processes, whatever the parts: each part adds the
+    The gradient is that of the whole batch of all processes, for any split: each part adds the
     sum of its weighted losses, divided by the size of the whole batch.
 
     Args:
@@ -91,7 +91,7 @@ class Gradients:
             raise RuntimeError(
                 f"out of memory with {size} samples at once ({reason}). Set "
                 f"training.micro_batch_size={max(1, size // 2)}, or "
-                "training.gradient_checkpointing=true, and start again: the run goes on from its "
+                "training.gradient_checkpointing=true, and start again: the run resumes from its "
                 "last checkpoint, with the same result"
             )
         for parameter in self.parameters:
@@ -99,4 +99,4 @@ class Gradients:
         if self.accelerator.device.type == "cuda":
             torch.cuda.empty_cache()
         self.micro_batch_size = size // 2
-        print(f"out of memory with {size} samples at once: going on with {size // 2}")
+        print(f"out of memory with {size} samples at once: continuing with {size // 2}")

@@ -1,7 +1,7 @@
 """Training from a notebook: in its own process on one device, launched on all GPUs of a machine.
 
-Processes cannot be forked once a notebook has touched CUDA, so `train.py` is launched beside it and
-its losses are followed.
+Processes cannot be forked once a notebook has touched CUDA, so `train.py` is launched as a
+process of its own and its losses are followed.
 """
 
 import json
@@ -23,14 +23,14 @@ from training.step import Ledger, Measured, Step
 from training.tracking import tracked
 
 POLL_SECONDS = 2.0
-SHOWN_LINES = 30  # of what a launch that failed printed
+SHOWN_LINES = 30  # of the output of a launch that failed
 
 
 def train_on_this_machine(experiment: Experiment) -> Iterator[Step]:
     """Train with all GPUs of this machine; yields each finished step.
 
     Raises:
-        RuntimeError: the launched processes failed; shows the end of what they printed.
+        RuntimeError: the launched processes failed; shows the end of their output.
     """
     if not experiment.is_launched:
         name, done = experiment.config.name, experiment.state.step
@@ -58,7 +58,7 @@ def follow(experiment: Experiment, command: list[str], done: int) -> Iterator[St
     An interrupt is passed on to the command, which saves before it ends.
 
     Raises:
-        RuntimeError: the command failed; shows the end of what it printed.
+        RuntimeError: the command failed; shows the end of its output.
     """
     path, log = experiment.folder / run_folder.LOSSES, experiment.folder / "launch.log"
     ledger, read = Ledger(experiment.objective.num_train_timesteps), 0
@@ -67,7 +67,7 @@ def follow(experiment: Experiment, command: list[str], done: int) -> Iterator[St
         try:
             has_ended = False
             while not has_ended:
-                has_ended = process.poll() is not None  # asked first, so that no line is missed
+                has_ended = process.poll() is not None  # polled first, so that no line is missed
                 lines, read = _new_lines(path, read)
                 for line in lines:
                     if line["step"] > done:
@@ -84,11 +84,11 @@ def follow(experiment: Experiment, command: list[str], done: int) -> Iterator[St
 
 
 def _new_lines(path: Path, read: int) -> tuple[list[dict[str, Any]], int]:
-    """Whole lines of a JSON-lines file behind the bytes read so far, and how far that is."""
+    """Complete new lines of a JSON-lines file after the bytes read so far, and the new position."""
     if not path.is_file():
         return [], 0
     with path.open("rb") as file:
-        # A run that goes on cuts its losses back first: the file becomes shorter.
+        # A run that resumes truncates its losses first: the file becomes shorter.
         file.seek(read if read <= path.stat().st_size else 0)
         start = file.tell()
         text = file.read().rpartition(b"\n")[0]

@@ -1,4 +1,4 @@
-"""What is logged of a run, in blocks of steps: the host reads the device at their ends alone."""
+"""Logs a run in blocks of steps: the host reads the device only at the end of a block."""
 
 from collections.abc import Sequence
 
@@ -10,8 +10,8 @@ from training.step import Ledger, Step, Stopwatch
 
 
 class Log:
-    """Reads what steps leave on the device, appends it to `losses.jsonl`, and refuses numbers that
-    are not finite.
+    """Reads the measurements of steps, appends them to `losses.jsonl`, and refuses numbers that are
+    not finite.
 
     On a GPU a block has `training.log_every` steps, so that the host never waits within one; on a
     CPU, where reading costs nothing, each step is one.
@@ -31,7 +31,7 @@ class Log:
         self.skipped = len({line["step"] for line in lines})
 
     def begin_step(self) -> None:
-        """Start the watch."""
+        """Start the stopwatch."""
         self.stopwatch.resume()
 
     def end_step(self, losses: Tensor, timesteps: Tensor, norm: Tensor, rate: float) -> Step:
@@ -51,8 +51,8 @@ class Log:
             step.seconds_left = (self.total_steps - step.number) * self.seconds_a_step
 
     def is_block_end(self, is_due: bool, is_wanted: bool) -> bool:
-        """Whether to read now. Several processes must read together, so a wish of one of them waits
-        for the end of the block.
+        """Whether to read now. Several processes must read together, so a request by one of them
+        waits for the end of the block.
         """
         number = self.experiment.state.step
         return number % self.block == 0 or is_due or (is_wanted and self.is_alone)
@@ -78,14 +78,14 @@ class Log:
         return [value > 0 for value in shared]
 
     def _is_scalers(self, step: Step) -> bool:
-        """Whether float16's scaler answers for a skipped step: the loss is finite, and only its
-        scaled gradient overflowed. It happens by design, and the scale falls.
+        """Whether float16's scaler caused a skipped step: the loss is finite, and only its scaled
+        gradient overflowed. This is expected; the scale falls.
         """
         is_finite = abs(step.loss) < float("inf")
         return self.experiment.state.scaler.is_enabled() and is_finite
 
     def _refuse(self, step: Step) -> None:
-        """Note a batch that did not reach the weights; raise unless it may be skipped."""
+        """Record the batch of a skipped step; raise where more were skipped than allowed."""
         batches = self.experiment.batches
         facts = {
             "step": step.number,

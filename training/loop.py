@@ -1,8 +1,8 @@
 """The training loop: a generator of finished steps.
 
 `train` yields after optimiser and average, so the caller may stop at any yield and keep a
-consistent state. What a batch is stands in `batches`, how it becomes gradients in `gradients`, what
-they change in `state`, when a checkpoint is due in `saving`, what is logged in `log`.
+consistent state. `batches` makes a batch, `gradients` turns it into gradients, `state` applies
+them, `saving` decides when a checkpoint is due, `log` logs.
 """
 
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ def train(experiment: Experiment) -> Iterator[Step]:
 
     Algorithm 1 of Ho et al. 2020, with the captions of Rombach et al. 2022, a tenth of them dropped
     (Ho & Salimans 2022). The first Ctrl-C (or SIGTERM and the like) finishes the step, saves a
-    checkpoint and then raises KeyboardInterrupt; the next call goes on from there.
+    checkpoint and then raises KeyboardInterrupt; the next call resumes from it.
 
     Raises:
         FloatingPointError: loss or gradient is not finite (more often than
@@ -67,7 +67,7 @@ def train(experiment: Experiment) -> Iterator[Step]:
                     saving.save()
                 if is_stopping:
                     raise KeyboardInterrupt(
-                        f"stopped after step {state.step}; start again to go on"
+                        f"stopped after step {state.step}; start again to resume"
                     )
             yield step
         saving.finish()

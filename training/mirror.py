@@ -1,4 +1,4 @@
-"""A second home of a run: each finished checkpoint is copied there, and found there again.
+"""Copies each finished checkpoint of a run to a second place, and restores the run from there.
 
 Notebooks in the cloud lose their disks, and their drives lose files that are appended to and break
 memory maps. So a run lives on the local disk, and its mirror (a folder, or a private repository on
@@ -45,10 +45,10 @@ class FolderStore:
         self.folder = folder
 
     def names(self) -> list[str]:
-        """The files there; none where the folder is not made yet.
+        """The files there; none where the folder does not exist yet.
 
         Raises:
-            OSError: the drive is away.
+            OSError: the drive cannot be read.
         """
         return sorted(p.name for p in self.folder.iterdir()) if self.folder.is_dir() else []
 
@@ -60,7 +60,7 @@ class FolderStore:
         """Copy a file and compare the copy with it.
 
         Raises:
-            OSError: it cannot be written, or was altered on its way.
+            OSError: it cannot be written, or the copy differs.
         """
         with replacing(self.folder / path.name) as temporary:
             shutil.copyfile(path, temporary)
@@ -86,7 +86,7 @@ class HubStore:
         self.repository, self.api = repository, HfApi()
 
     def names(self) -> list[str]:
-        """The files there; none where the repository is not made yet."""
+        """The files there; none where the repository does not exist yet."""
         if not self.api.repo_exists(self.repository):
             return []
         return self.api.list_repo_files(self.repository)
@@ -112,14 +112,14 @@ class HubStore:
 
 
 def open_store(mirror: str, run: str) -> Store:
-    """The store of a run: "hf:owner/name", or a folder in which the run gets one of its own."""
+    """The store of a run: "hf:owner/name", or a folder in which the run gets a subfolder."""
     if mirror.startswith(HUB):
         return HubStore(mirror.removeprefix(HUB))
     return FolderStore(Path(mirror).expanduser() / run)
 
 
 class Mirror:
-    """Copies checkpoints in the background, each once, whatever process copied it."""
+    """Copies checkpoints in the background, each once, even across restarts."""
 
     def __init__(self, mirror: str, run: str) -> None:
         self.where, self.store = mirror, open_store(mirror, run)
@@ -128,8 +128,8 @@ class Mirror:
 
     def copy(self, folder: Path, checkpoint: Path) -> None:
         """Begin to copy what the mirror lacks of a run's checkpoints, with its small files; deletes
-        there what the run folder does not hold. A mirror that is away costs a message: the next
-        checkpoint tries again.
+        there what the run folder does not hold. A mirror that cannot be reached costs a message;
+        the next checkpoint tries again.
         """
         self.last = self.thread.submit(self._copy, folder, checkpoint)
 
@@ -152,7 +152,7 @@ class Mirror:
                 if checkpoints.progress_in_name(Path(name)) >= (0, 0) and name not in kept:
                     self.store.delete(name)
         except Exception as error:
-            # Whatever is wrong with a drive or a network, the run on the local disk goes on.
+            # No error of a drive or a network may stop the run, which is on the local disk.
             print(f"{checkpoint.name} was not copied to the mirror {self.where}: {error}")
 
 
@@ -182,7 +182,7 @@ def restore(mirror: str, run: str, folder: Path, is_whole: Callable[[Path], obje
         for small in SMALL_FILES:
             if Path(small) in names:
                 store.get(small, folder / small)
-        print(f"{name} was brought back from the mirror {mirror}")
+        print(f"{name} was restored from the mirror {mirror}")
         return folder / name
     return None
 

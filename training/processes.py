@@ -29,7 +29,7 @@ SUPPORTED = {
     DistributedType.MULTI_GPU,
     DistributedType.MULTI_XPU,
 }
-# How long a process waits for the others: encoding and saving are shared out or short.
+# How long a process waits for the others: encoding is shared out, saving is short.
 PATIENCE = timedelta(minutes=30)
 
 
@@ -62,7 +62,7 @@ def build_accelerator(tracker: str | None = None, logs: Path | None = None) -> A
 
 
 def refuse_unsupported(environment: Any) -> None:
-    """Refuse what `accelerate launch` or its config file asks for and training would not do.
+    """Refuse options of `accelerate launch` or its config file that training does not support.
 
     Raises:
         ValueError: names the option and what to use instead.
@@ -94,7 +94,7 @@ def agree(accelerator: Accelerator, value: Any) -> Any:
 
 @contextmanager
 def together(accelerator: Accelerator, doing: str) -> Iterator[None]:
-    """A block that fails in every process if it fails in one, so that none waits for ever.
+    """Run a block that fails in every process if it fails in one, so that none waits forever.
 
     Raises:
         RuntimeError: another process failed; its own message tells why.
@@ -115,7 +115,7 @@ def together(accelerator: Accelerator, doing: str) -> Iterator[None]:
 
 @contextmanager
 def main_process_first(accelerator: Accelerator, doing: str) -> Iterator[None]:
-    """A block that the main process finishes before the others begin, so that they find its files.
+    """Run a block in the main process before the others begin it, so that they find its files.
 
     On several machines without a shared folder the first process of each goes first.
     """
@@ -156,15 +156,15 @@ def team_of(accelerator: Accelerator, folder: Path) -> Team:
 
 
 class ProcessLost(RuntimeError):
-    """Another process of this run has ended, so that this one cannot go on."""
+    """Another process of this run has ended, so this one cannot continue."""
 
 
 @contextmanager
 def lost_process_named(accelerator: Accelerator) -> Iterator[None]:
-    """Turn the error of a collective whose other side is gone into one that says so.
+    """Turn a collective's error into one that says that another process has ended.
 
     Raises:
-        ProcessLost: says how to go on.
+        ProcessLost: says how to resume.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Going on from a checkpoint: what may have changed since, and what may not."""
+"""Resumes from a checkpoint: which settings may have changed since, and which may not."""
 
 import dataclasses
 from pathlib import Path
@@ -25,7 +25,7 @@ class Run(Protocol):
 
 
 def check_resume(opened: tuple[Path, Checkpoint], run: Run) -> list[str]:
-    """The settings that changed and may; they are to be printed and recorded.
+    """The settings that changed and may change; the caller prints and records them.
 
     Raises:
         ValueError: settings that shape the weights, the faces, or the frozen models are not those
@@ -41,20 +41,20 @@ def check_resume(opened: tuple[Path, Checkpoint], run: Run) -> list[str]:
     if refused:
         raise ValueError(
             f"{path} belongs to a run with other settings: {'; '.join(refused)}. Restore them, or "
-            "start another run beside it with --set name=<another name>"
+            "start another run with --set name=<another name>"
         )
     return announced
 
 
 def same_frozen_models(stored: str, here: str, text_encoder: TextEncoder, vae: VAEWrapper) -> bool:
-    """Whether a checkpoint's fingerprint is that of these models, or an earlier kind of theirs."""
+    """Whether a stored fingerprint is that of these models, in its present or an earlier form."""
     return stored in ("", here) or matches_fingerprint(stored, text_encoder, vae)
 
 
 def changed_settings(old: Config, new: Config) -> tuple[list[str], list[str]]:
     """Settings that differ and are refused, and those that differ and are announced.
 
-    Each as "training.seed: 0 there, 1 here"; `config.py` says beside each field which it is.
+    Each as "training.seed: 0 there, 1 here"; `config.py` declares the rule of each field.
     """
     refused, announced = [], []
     for name in COMPARED_SECTIONS:

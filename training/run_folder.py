@@ -1,7 +1,7 @@
 """A run's folder: who trains into it, its config and its losses.
 
 It holds `config.json`, `celeba_ldm_unet_checkpoint_epoch_<n>.pt` (see `checkpoints`),
-`losses.jsonl`, `not_finite.jsonl` if there is cause, `run.lock` and `samples/`.
+`losses.jsonl`, `not_finite.jsonl` if a step was not finite, `run.lock` and `samples/`.
 """
 
 import json
@@ -34,7 +34,7 @@ def write_config(
     """Write `config.json`: settings, versions and device, and what changed at which step.
 
     Args:
-        changes: settings that differ from those of the checkpoint that the run goes on from.
+        changes: settings that differ from those of the checkpoint that the run resumes from.
     """
     path = folder / "config.json"
     history = read_changes(folder) + ([{"step": step, "changed": changes}] if changes else [])
@@ -43,10 +43,10 @@ def write_config(
 
 
 def read_changes(folder: Path) -> list[dict[str, Any]]:
-    """What was changed on the way, oldest first: {"step", "changed": [...]}."""
+    """Settings that changed on resume, oldest first: {"step", "changed": [...]}."""
     try:
         return json.loads((folder / "config.json").read_text()).get("changes", [])
-    except (OSError, ValueError):  # none yet, or torn; it is written again
+    except (OSError, ValueError):  # none yet, or damaged; it is rewritten
         return []
 
 
@@ -57,7 +57,7 @@ def append_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
 
 
 def sync(folder: Path) -> None:
-    """Make the losses so far outlast a power cut, as the checkpoint that follows does."""
+    """Flush the losses so far to the disk, so that they survive a power cut as checkpoints do."""
     for name in (LOSSES, NOT_FINITE):
         if (folder / name).is_file():
             with (folder / name).open("a") as file:
@@ -94,7 +94,7 @@ def _parse(line: str) -> Any:
 
 
 def cut_losses(folder: Path, step: int) -> None:
-    """Forget what was logged after `step`: a run that goes on from there writes it again."""
+    """Delete what was logged after `step`: a run that resumes from there logs it again."""
     for path in (folder / LOSSES, folder / NOT_FINITE):
         if path.is_file():
             kept = [line for line in read_lines(path) if line["step"] <= step]

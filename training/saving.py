@@ -39,8 +39,8 @@ class Saving:
         return time.monotonic() - self.saved_at > 60 * self.settings.save_every_minutes
 
     def save(self) -> None:
-        """Save a checkpoint, delete those that need not be kept, and mirror it; the main process
-        does it.
+        """Save a checkpoint, delete those that need not be kept, and mirror it, in the main process
+        only.
 
         Raises:
             OSError: it cannot be written; what was saved before is intact.

@@ -1,11 +1,11 @@
-"""Signals that ask a run to stop wait for the step under way."""
+"""Signals that ask a run to stop take effect after the current step."""
 
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Ctrl-C; a job scheduler's end; a closed terminal; SLURM's warning before its time limit. Windows
+# Ctrl-C; the end of a job; a closed terminal; SLURM's warning before its time limit. Windows
 # knows the first two.
 STOP_SIGNALS = [
     getattr(signal, name)
@@ -16,10 +16,10 @@ STOP_SIGNALS = [
 
 @contextmanager
 def stop_on_signal() -> Iterator[threading.Event]:
-    """Turn the first of these signals into a set event, so that the step under way is finished.
+    """Turn the first of these signals into a set event, so that the current step is finished.
 
-    A second one acts at once. Outside the main thread nothing is changed: Python delivers no
-    signals there.
+    A second one takes effect at once. Outside the main thread nothing is changed: Python delivers
+    no signals there.
     """
     stop, before = threading.Event(), {}
 

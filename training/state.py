@@ -21,7 +21,7 @@ class TrainingState:
     unet: UNet2DConditionModel
     ema_unet: UNet2DConditionModel  # the averaged model, which is the one to sample from
     optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler  # passes everything on unless the precision is float16
+    scaler: torch.amp.GradScaler  # does nothing unless the precision is float16
     updates: Tensor  # () float32 on the device: steps that moved the weights
     step: int = 0  # all steps, skipped ones too
 
@@ -55,7 +55,7 @@ def new_state(
 
 
 def learning_rate_at(step: int, total_steps: int, config: TrainingConfig) -> float:
-    """Linear warm-up, then constant or a cosine to zero; a function of the step alone."""
+    """Linear warm-up, then constant or a cosine to zero; depends on the step only."""
     warmup = min(1.0, (step + 1) / (config.warmup_steps + 1))
     part = min(1.0, step / total_steps) if config.lr_decay == "cosine" else 0.0
     return config.peak_learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * part))

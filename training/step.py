@@ -1,4 +1,4 @@
-"""What is known of finished steps, read from the device a block at a time."""
+"""Finished steps and their measurements, read from the device a block at a time."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -14,17 +14,17 @@ TIMESTEP_BINS = 10
 
 @dataclass(frozen=True)
 class Measured:
-    """What the device tells of one step, over all processes."""
+    """Measurements of one step, over all processes."""
 
     loss: float  # mean squared error, not weighted
     loss_by_timestep: tuple[float | None, ...]  # in ten equal bins of t; None: no sample in it
     gradient_norm: float  # before clipping
-    moved: bool  # False: loss or gradient was not finite, and the weights were left alone
+    moved: bool  # False: loss or gradient was not finite, and the weights did not change
 
 
 @dataclass
 class Step:
-    """One finished optimiser step. What the device has to tell is read when it is asked for."""
+    """One finished optimiser step. Its measurements are read from the device on first access."""
 
     number: int  # counts from 1 over the whole run
     epoch: int  # finished epochs after this step
@@ -53,7 +53,7 @@ class Step:
 
     @property
     def skipped(self) -> bool:
-        """Whether the weights were left alone."""
+        """Whether the step left the weights unchanged."""
         return not self.measured.moved
 
     def line(self) -> str:
@@ -79,7 +79,7 @@ class Step:
 
 
 class Ledger:
-    """Collects what steps leave on the device; `read` fetches a block of them at once.
+    """Collects the measurements of steps on the device; `read` fetches a block of them at once.
 
     A row holds the sum and the number of losses in each bin of t, and the gradient's norm.
 
@@ -99,7 +99,7 @@ class Ledger:
         self.last_read: dict[int, Measured] = {}
 
     def note(self, number: int, losses: Tensor, timesteps: Tensor, norm: Tensor) -> None:
-        """Keep what a step leaves: losses (b,), timesteps (b,), the gradient's norm ()."""
+        """Keep the measurements of a step: losses (b,), timesteps (b,), the gradient's norm ()."""
         bins = timesteps * TIMESTEP_BINS // self.num_train_timesteps
         sums = torch.zeros(2 * TIMESTEP_BINS, device=losses.device)
         sums.index_add_(0, bins, losses)
@@ -111,7 +111,7 @@ class Ledger:
         """Fetch all rows that were not read yet; the only place where a step waits for the device.
 
         Args:
-            flags: numbers that are summed over all processes on the same way, and returned.
+            flags: numbers that are summed over all processes in the same transfer, and returned.
         """
         numbers, rows = list(self.rows), list(self.rows.values())
         self.rows = {}
@@ -127,7 +127,7 @@ class Ledger:
         return shared
 
     def of(self, number: int) -> Measured:
-        """What is known of a step of the block that was read last; reads it if need be.
+        """The measurements of a step of the last block; reads that block if necessary.
 
         Raises:
             RuntimeError: it was not read, and other processes would have to read with this one.

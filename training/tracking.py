@@ -1,6 +1,6 @@
 """Logs of a run for TensorBoard, or any other tracker that accelerate knows by name.
 
-`training.tracker` names it; TensorBoard's files lie in `<run folder>/logs`: `tensorboard --logdir
+`training.tracker` names it; TensorBoard's files are in `<run folder>/logs`: `tensorboard --logdir
 checkpoints`.
 """
 
@@ -37,7 +37,7 @@ def tracked(
 
 
 def values_of(step: Step) -> dict[str, float]:
-    """What is logged of a step; a skipped one has no loss."""
+    """The logged values of a step; a skipped one has no loss."""
     values = {"learning_rate": step.learning_rate, "images_per_second": step.images_per_second}
     if step.skipped:
         return values
