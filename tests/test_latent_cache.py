@@ -52,11 +52,11 @@ class CountingVAE(VAEWrapper):
         super().__init__(autoencoder)
         self.limit, self.batches, self.images = limit, 0, 0
 
-    def encode(self, images: torch.Tensor) -> Posterior:
+    def posterior(self, images: torch.Tensor) -> Posterior:
         if self.batches >= self.limit:
             raise RuntimeError("the power went out")
         self.batches, self.images = self.batches + 1, self.images + len(images)
-        return super().encode(images)
+        return super().posterior(images)
 
 
 @pytest.fixture
@@ -259,8 +259,8 @@ def test_latents_that_are_not_finite_are_refused_by_image(
     faces: CelebAHQ, autoencoder_folder: Path, tmp_path: Path
 ) -> None:
     class Overflowing(VAEWrapper):
-        def encode(self, images: torch.Tensor) -> Posterior:
-            posterior = super().encode(images)
+        def posterior(self, images: torch.Tensor) -> Posterior:
+            posterior = super().posterior(images)
             posterior.mean[1] *= 1e9  # finite in float32, not in float16
             return posterior
 
@@ -278,8 +278,8 @@ from custom_datasets.latent_cache import open_latent_cache
 from models.loading import fingerprint
 from models.vae_wrapper import VAEWrapper
 
-encode, calls = VAEWrapper.encode, []
-VAEWrapper.encode = lambda self, images: calls.append(1) or encode(self, images)
+encode, calls = VAEWrapper.posterior, []
+VAEWrapper.posterior = lambda self, images: calls.append(1) or encode(self, images)
 faces, vae = CelebAHQ(sys.argv[1], "train", 64), VAEWrapper.from_pretrained(sys.argv[2])
 print("ready", flush=True)
 sys.stdin.readline()

@@ -7,11 +7,11 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from config import DiffusionConfig
-from diffusion.objective import build_noise_scheduler, loss_per_sample
+from diffusion.objective import build_objective
 from evaluation.checks import TooFewSamples
 from evaluation.loss_gap import Loss, LossGap, _apart, loss_gap, table_lines
 
-SCHEDULER = build_noise_scheduler(DiffusionConfig())
+OBJECTIVE = build_objective(DiffusionConfig())
 TIMESTEPS = (100, 300, 500, 700)
 
 
@@ -44,7 +44,7 @@ def trained_on(faces: Tensor, steps: int = 1500) -> TinyDenoiser:
     for _ in range(steps):
         batch = faces[torch.randint(len(faces), (64,))]
         times = torch.randint(1000, (64,))
-        loss = loss_per_sample(denoiser, SCHEDULER, batch, batch, times, torch.randn_like(batch))
+        loss = OBJECTIVE.loss(denoiser, batch, batch, times, torch.randn_like(batch))
         optimizer.zero_grad()
         loss.mean().backward()
         optimizer.step()
@@ -58,7 +58,7 @@ def loss_of(denoiser: TinyDenoiser, faces: Tensor) -> tuple[Loss, int]:
         )
         batch, times = faces[positions], torch.from_numpy(timesteps)
         with torch.no_grad():
-            return loss_per_sample(denoiser, SCHEDULER, batch, batch, times, noise).numpy()
+            return OBJECTIVE.loss(denoiser, batch, batch, times, noise).numpy()
 
     return loss, len(faces)
 
