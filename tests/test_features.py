@@ -8,7 +8,7 @@ from PIL import Image
 from tiny_clip import SIDE, random_images, with_image_preparation
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import pil_to_tensor
-from transformers import CLIPImageProcessor, Dinov2Config, Dinov2Model
+from transformers import CLIPImageProcessorFast, Dinov2Config, Dinov2Model
 
 from config import ClassifierConfig
 from evaluation.checks import (
@@ -94,7 +94,8 @@ def test_too_few_is_its_own_error() -> None:
 def test_clip_pixels_equal_the_public_processors(tiny_clip: Path, shape: tuple[int, int]) -> None:
     images = nn.functional.interpolate(random_images(3, 120).float(), shape).to(torch.uint8)
     own = clip_pixels(open_clip(str(tiny_clip)), images)
-    processor = CLIPImageProcessor.from_pretrained(tiny_clip)
+    # transformers 4 resizes with Pillow by default; this class resizes as 5 does.
+    processor = CLIPImageProcessorFast.from_pretrained(tiny_clip)
     public = processor(images=list(images), return_tensors="pt").pixel_values
     assert own.shape == (3, 3, SIDE, SIDE) and torch.allclose(own, public, atol=1e-5)
 
