@@ -125,7 +125,9 @@ def stop_at_once() -> Iterator[None]:
         os.write(2, f"{STOPPED}\n".encode())
         os._exit(130)
 
-    before = signal.signal(signal.SIGINT, stop)
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:  # as in a shell's background, where Ctrl-C is for another
+        signal.signal(signal.SIGINT, stop)
     try:
         yield
     finally:

@@ -1,7 +1,6 @@
 """The commands: one clear line for a wrong word, for Ctrl-C and for what is missing."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from code_copy import copy_code
 from PIL import Image
 from torchvision.transforms.v2 import functional as transforms
 
@@ -285,15 +285,7 @@ def test_names_of_files_tell_prompts_apart() -> None:
 @pytest.fixture
 def clone(run: Path, tmp_path: Path) -> Path:
     """A copy of the code whose `smoke` run is a tiny one."""
-    clone = tmp_path / "a clone"
-    folders = "diffusion models custom_datasets training inference".split()
-    for path in [*ROOT.glob("*.py"), *(p for name in folders for p in ROOT.glob(f"{name}/*"))]:
-        if path.suffix in (".py", ".txt"):
-            (clone / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, clone / path.relative_to(ROOT))
-    (clone / "checkpoints").mkdir()
-    (clone / "checkpoints" / "smoke").symlink_to(run)
-    return clone
+    return copy_code(run, tmp_path / "a clone")
 
 
 def test_sample_from_a_shell_without_utf_8(clone: Path, tmp_path: Path) -> None:
