@@ -33,7 +33,7 @@ def cached_features(
     """Features of a set, float32 (N, D) on the CPU: stored ones, or extracted and then stored.
 
     The file is found by the network's name and the set's key, and is used only if the network still
-    answers a fixed probe as it did then: a classifier trained anew has new features. Under
+    answers a fixed probe as it did then: a retrained classifier has new features. Under
     `accelerate launch` each process extracts its share; all return the whole.
     """
     path = stored_at(network, images, folder)

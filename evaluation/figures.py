@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 
@@ -81,14 +82,18 @@ def show_closest(
 def plot_distances(distribution: Mapping[str, Any]) -> Figure:
     """The first distance of each space, of all its sets, with 95% intervals."""
     columns = len(distribution)
-    figure, axes = plt.subplots(1, columns, figsize=(3.4 * columns, 2.1), squeeze=False)
+    figure, axes = plt.subplots(
+        1, columns, figsize=(4.5 * columns, 2.1), squeeze=False, layout="constrained"
+    )
     for axis, comparison in zip(axes.flat, distribution.values(), strict=True):
         names = list(comparison["sets"])
         distance = next(iter(comparison["sets"][names[0]]))
         values = [comparison["sets"][name][distance] for name in names]
         _intervals(axis, names, values)
         axis.set(xscale="log", xlabel=distance)
-    figure.tight_layout()
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
     return figure
 
 
@@ -101,6 +106,7 @@ def _intervals(axis: Axes, names: Sequence[str], values: Sequence[Mapping[str, f
     axis.set_yticks(places, names, fontsize=7)
     axis.tick_params(axis="x", labelsize=7)
     axis.grid(axis="x", alpha=0.3)
+    axis.margins(y=0.15)
 
 
 def plot_sweep(swept: Mapping[str, Any]) -> Figure:
@@ -122,7 +128,7 @@ def plot_sweep(swept: Mapping[str, Any]) -> Figure:
         xlabel="share of stated attributes that are shown",
         ylabel=f"Fréchet distance in {swept['features']}",
     )
-    axis.legend(fontsize=7)
+    axis.legend(fontsize=7, loc="upper left")
     figure.tight_layout()
     return figure
 

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ class FolderImages(Sequence[Tensor]):
     damaged: tuple[Path, ...]  # found beside them and left out
     formats: str  # "JPEG, 512x512: 40; PNG, 256x256: 2"
 
-    @property
+    @cached_property
     def key(self) -> object:
         """Names, sizes and times of the files."""
         files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in self.paths]

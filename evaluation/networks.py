@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
@@ -90,7 +91,18 @@ def _open_space(name: str, found: Networks, inception_weights: str | None) -> Fe
     if kind == "clip" and model in found.clips:  # a large CLIP is in memory once
         return clip_image_features(found.clips[model])
     own = judge_features(found.judge) if name == JUDGE else None
-    return open_network(name, own, inception_weights)
+    try:
+        return open_network(name, own, inception_weights)
+    except NOT_USABLE as error:
+        is_there = Path(inception_weights or "").is_file()
+        is_absent = isinstance(error, FileNotFoundError) and not is_there
+        if kind != "inception" or is_absent or isinstance(error, ImportError):
+            raise
+        where = inception_weights or "the file that was downloaded"
+        raise ValueError(
+            f"{where} does not hold FID's Inception weights, or not all of them: fetch "
+            f"weights-inception-2015-12-05-6726825d.pth again ({_reason(error)})"
+        ) from error
 
 
 def _tried(network: FeatureNetwork, device: torch.device) -> FeatureNetwork:
@@ -107,4 +119,11 @@ def _noted(results: Results, *titles: str) -> Iterator[None]:
         yield
     except NOT_USABLE as error:
         for title in titles:
-            results.leave_out(title, str(error).splitlines()[0])
+            results.leave_out(title, _reason(error))
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of an error; of one that other libraries raise, its kind as well."""
+    line = next(iter(str(error).splitlines()), "")
+    says_what = isinstance(error, FileNotFoundError | ImportError | ValueError)
+    return line if says_what and line else f"{type(error).__name__}: {line}"

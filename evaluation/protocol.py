@@ -34,7 +34,6 @@ def protocol_of(
         "split": split,
         "faces": {name: len(images) for name, images in faces.items()},
         "order": f"captions, sets and controls are shuffled once, with seed {sets.ORDER_SEED}",
-        "captions_of": "the test split, one wording of each face, then another of each",
         "data_format": "as in the data's files, read as RGB uint8, the shorter side resized to "
         f"{config.data.image_size} px (bilinear, antialiased) and centre-cropped",
         "environment": environment,

@@ -94,10 +94,9 @@ class Evaluation:
 
     def note_features(self, space: str, network: FeatureNetwork, reference: ImageSet) -> None:
         """Note where the features of the pictures and of their reference are kept."""
-        sets = {"generated": self.pictures, "reference": reference}
         files = {
             name: relative(stored_at(network, images, self._kept / "features"), self.folder)
-            for name, images in sets.items()
+            for name, images in {"generated": self.pictures, "reference": reference}.items()
         }
         self.results.add("features", space, files)
 

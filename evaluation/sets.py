@@ -5,6 +5,7 @@ fixes: copies of CelebA-HQ may be sorted (one import lists all women first), so 
 anything would be another population than the whole.
 """
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -59,7 +60,7 @@ class FaceImages(Sequence[Tensor]):
     def key(self) -> object:
         """Which files, at which size, in which order."""
         places = hashlib.sha256(self.places.astype("<i8").tobytes()).hexdigest()[:12]
-        return [fingerprint(self.faces), self.faces.image_size, places]
+        return [_fingerprint(self.faces), self.faces.image_size, places]
 
     @property
     def attributes(self) -> np.ndarray:
@@ -85,6 +86,12 @@ class FaceImages(Sequence[Tensor]):
             index = int(self.faces.indices[place])
             captions.append(compose(self.faces.attributes[place], index, wording, CAPTION_SEED))
         return captions
+
+
+@functools.lru_cache(maxsize=4)
+def _fingerprint(faces: CelebAHQ) -> str:
+    """That of all files, which are asked for their sizes once."""
+    return fingerprint(faces)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from inference.picture_sets import Request, generate_set
 from inference.text_to_face import TextToFace
 from training import checkpoints
 
+CAPTIONS = "of the test faces: one wording of each, then another wording of each"
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -48,7 +50,7 @@ def own_pictures(config: Config, test: FaceImages, folder: Path, device: torch.d
         count=len(captions),
         captions=captions,
         open=lambda: generate_set(model, request, folder),
-        made=request.protocol(),
+        made=request.protocol() | {"captions": CAPTIONS},
         described=np.arange(len(captions)) % len(test),
         model=model,
         request=request,

@@ -291,6 +291,22 @@ def test_a_network_that_is_a_page_of_html_costs_its_own_numbers_only(
     assert said.index(f"not measured: distribution: {names[0]}") < said.index("What is judged?")
 
 
+@pytest.mark.parametrize("kind", ["page", "part", "other"])
+def test_inception_weights_that_are_none_are_named(kind: str, done: Bench, tmp_path: Path) -> None:
+    pytest.importorskip("torch_fidelity", reason="torch-fidelity is not installed")
+    path = tmp_path / "weights.pth"
+    torch.save({"fc.weight": torch.rand(100, 100)}, path)
+    if kind == "page":
+        path.write_text("<!DOCTYPE html><html>Not found</html>")
+    elif kind == "part":
+        path.write_bytes(path.read_bytes()[:20_000])
+    done.plan(feature_networks=("inception", "judge"), inception_weights=str(path))
+    metrics = done.evaluate()
+    reason = metrics["not_measured"]["distribution: inception"]
+    assert str(path) in reason and "fetch weights-inception" in reason
+    assert list(metrics["distribution"]) == ["judge"] and metrics["finished"]
+
+
 def test_without_any_network_the_rest_is_measured(done: Bench) -> None:
     done.plan(feature_networks=(), clip_judges=())
     metrics = done.evaluate()

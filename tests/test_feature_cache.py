@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from evaluation import feature_cache
 from evaluation.feature_cache import PART, cached_features, extract_shared, stored_at
 from evaluation.features import FeatureNetwork, extract_features
 
@@ -35,6 +36,18 @@ def test_a_set_has_the_features_of_its_images() -> None:
     images = Images(PART + 7)
     found = extract_shared(linear(0), images)
     assert torch.equal(found, extract_features(linear(0), torch.stack(list(images))))
+
+
+def test_a_part_of_a_set_is_in_memory_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = []
+
+    def read(images: Images, places: range, workers: int) -> Tensor:
+        held.append(len(places))
+        return torch.stack([images[place] for place in places])
+
+    monkeypatch.setattr(feature_cache, "read", read)
+    assert len(extract_shared(linear(0), Images(3 * PART + 7))) == 3 * PART + 7
+    assert held == [PART, PART, PART, 7]
 
 
 def test_stored_features_are_used_until_images_or_weights_change(tmp_path: Path) -> None:
