@@ -58,7 +58,7 @@ def open_preview(name: str, model: "TextToFace") -> "VAEWrapper":
     """A tiny autoencoder, such as `madebyollin/taesd`, for pictures on their way.
 
     Raises:
-        FileNotFoundError: it cannot be had.
+        FileNotFoundError: it is not available.
         ValueError: its latents have another shape than the model's.
     """
     from models.vae_wrapper import VAEWrapper

@@ -140,6 +140,8 @@ class TrainingConfig(Section):
     # Folder (or hub id "hf:owner/name") that each finished checkpoint is copied to; a machine
     # whose run folder is empty resumes from there.
     mirror: str | None = setting(None, resume=FREE)
+    # Held-out faces whose loss is measured after each epoch, at noise that never changes; 0: none.
+    validation_faces: int = setting(256, resume=ANNOUNCED, least=0)
     warmup_steps: int = setting(0, resume=ANNOUNCED, least=0)  # linear, from zero
     lr_decay: str = setting("constant", choices=("constant", "cosine"))  # cosine: to zero
     weight_decay: float = setting(0.01, resume=ANNOUNCED, least=0)  # AdamW's
@@ -301,6 +303,11 @@ class Config:
         """
         named = None if self.data.drawn_counts else os.environ.get("CELEBA_HQ_DIR")
         return ROOT / Path(named or self.data.folder).expanduser()
+
+    @property
+    def cache_folder(self) -> Path:
+        """Where what can be made again is kept: latents, hidden states, lists of whole images."""
+        return ROOT / "data"
 
     @property
     def run_folder(self) -> Path:

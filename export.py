@@ -77,7 +77,7 @@ def export(checkpoint_path: Path, out: Path, metrics: Path) -> Path:
         metrics: `metrics.json` of the run; the card says so where there is none.
 
     Raises:
-        FileNotFoundError: the frozen models cannot be had.
+        FileNotFoundError: the frozen models are not available.
         FileExistsError: `out` holds something that was not exported.
     """
     if out.is_dir() and any(out.iterdir()) and not (out / "model_index.json").is_file():
@@ -139,7 +139,7 @@ def _table(values: dict[str, object]) -> str:
 
 
 def _measured(metrics: Path, model: str) -> str:
-    """The distances and the consistency of `metrics.json`, each with what stands beside it."""
+    """The distances and the consistency of `metrics.json`, each with its control."""
     results = _read_metrics(metrics)
     if results.get("protocol", {}).get("model") != model:
         return "Nothing was measured of these weights: run the notebook `metrics1`, export again."
@@ -157,7 +157,7 @@ def _measured(metrics: Path, model: str) -> str:
 
 
 def _read_metrics(path: Path) -> dict[str, Any]:
-    """What was measured; nothing, and said, where a power cut tore the file."""
+    """The measured numbers; none, with a message, where the file is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError as error:

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+PROMPT = {"fontsize": 7, "parse_math": False}  # a "$" in a prompt is a dollar, not mathematics
+
 
 def as_array(image: torch.Tensor) -> np.ndarray:
     """(3, H, W) uint8 or float in [0, 1] -> (H, W, 3) for matplotlib."""
@@ -37,8 +39,8 @@ def show_images(
         if number < len(images):
             axis.imshow(as_array(images[number]), interpolation="bilinear")
         if number < len(titles):
-            axis.set_title(title_lines(titles[number], width), fontsize=7)
-    figure.suptitle(title, fontsize=10)
+            axis.set_title(title_lines(titles[number], width), **PROMPT)
+    figure.suptitle(title, fontsize=10, parse_math=False)
     figure.tight_layout()
     return figure
 
@@ -69,10 +71,10 @@ def show_table(
             axis.imshow(as_array(image), interpolation="bilinear")
             axis.set(xticks=[], yticks=[], frame_on=False)
             if row == 0:
-                axis.set_title(titles[column], fontsize=7)
+                axis.set_title(titles[column], **PROMPT)
         name = "\n".join(textwrap.wrap(row_names[row], 24))
-        axis_row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=7)
-    figure.suptitle(title, fontsize=10)
+        axis_row[0].set_ylabel(name, rotation=0, ha="right", va="center", **PROMPT)
+    figure.suptitle(title, fontsize=10, parse_math=False)
     figure.tight_layout()
     return figure
 
@@ -88,8 +90,14 @@ def plot_bars(values: dict[str, float], title: str, label: str) -> Figure:
     return figure
 
 
-def plot_losses(losses: Sequence[dict[str, Any]], window: int = 20) -> Figure:
-    """The loss over the steps, smoothed, and the last tenth of it by timestep."""
+def plot_losses(
+    losses: Sequence[dict[str, Any]], validation: Sequence[dict[str, Any]] = (), window: int = 20
+) -> Figure:
+    """The loss over the steps, smoothed, and the last tenth of it by timestep.
+
+    Args:
+        validation: lines of `validation.jsonl`, the loss of held-out faces after each epoch.
+    """
     losses = [line for line in losses if line["loss"] is not None]  # skipped steps have none
     figure, (over_steps, by_timestep) = plt.subplots(1, 2, figsize=(10, 3))
     steps = np.array([line["step"] for line in losses])
@@ -97,12 +105,20 @@ def plot_losses(losses: Sequence[dict[str, Any]], window: int = 20) -> Figure:
     over_steps.plot(steps, values, alpha=0.25)
     kernel = np.ones(min(window, len(values))) / min(window, len(values))
     smoothed = np.convolve(values, kernel, mode="valid")
-    over_steps.plot(steps[len(kernel) - 1 :], smoothed)
+    over_steps.plot(steps[len(kernel) - 1 :], smoothed, label="training faces")
+    if validation:
+        epochs = [line["step"] for line in validation]
+        means = [line["loss"] for line in validation]
+        over_steps.plot(epochs, means, "o-", markersize=3, label="held-out faces, averaged weights")
+        over_steps.legend(fontsize=7)
     over_steps.set(title="loss (mean squared error)", xlabel="step", ylim=(0, None))
     last = [line["loss_by_timestep"] for line in losses[-max(1, len(losses) // 10) :]]
     bins = np.array(last, dtype=float)
     means = np.ma.masked_invalid(bins).mean(axis=0).filled(0)
     by_timestep.bar(np.arange(len(means)) / len(means), means, width=0.9 / len(means), align="edge")
+    if validation:
+        last = np.array(validation[-1]["loss_by_timestep"], dtype=float)
+        by_timestep.plot((np.arange(len(last)) + 0.45) / len(last), last, "o", color="C2")
     by_timestep.set(title="the same by timestep, at the end", xlabel="t / T (1 is pure noise)")
     figure.tight_layout()
     return figure

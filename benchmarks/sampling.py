@@ -16,6 +16,7 @@ import torch
 from benchmarks import full_size, measure
 from benchmarks.diffusers_pipeline import pipeline
 from config import Config, SamplingConfig, celeba_hq_best, get_config
+from custom_datasets.opening import open_faces
 from diffusion.objective import build_objective
 from diffusion.sampling import build_sampler
 from evaluation.features import extract_features, judge_features
@@ -27,7 +28,6 @@ from models.attribute_classifier import AttributeClassifier
 from models.device import cast_matrices
 from models.vae_wrapper import VAEWrapper
 from training import checkpoints
-from training.experiment import open_faces
 
 PROMPT = "A portrait of an older man with eyeglasses"
 PEER = SamplingConfig("ddim", 50)
@@ -93,7 +93,7 @@ def quality(config: Config, count: int) -> dict[str, dict[str, Any]]:
     """
     model = TextToFace.from_run(config.run_folder)
     classifier, judge_facts = AttributeClassifier.load(config.judge_path)
-    real = in_random_order(open_faces(config.data, config.data_folder, "test"))
+    real = in_random_order(open_faces(config, "test"))
     captions = real.captions(count)
     judge = judge_features(classifier)
     stated = [caption.stated for caption in captions]

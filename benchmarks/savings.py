@@ -1,4 +1,4 @@
-"""What the care of memory and layout saves: the plain way beside ours, at full size.
+"""What memory handling and layout save, compared with the plain version, at full size.
 
 `python -m benchmarks.savings [--quick]`. Each way runs in a process of its own, in turns: a
 training step, encoding 16 images, decoding 8 latents, and an epoch of the judge at 128 px.
@@ -69,7 +69,7 @@ def begin(
 def beside(ways: dict[str, tuple[object, ...]], rounds: int) -> dict[str, object]:
     """Seconds of ours and of each plain way, and what share of the plain way ours saves."""
     calls = {name: measure.Apart(begin, *arguments) for name, arguments in ways.items()}
-    # Memory that is kept has to be had once; two calls a turn, as the cores change hands.
+    # Memory that is kept has to be allocated once; two calls a turn, as the cores change hands.
     times = measure.alternating(calls, rounds, warm_up=2, repeats=dict.fromkeys(calls, 2))
     for call in calls.values():
         call.close()

@@ -136,7 +136,7 @@ class _Timed:
 
 
 def text_cost(text_encoder: TextEncoder, step_seconds: float, rounds: int) -> dict[str, float]:
-    """What a caption costs fresh and kept, beside a training step an image, over 100 epochs."""
+    """Cost of a caption, fresh and kept, compared with a training step an image, 100 epochs."""
     faces = np.arange(16)
     texts = tuple(full_size.caption(face) for face in faces)
     batch = Batch(0, faces, texts, faces, torch.zeros(16, 0), (0, 0, 0))
@@ -160,7 +160,7 @@ def text_cost(text_encoder: TextEncoder, step_seconds: float, rounds: int) -> di
 
 
 def print_peak_memory(batch: int) -> None:
-    """Two steps of the real loop in a process of their own; prints how much it held at most."""
+    """Two steps of the real loop in a process of their own; prints its peak memory."""
     config = runs.timed(celeba_hq(), batch_size=batch)
     before = measure.peak_memory()
     run = our_steps(config, full_size.text_encoder(), 4 * batch)

@@ -1,7 +1,7 @@
 """Does the picture fit the words? CLIP score, between a shuffled control and real images.
 
-A CLIP score alone says little: those of face papers lie in a narrow band. The same images with the
-captions of others tell what chance gives, real images with their own captions what can be had. A
+A CLIP score alone says little: published scores of faces are in a narrow band. The same images with
+the captions of others show what chance gives, real images with their own captions the ceiling. A
 CLIP whose text tower conditions the model judges its own words: score with another one as well.
 """
 
@@ -66,7 +66,7 @@ def text_features(
 
 
 def clip_scores(image_features: Tensor, text_features: Tensor) -> Tensor:
-    """100 max(cos, 0) of each image with the caption beside it: float64 (N,), in [0, 100].
+    """100 max(cos, 0) of each image with its caption: float64 (N,), in [0, 100].
 
     Hessel et al. 2021, eq. 1, with torchmetrics' weight of 100 in place of 2.5.
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from custom_datasets.celeba_hq_dataset import ATTRIBUTES
+from custom_datasets.celeba_files import ATTRIBUTES
 from evaluation.checks import require_enough
 from evaluation.estimate import Estimate, mean_of_two, share_interval
 from evaluation.resampling import bootstrap_weights

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from custom_datasets.celeba_hq_dataset import ATTRIBUTES
+from custom_datasets.celeba_files import ATTRIBUTES
 from evaluation.attribute_rates import (
     Questions,
     Rates,

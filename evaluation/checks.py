@@ -75,7 +75,7 @@ def require_same_size(images: Tensor, reference: Tensor, name: str) -> None:
 
 
 def require_same_channel_order(images: Tensor, reference: Tensor, name: str) -> None:
-    """Refuse a set that looks like BGR beside an RGB reference of faces.
+    """Refuse a set that looks like BGR next to an RGB reference.
 
     A heuristic: skin makes faces redder than blue on average. A set is refused if its mean red
     minus blue has the other sign than the reference's and at least half its size; where the

@@ -25,7 +25,7 @@ class Share:
     generated: Estimate
     real: Estimate
     difference: Estimate  # generated - real
-    differs: bool  # the interval lies beyond the margin as a whole
+    differs: bool  # the whole interval is beyond the margin
 
 
 def composition(

@@ -7,7 +7,7 @@ from evaluation.features import FeatureNetwork
 # What `FeatureNetwork.trained_on` may say, the best eye for one and the same picture first.
 ORDER = (
     "identity of faces",
-    "single images",  # self-supervised: each image is told from all others
+    "single images",  # self-supervised: each image is distinguished from all others
     "classes of ImageNet",
     "captions",
     "not said",

@@ -14,7 +14,7 @@ from inference.text_to_face import DECODE_BATCH, TextToFace
 def denoising_loss(model: TextToFace, images: FaceImages, workers: int = 4) -> Loss:
     """The loss of some faces, each under a caption that training may give it, before weighting.
 
-    A face is encoded once, whatever the number of noises and timesteps.
+    A face is encoded once, for any number of noises and timesteps.
 
     Returns:
         (positions (B,), timesteps (B,), seeds of the noise (B,)) -> losses (B,).

@@ -2,7 +2,7 @@
 
 Features (N, D) go in, numbers come out, in float64 on the CPU. Every distance here depends on the
 number of samples, the Frechet distance most: compare numbers of equal n only, and print the floor
-(real against other real) beside them.
+(real against other real) next to them.
 """
 
 from dataclasses import dataclass

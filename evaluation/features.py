@@ -35,7 +35,7 @@ class FeatureNetwork:
     size: int  # side in pixels to which the network brings its images
     extract: Callable[[Tensor], Tensor]  # uint8 (N, 3, H, W) -> float32 (N, D), on one device
     resize: str = "bilinear, antialiased"  # how it does so, for the protocol of a number
-    trained_on: str = "not said"  # what it was taught to tell apart, see `copying_spaces`
+    trained_on: str = "not said"  # what it was trained to distinguish, see `copying_spaces`
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def inception_fid(weights: Path | None = None, antialias: bool = False) -> Featu
     return FeatureNetwork(
         ANTIALIASED_INCEPTION if antialias else INCEPTION,
         INCEPTION_SIZE,
-        lambda images: _beside(model, images)(images),
+        lambda images: _on_device_of(model, images)(images),
         "bilinear, antialiased, as torchmetrics from 1.8 on" if antialias else _FID_RESIZE,
         "classes of ImageNet",
     )
@@ -107,7 +107,7 @@ def open_clip(name: str) -> Clip:
         name: hub id ("openai/clip-vit-large-patch14") or local folder.
 
     Raises:
-        FileNotFoundError: it cannot be had; the message says what to do.
+        FileNotFoundError: it is not available; the message says what to do.
     """
     model = open_model({"clip": CLIPModel}, name, "CLIP")
     tokenizer = open_pretrained(CLIPTokenizer.from_pretrained, name, "CLIP tokenizer")
@@ -141,7 +141,7 @@ def clip_image_features(clip: str | Clip) -> FeatureNetwork:
     clip = open_clip(clip) if isinstance(clip, str) else clip
 
     def extract(images: Tensor) -> Tensor:
-        model = _beside(clip.model, images)
+        model = _on_device_of(clip.model, images)
         pooled = model.vision_model(pixel_values=clip_pixels(clip, images)).pooler_output
         return nn.functional.normalize(model.visual_projection(pooled), dim=-1)  # (N, D)
 
@@ -155,7 +155,7 @@ def dinov2_features(name: str = "facebook/dinov2-base") -> FeatureNetwork:
     Stein et al. 2023 (dgm-eval) recommend it in Inception's place.
 
     Raises:
-        FileNotFoundError: it cannot be had; the message says what to do.
+        FileNotFoundError: it is not available; the message says what to do.
     """
     model = open_model({"dinov2": AutoModel}, name, "DINOv2")
     model = model.eval().requires_grad_(False)
@@ -163,7 +163,7 @@ def dinov2_features(name: str = "facebook/dinov2-base") -> FeatureNetwork:
     def extract(images: Tensor) -> Tensor:
         images = _squared(images, DINOV2_SIZE, InterpolationMode.BICUBIC).float() / 255
         pixels = transforms.normalize(images, IMAGENET_MEAN, IMAGENET_STD)
-        return _beside(model, pixels)(pixel_values=pixels).last_hidden_state[:, 0]  # (N, D)
+        return _on_device_of(model, pixels)(pixel_values=pixels).last_hidden_state[:, 0]  # (N, D)
 
     shown, resize = f"DINOv2 {Path(name).name}", "bicubic, antialiased"
     return FeatureNetwork(shown, DINOV2_SIZE, extract, resize, "single images")
@@ -191,7 +191,7 @@ def efficientnet_lite0_features() -> FeatureNetwork:
     def extract(images: Tensor) -> Tensor:
         images = _squared(images, EFFICIENTNET_SIZE, InterpolationMode.BILINEAR).float()
         pixels = (images - 127) / 128
-        return _beside(model, pixels).extract_features(pixels).mean((2, 3))  # (N, 1280)
+        return _on_device_of(model, pixels).extract_features(pixels).mean((2, 3))  # (N, 1280)
 
     return FeatureNetwork(
         "EfficientNet-Lite0", EFFICIENTNET_SIZE, extract, trained_on="classes of ImageNet"
@@ -203,7 +203,7 @@ def judge_features(classifier: AttributeClassifier) -> FeatureNetwork:
     return FeatureNetwork(
         "attribute classifier",
         classifier.config.image_size,
-        lambda images: _beside(classifier, images).features(images),
+        lambda images: _on_device_of(classifier, images).features(images),
         trained_on="face attributes",
     )
 
@@ -214,7 +214,7 @@ def open_network(
     """Open a network by the names of `EvaluationConfig.feature_networks`.
 
     Raises:
-        FileNotFoundError, ImportError: it cannot be had; the message says what to do.
+        FileNotFoundError, ImportError: it is not available; the message says what to do.
         ValueError: no network of that name.
     """
     kind, _, model = name.partition(":")
@@ -264,7 +264,7 @@ def extract_features(
     return torch.cat(pieces).clone()  # a normal tensor again, outside inference mode
 
 
-def _beside(model: nn.Module, images: Tensor) -> nn.Module:
+def _on_device_of(model: nn.Module, images: Tensor) -> nn.Module:
     return model.to(images.device)
 
 

@@ -1,4 +1,4 @@
-"""The figures of an evaluation: pictures beside real faces, and numbers with their intervals.
+"""The figures of an evaluation: pictures next to real faces, and numbers with their intervals.
 
 Numbers come as `metrics.json` holds them, so that a figure can be drawn again without measuring.
 """

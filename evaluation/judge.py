@@ -16,7 +16,7 @@ from torchmetrics.functional.classification import (
 )
 
 from config import ROOT, ClassifierConfig
-from custom_datasets.celeba_hq_dataset import ATTRIBUTES
+from custom_datasets.celeba_files import ATTRIBUTES
 from models.attribute_classifier import AttributeClassifier
 from models.device import autocast, choose_precision, freed_memory_kept
 
@@ -102,7 +102,9 @@ def train_judge(
 
 
 def augment(images: torch.Tensor) -> torch.Tensor:
-    """Mirror, crop and tint each face a little, by draws of its own; no attribute depends on that.
+    """Mirror, crop and tint each face slightly, with its own random draws.
+
+    No attribute depends on it.
 
     Half of the faces are mirrored; each crop is square, in place anywhere, and keeps 80 to 100% of
     the area; brightness, contrast and saturation change by up to a tenth.
@@ -181,7 +183,7 @@ def best_thresholds(probabilities: torch.Tensor, attributes: torch.Tensor) -> to
 
     Between two neighbouring probabilities the accuracy is constant. Of the plateaus that reach the
     highest one the widest is taken, and its middle, which is furthest from a decision that would
-    differ. The mean of all of them could lie on none.
+    differ. The mean of all of them might be on none.
     """
     grid = torch.linspace(0.02, 0.98, 97)
     scores = torch.stack(

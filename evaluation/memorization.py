@@ -44,7 +44,7 @@ class Match:
     train: int
     mirrored: bool  # the training face is nearest as in a mirror
     distance: float
-    ratio: float  # to the distance from the nearest held-out face; copies lie far below 1
+    ratio: float  # to the distance from the nearest held-out face; copies are far below 1
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class CopyingReport:
     control: Distances
     median_ratio: float  # generated / control; well under 1 means closer than real faces come
     train_to_heldout: float  # median of nearest-train / nearest-heldout distance
-    control_train_to_heldout: float  # the same of held-out faces; copies lie far below it
+    control_train_to_heldout: float  # the same of held-out faces; copies are far below it
     copied: Excess  # as close as one in a hundred held-out faces comes
     near_identical: Excess  # at half of that
     copies: bool  # one of the two is in excess
@@ -91,7 +91,7 @@ def copying_report(
 ) -> CopyingReport:
     """Tell copying from likeness by the nearest training face, against held-out faces.
 
-    Blurred or typical faces lie close to everything, copies only to what was trained on: hence two
+    Blurred or typical faces are close to everything, copies only to what was trained on: hence two
     thresholds. Both are taken at the same rank of the control, so that under equal odds the count
     below them is hypergeometric (Fisher's exact test).
 

@@ -55,7 +55,7 @@ def nearest(query: Tensor, reference: Tensor, k: int = 1, chunk: int = CHUNK) ->
 
 
 def _sorted_exactly(query: Tensor, reference: Tensor, indices: Tensor, chunk: int) -> Neighbors:
-    # cdist multiplies matrices, by which a copy comes out at about 1e-7 rather than at 0.
+    # cdist multiplies matrices, so a copy has a distance of about 1e-7 instead of 0.
     step = max(1, chunk // indices.shape[1])
     pieces = zip(query.split(step), indices.split(step), strict=True)
     exact = torch.cat([(rows[:, None] - reference[own]).norm(dim=-1) for rows, own in pieces])

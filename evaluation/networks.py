@@ -30,7 +30,7 @@ JUDGE = "judge"
 
 @dataclass
 class Networks:
-    """What is at hand: spaces to compare sets in, CLIPs that score, the attribute classifier."""
+    """The available networks: feature spaces, CLIPs that score, the attribute classifier."""
 
     spaces: dict[str, FeatureNetwork] = field(default_factory=dict)  # by the settings' names
     clips: dict[str, Clip] = field(default_factory=dict)

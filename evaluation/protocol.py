@@ -1,4 +1,4 @@
-"""How everything is measured, to stand beside every number: papers differ in each of these."""
+"""The measurement protocol, stored with every number, since papers differ in each item."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def protocol_of(
     split: str,
     environment: dict[str, str],
 ) -> dict[str, Any]:
-    """Everything that decides the numbers beside the networks.
+    """Everything that determines the numbers, apart from the networks.
 
     Args:
         made: how the pictures came to be.

@@ -1,4 +1,4 @@
-"""Puts sets beside each other: each against one reference, in one feature space."""
+"""Compares sets, each with one reference, in one feature space."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -51,8 +51,8 @@ def compare_sets(
     """Distances of several sets of features to one reference.
 
     Every distance depends on n, so all sets are cut to the smallest, or comparing them would
-    compare sizes. Where more pictures were generated, the distances that papers give are told of
-    all of them as well.
+    compare sizes. Where more pictures were generated, the distances that papers give are
+    reported for all of them as well.
 
     Args:
         reference: features (M, D) of real faces, in random order.
@@ -86,7 +86,7 @@ def compare_sets(
 
 
 def all_generated(count: int) -> str:
-    """The name of the row of all pictures, where they are more than the sets beside them."""
+    """The name of the row of all pictures, where they outnumber the compared sets."""
     return f"{GENERATED}, all {count}"
 
 

@@ -1,8 +1,8 @@
-"""The questions of an evaluation, in their order; each is answered, written, and told in lines.
+"""The questions of an evaluation, in order.
 
-Every function takes the opened evaluation. What processes do together (making pictures, extracting
-features) comes first; the numbers are the main process's alone, and the lines of its table are
-returned, none in the others.
+Each function takes the opened evaluation, measures, writes its numbers and returns the lines to
+print. All processes make pictures and extract features; only the main process computes numbers and
+returns lines.
 """
 
 from collections.abc import Callable
@@ -76,7 +76,7 @@ def _compared(
     """The reference of a feature space, the sets to compare with it, and the control apart.
 
     In the judge's own space the reference is the test split: the judge was trained on train faces,
-    which lie elsewhere in it than faces that it never saw.
+    whose features differ from those of unseen faces.
     """
     choice = "test" if space == JUDGE else evaluation.config.evaluation.reference
     heldout, control = evaluation.faces["val"], evaluation.untrained

@@ -1,6 +1,6 @@
-"""One evaluation, opened: everything it needs is there and counted before the first picture.
+"""Opens an evaluation: checks and counts everything before the first picture is made.
 
-What cannot be measured (a network that is not there, too few images) is noted with its reason at
+What cannot be measured (a missing network, too few images) is noted with its reason at
 once; the rest is measured.
 """
 
@@ -15,6 +15,7 @@ from accelerate import PartialState
 from torch import Tensor
 
 from config import Config
+from custom_datasets.opening import open_faces
 from custom_datasets.splits import SPLIT_KINDS, SPLITS
 from evaluation import sets
 from evaluation.feature_cache import cached_features, stored_at
@@ -28,7 +29,6 @@ from evaluation.sets import FaceImages, FileImages, ImageSet
 from evaluation.subject import Subject, own_pictures, pictures_of_a_folder
 from inference.picture_sets import generate_set
 from training.environment import describe_environment
-from training.experiment import open_faces
 from training.processes import main_process_first
 
 
@@ -66,7 +66,7 @@ class Evaluation:
 
     @cached_property
     def untrained(self) -> ImageSet | None:
-        """Pictures of the same model with random weights; None where no model is at hand."""
+        """Pictures of the same model with random weights; None without a model."""
         model, request = self.subject.model, self.subject.request
         if model is None or request is None:
             return None
@@ -74,7 +74,7 @@ class Evaluation:
         return generate_set(sets.untrained(model), control, self._kept / "generated")
 
     def reconstructed(self, images: FaceImages) -> ImageSet | None:
-        """Real faces through the model's autoencoder; None where no model is at hand."""
+        """Real faces through the model's autoencoder; None without a model."""
         key, model = str(images.key), self.subject.model
         if model is not None and key not in self._reconstructed:
             folder, workers = self._kept / "reconstructed", self.config.data.loader_workers
@@ -148,7 +148,7 @@ def open_evaluation(
     split = SPLIT_KINDS[faces["test"].faces.split_kind]
     protocol = protocol_of(config, subject.made, faces, split, environment)
     results = Results(folder / "metrics.json", protocol, PartialState().is_main_process)
-    _say_if_torn(results)
+    _report_damaged(results)
     networks = open_networks(config, results, device)
     foresee(results, config, faces, subject, networks)
     return Evaluation(config, device, folder, faces, subject, networks, results)
@@ -156,14 +156,14 @@ def open_evaluation(
 
 def _open_splits(config: Config) -> dict[str, FaceImages]:
     with main_process_first(PartialState(), "opening the faces"):
-        faces = open_faces(config.data, config.data_folder, None)
+        faces = open_faces(config, None)
     opened = {split: sets.in_random_order(faces, split) for split in SPLITS}
     if not len(opened["test"]):
         raise ValueError(f"{config.data_folder} holds no face of the test split to compare with")
     return opened | {"all": sets.in_random_order(faces)}
 
 
-def _say_if_torn(results: Results) -> None:
+def _report_damaged(results: Results) -> None:
     if results.is_main and results.path.is_file():
         try:
             read_results(results.path)

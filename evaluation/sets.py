@@ -44,7 +44,7 @@ class ImageSet(Protocol):
 
 
 class FileImages(ImageSet, Protocol):
-    """Images that lie in files of their own."""
+    """Images that are in their own files."""
 
     paths: tuple[Path, ...]
 
@@ -129,7 +129,7 @@ def read(images: ImageSet, places: Sequence[int], workers: int = 4) -> Tensor:
 def request_for(
     captions: Sequence[Caption], model: TextToFace, sampling: SamplingConfig, name: str
 ) -> Request:
-    """Ask a model for one picture a caption, each from a seed of its own.
+    """Ask a model for one picture a caption, each from its own seed.
 
     Args:
         name: what the weights are: `checkpoints.identity`.

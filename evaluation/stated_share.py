@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from custom_datasets.celeba_hq_dataset import ATTRIBUTES
+from custom_datasets.celeba_files import ATTRIBUTES
 from evaluation.attribute_rates import LEAST, asked_values, require_names
 from evaluation.estimate import Estimate, share_interval
 from evaluation.resampling import bootstrap_weights, percentile_interval

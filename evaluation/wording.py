@@ -1,4 +1,4 @@
-"""Reads what a sentence says of the 40 attributes, in the words that our captions use.
+"""Reads the attributes that a sentence states, in the words that our captions use.
 
 The reverse of `captions.compose`, for pictures whose captions someone else brings: what is not
 recognised is not scored, so a free sentence is judged by its familiar parts.

@@ -1,4 +1,4 @@
-"""Arguments of the Python interface: takes what can be meant in one way only, refuses the rest.
+"""Arguments of the Python interface: accepts unambiguous values, refuses the rest.
 
 A number may be Python's, numpy's or a tensor of one element; a list may be anything with an order.
 Everything here runs before any work. Each message names the argument, its value and the fix, as a
@@ -171,15 +171,15 @@ def read_device(device: torch.device | str | int) -> torch.device:
     except (RuntimeError, TypeError):  # torch's answer lists two dozen kinds of device
         raise ValueError(f"device: {shown(device)} is unknown; {fix}") from None
     if wanted.type not in there:
-        raise ValueError(f"device: {str(wanted)!r} is not there; {fix}")
+        raise ValueError(f"device: {str(wanted)!r} is not available; {fix}")
     if (wanted.index or 0) >= KINDS[wanted.type].device_count():
         count = KINDS[wanted.type].device_count()
-        raise ValueError(f"device: {str(wanted)!r} is not there, of {count} {wanted.type}; {fix}")
+        raise ValueError(f"device: {str(wanted)!r} is not one of {count} {wanted.type}; {fix}")
     return wanted
 
 
 def read_path(path: object, name: str) -> Path:
-    """A path; a relative one that is not there is looked for in the repository, so that
+    """A path; a relative one that does not exist is looked for in the repository, so that
     "checkpoints/demo" means the same in a notebook, whose own folder is another.
     """
     if not isinstance(path, str | Path):

@@ -1,6 +1,6 @@
 """The web page that `app.py` serves: prompts and settings in, pictures out as they form.
 
-What a picture was made with is written into its PNG.
+Each PNG stores the settings it was made with.
 """
 
 import json
@@ -28,7 +28,7 @@ from models.vae_wrapper import VAEWrapper
 USUAL_PICTURES = 4
 # The page's bounds, which hold for whoever calls it without a browser too.
 MOST_PICTURES, MOST_STEPS, MOST_GUIDANCE, MOST_LETTERS = 8, 100, 10.0, 300
-PREVIEWS = 5  # pictures of the latents on their way, beside the last
+PREVIEWS = 5  # intermediate pictures, in addition to the last
 HAIR = ("black hair", "blond hair", "brown hair", "gray hair", "bangs", "a beard", "a mustache")
 WORN = ("eyeglasses", "a hat", "earrings", "a necklace", "a necktie")
 # System fonts: the page must work, and stay silent, without a network.
@@ -98,10 +98,10 @@ def save_picture(picture: torch.Tensor, wish: Wish, seed: int, folder: Path, mod
 def denoise(
     model: TextToFace, wish: Wish, preview: VAEWrapper | None = None
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield (step, pictures (B, 3, H, W)) a few times on the way, then at the end.
+    """Yield (step, pictures (B, 3, H, W)) a few times during sampling, then at the end.
 
     Args:
-        preview: a tiny autoencoder of the same latents that decodes what is on its way; the last
+        preview: a tiny autoencoder of the same latents that decodes intermediate latents; the last
             pictures are always the model's own.
     """
     seeds = range(wish.seed, wish.seed + wish.count)
@@ -179,7 +179,7 @@ def build_page(model: TextToFace, preview: VAEWrapper | None = None) -> gr.Block
 
 
 def _gallery(label: str, name: str) -> gr.Gallery:
-    gr.Markdown(f"**{label}**")  # a label of the gallery's own would lie over the first picture
+    gr.Markdown(f"**{label}**")  # a label of the gallery's own would cover the first picture
     return gr.Gallery(
         show_label=False, columns=2, height="auto", format="png", elem_id=name, object_fit="contain"
     )

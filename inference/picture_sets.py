@@ -1,7 +1,7 @@
 """Makes the sets of pictures that an evaluation looks at: resumable, and shared among processes.
 
-Every picture is a PNG named after its place; what is there and whole is not made again, so an
-interrupted generation goes on where it stopped. The folder is named after everything that decides
+Every picture is a PNG named after its place. Intact files are kept, so an interrupted generation
+resumes. The folder is named after everything that decides
 the pictures. A set is read from its files on access: memory does not grow with it.
 """
 
@@ -45,7 +45,7 @@ class Request:
     precision: str  # that it computes in: "bf16", "fp16" or "no" (float32)
 
     def protocol(self) -> dict[str, object]:
-        """How the pictures are made, to stand beside every number drawn from them."""
+        """How the pictures are made; stored with every number computed from them."""
         return {
             "model": self.model,
             "weights": "EMA",
@@ -177,7 +177,7 @@ def sampler_code() -> str:
     """Twelve hex digits of the code that turns words into a picture.
 
     Comments, docstrings and layout do not count. After any other change the pictures are made
-    again: code that was mended must not be measured by what it made before.
+    again, so that fixed code is not measured by its old pictures.
     """
     modules = (objective, sampling, text_to_face, text_encoder, custom_unet_celeba_ldm, vae_wrapper)
     parts = [diffusers.__version__, *map(_statements, modules)]

@@ -56,8 +56,8 @@ class TextToFace:
                 The file of one checkpoint opens that one.
 
         Raises:
-            FileNotFoundError: no checkpoint, or its frozen models cannot be had.
-            ValueError: the checkpoint is damaged, or the device is not there.
+            FileNotFoundError: no checkpoint, or its frozen models are not available.
+            ValueError: the checkpoint is damaged, or the device is not available.
         """
         device, path = arguments.read_device(device), arguments.read_path(folder, "folder")
         if not path.is_file():
@@ -75,7 +75,7 @@ class TextToFace:
                 them as they were trained.
 
         Raises:
-            FileNotFoundError: it is not there, or its frozen models cannot be had.
+            FileNotFoundError: it is not there, or its frozen models are not available.
             ValueError: the checkpoint is damaged, its frozen models have changed, or the device is
                 not there.
         """

@@ -39,7 +39,7 @@ class AttributeClassifier(nn.Module):
     """Which attributes a face shows.
 
     `thresholds` (A,) are the probabilities above which an attribute counts as shown; training
-    chooses them on the validation split, because at 0.5 a rare attribute is hardly ever said.
+    chooses them on the validation split, because at 0.5 a rare attribute is hardly ever predicted.
     """
 
     def __init__(self, config: ClassifierConfig, attribute_names: Sequence[str]) -> None:

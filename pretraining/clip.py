@@ -14,7 +14,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from custom_datasets.captions import compose
-from custom_datasets.celeba_hq_dataset import ATTRIBUTES
+from custom_datasets.celeba_files import ATTRIBUTES
 from evaluation.attribute_rates import asked_values
 from models.device import autocast, choose_precision
 from models.text_encoder import write_vocabulary

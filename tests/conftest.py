@@ -110,7 +110,11 @@ def tiny_config(drawn_folder: Path, autoencoder_folder: Path, clip_folder: Path)
             IMAGE_SIZE // 8, 4, (32, 32), 1, 8, TEXT_WIDTH, text_at_every_layer=True
         ),
         training=dataclasses.replace(
-            smoke.training, num_epochs=2, batch_size=8, checkpoint_every_n_epochs=1
+            smoke.training,
+            num_epochs=2,
+            batch_size=8,
+            checkpoint_every_n_epochs=1,
+            validation_faces=0,
         ),
     )
 

@@ -38,7 +38,6 @@ def train_in(root: Path, config: config_module.Config) -> int:
         from training import experiment
         from training.loop import train
 
-        experiment.ROOT = root
         torch.set_num_threads(1)
         for _ in train(experiment.Experiment(config).open_all()):
             pass

@@ -159,7 +159,7 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert arguments.read_device("cpu") == arguments.read_device(torch.device("cpu"))
     for device in ("cuda", "cuda:0", torch.device("cuda", 1), 0, "meta"):
-        with pytest.raises(ValueError, match=r"^device: '.*' is not there; use one of .*cpu"):
+        with pytest.raises(ValueError, match=r"^device: '.*' is not available; use one of .*cpu"):
             arguments.read_device(device)
     for device in ("gpu", "CUDA", None, 2.5):
         with pytest.raises(ValueError, match=r"^device: .* is unknown; use one of .*cpu"):
@@ -167,7 +167,7 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert arguments.read_device("cuda:1") == torch.device("cuda", 1)
-    with pytest.raises(ValueError, match=r"^device: 'cuda:2' is not there, of 2 cuda"):
+    with pytest.raises(ValueError, match=r"^device: 'cuda:2' is not one of 2 cuda"):
         arguments.read_device("cuda:2")
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from custom_datasets.captions import compose
-from custom_datasets.celeba_hq_dataset import ATTRIBUTES
+from custom_datasets.celeba_files import ATTRIBUTES
 from evaluation.attribute_rates import Rates, all_rates, pose, sample_rates
 from evaluation.attributes import attribute_report, table_lines
 from evaluation.checks import TooFewSamples

@@ -47,7 +47,6 @@ import config
 config.ROOT = Path(sys.argv[1])
 from settings import from_dict
 from training import experiment
-experiment.ROOT = config.ROOT
 values = from_dict(json.loads(Path(sys.argv[2]).read_text()), config.Config)
 config.PRESETS["test"] = lambda: values
 sys.argv = ["evaluate.py", "--preset", "test", *sys.argv[3:]]
@@ -128,7 +127,7 @@ class Bench:
 
     def __init__(self, root: Path, values: Config, monkeypatch: pytest.MonkeyPatch) -> None:
         self.root, self.values, self.monkeypatch = root, values, monkeypatch
-        for module in (config_module, experiment, conclusion):
+        for module in (config_module, conclusion):
             monkeypatch.setattr(module, "ROOT", root)
         monkeypatch.setitem(config_module.PRESETS, "test", lambda: self.values)
 

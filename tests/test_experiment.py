@@ -18,7 +18,6 @@ from custom_datasets.latent_cache import ImageLatents, LatentCache
 from inference.text_to_face import TextToFace
 from models.vae_wrapper import VAEWrapper
 from training import checkpoints
-from training import experiment as experiment_module
 from training.environment import describe_environment
 from training.experiment import Experiment
 from training.loop import train
@@ -27,8 +26,7 @@ from training.loop import train
 @pytest.fixture(autouse=True)
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A repository root of the test's own: checkpoints and latents go there."""
-    for module in (config_module, experiment_module):
-        monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(config_module, "ROOT", tmp_path)
     yield tmp_path
     for opened in made:
         opened.close()

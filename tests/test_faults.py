@@ -72,7 +72,6 @@ config.ROOT = Path(sys.argv[1])
 from settings import from_dict
 from training import experiment
 from training.loop import train
-experiment.ROOT = config.ROOT
 values = from_dict(json.loads(Path(sys.argv[2]).read_text()), config.Config)
 opened = experiment.Experiment(values).open_all()
 for step in train(opened):

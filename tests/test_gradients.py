@@ -10,10 +10,10 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
+import config as config_module
 from config import Config
 from custom_datasets.latent_cache import LatentSource
 from models.vae_wrapper import Posterior
-from training import experiment as experiment_module
 from training import run_folder
 from training.experiment import Experiment
 from training.gradients import Gradients
@@ -43,7 +43,7 @@ def opening(
     tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Opening]:
     """Opens an experiment over made-up latents with these training settings."""
-    monkeypatch.setattr(experiment_module, "ROOT", tmp_path)
+    monkeypatch.setattr(config_module, "ROOT", tmp_path)
     made: list[Experiment] = []
 
     def make(

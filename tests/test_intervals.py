@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from custom_datasets.celeba_hq_dataset import ATTRIBUTES
+from custom_datasets.celeba_files import ATTRIBUTES
 from evaluation.alignment import alignment_report
 from evaluation.attributes import attribute_report
 from evaluation.distribution import (

@@ -10,7 +10,7 @@ from sklearn.metrics import average_precision_score, balanced_accuracy_score
 from torchvision.models import resnet18
 
 from config import ClassifierConfig
-from custom_datasets.celeba_hq_dataset import ATTRIBUTES
+from custom_datasets.celeba_files import ATTRIBUTES
 from evaluation import judge
 from models.attribute_classifier import AttributeClassifier
 

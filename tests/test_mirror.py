@@ -11,7 +11,6 @@ from accelerate.state import AcceleratorState
 import config as config_module
 from config import Config
 from training import checkpoints, mirror, run_folder
-from training import experiment as experiment_module
 from training.experiment import Experiment
 from training.loop import train
 from training.mirror import FolderStore, Mirror
@@ -28,8 +27,7 @@ def machine(
         for earlier in made:
             earlier.close()
         AcceleratorState._reset_state(reset_partial_state=True)
-        for module in (config_module, experiment_module):
-            monkeypatch.setattr(module, "ROOT", tmp_path / name)
+        monkeypatch.setattr(config_module, "ROOT", tmp_path / name)
         settings = {"mixed_precision": "no", "tracker": None, "mirror": str(tmp_path / "drive")}
         training = dataclasses.replace(tiny_config.training, **(settings | changes))
         made.append(Experiment(dataclasses.replace(tiny_config, training=training)))

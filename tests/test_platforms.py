@@ -65,7 +65,6 @@ shipped, config.ROOT = config.ROOT, Path(sys.argv[1])
 from inference.text_to_face import TextToFace
 from training import experiment
 from training.loop import train
-experiment.ROOT = config.ROOT
 if __name__ == "__main__":
     small = ["data.drawn_counts=16,2,2", "training.batch_size=8", "training.num_epochs=1"]
     settings = config.get_config("smoke", [*small, "training.tracker=none"])

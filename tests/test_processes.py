@@ -32,7 +32,6 @@ config.ROOT = Path(sys.argv[1])
 from settings import from_dict
 from training import batches, experiment
 from training.loop import train
-experiment.ROOT = config.ROOT
 draw = batches.Batches.__getitem__
 values = from_dict(json.loads(Path(sys.argv[2]).read_text()), config.Config)
 opened = experiment.Experiment(values).open_all()
@@ -48,6 +47,7 @@ opened.close()
 def settled(tiny_config: Config, **changes: object) -> Config:
     """A run of six steps of eight faces that saves at every step."""
     plain = {"mixed_precision": "no", "num_epochs": 2, "batch_size": 8, "tracker": None}
+    plain["validation_faces"] = 6
     saving = {"save_every_minutes": 0.0, "keep_last": 100, "keep_every_n_epochs": 100}
     training = dataclasses.replace(tiny_config.training, **(plain | saving | changes))
     return dataclasses.replace(tiny_config, training=training)
@@ -94,6 +94,10 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert losses[0].keys() == losses[1].keys()
     for step, loss in losses[0].items():
         assert losses[1][step] == pytest.approx(loss, rel=1e-4), step
+    held_out = [run_folder.read_validation(folder_of(root)) for root in (one, other)]
+    assert held_out[0] and len(held_out[0]) == len(held_out[1])
+    for a, b in zip(*held_out, strict=True):
+        assert a["losses"] == pytest.approx(b["losses"], rel=1e-3), a["epoch"]
     found = [checkpoints.open_newest(folder_of(root))[1] for root in (one, other)]
     assert found[0].step == found[1].step
     for part in ("unet", "ema"):
@@ -191,6 +195,26 @@ def test_processes_must_open_the_same_checkpoint(
     (root / "rank0" / newest.name).write_bytes(newest.read_bytes())
     assert start(2, root, settled(tiny_config), script).wait(240) != 0
     assert "all machines need the same run folder" in errors_of(root)
+
+
+def test_a_second_machine_without_a_shared_folder_resumes_from_the_mirror(
+    tiny_config: Config, whole: Path, tmp_path: Path
+) -> None:
+    script = TRAIN.replace(
+        "config.ROOT = Path(sys.argv[1])",
+        "RANK, os.environ['LOCAL_RANK'] = os.environ['RANK'], '0'  # each on its own machine\n"
+        "config.ROOT = Path(sys.argv[1])",
+    ).replace(
+        "opened = experiment.Experiment(values)",
+        "opened = experiment.Experiment(values, config.ROOT / f'rank{RANK}')",
+    )
+    root, drive = tmp_path / "machines", tmp_path / "drive"
+    newest = checkpoints.newest_checkpoint(folder_of(whole))
+    (drive / tiny_config.name).mkdir(parents=True)
+    (drive / tiny_config.name / newest.name).write_bytes(newest.read_bytes())
+    assert start(2, root, settled(tiny_config, mirror=str(drive)), script).wait(240) == 0
+    for rank in (0, 1):
+        assert (root / f"rank{rank}" / newest.name).read_bytes() == newest.read_bytes()
 
 
 def test_a_second_run_is_refused_in_every_process(tiny_config: Config, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from config import EvaluationConfig, SamplingConfig
-from custom_datasets.celeba_hq_dataset import ATTRIBUTES
+from custom_datasets.celeba_files import ATTRIBUTES
 from evaluation.stated_share import change_of_share, share_of_stated, stated_counts
 from evaluation.sweep import sweep, sweep_settings
 

@@ -75,7 +75,7 @@ def inputs(
     tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., Experiment]]:
     """Makes an experiment over made-up latents, as a fresh process would open it."""
-    monkeypatch.setattr(experiment_module, "ROOT", tmp_path)
+    monkeypatch.setattr(config_module, "ROOT", tmp_path)
     made: list[Experiment] = []
 
     def make(
@@ -576,7 +576,6 @@ torch.set_num_threads(int(sys.argv[3]))
 from training import experiment
 from training.loop import train
 from settings import from_dict
-experiment.ROOT = config.ROOT
 values = from_dict(json.loads(Path(sys.argv[2]).read_text()), config.Config)
 for step in train(experiment.Experiment(values).open_all()):
     print("step", step.number, flush=True)
@@ -609,8 +608,7 @@ def test_a_real_interrupt_of_a_real_process(
     assert process.returncode != 0 and "stopped after step 5" in errors
 
     def train_in(root: Path) -> dict[str, Any]:
-        for module in (config_module, experiment_module):
-            monkeypatch.setattr(module, "ROOT", root)
+        monkeypatch.setattr(config_module, "ROOT", root)
         AcceleratorState._reset_state(reset_partial_state=True)
         with Experiment(config) as opened:
             started.append(opened.state.step)

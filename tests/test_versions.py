@@ -13,7 +13,6 @@ import config as config_module
 from inference.text_to_face import TextToFace
 from settings import from_dict
 from training import checkpoints, run_folder
-from training import experiment as experiment_module
 from training.experiment import Experiment
 from training.loop import train
 
@@ -25,7 +24,6 @@ PROMPTS = ["A photo of a young woman with blond hair, smiling", "A bald man"]
 def old_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A run of 6 steps (one epoch of two), of 48 drawn faces, with the shipped frozen models."""
     monkeypatch.setattr(config_module, "ROOT", tmp_path)
-    monkeypatch.setattr(experiment_module, "ROOT", tmp_path)
     AcceleratorState._reset_state(reset_partial_state=True)
     folder = tmp_path / "checkpoints" / "before"
     with zipfile.ZipFile(FIXTURE) as archive:

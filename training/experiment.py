@@ -14,18 +14,16 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
-from config import ROOT, Config, DataConfig
+from config import Config
 from custom_datasets.captions import describe
 from custom_datasets.celeba_hq_dataset import CelebAHQ
-from custom_datasets.drawn_faces import write_drawn_faces
-from custom_datasets.fetching import ensure_faces
 from custom_datasets.latent_cache import (
     ImageLatents,
     LatentSource,
     encoding_precision,
     open_latent_cache,
 )
-from custom_datasets.screening import screen
+from custom_datasets.opening import has_split, open_faces
 from diffusion.objective import Objective, build_objective
 from diffusion.sampling import build_sampler, set_timesteps
 from models.custom_unet_celeba_ldm import build_unet, count_parameters
@@ -36,17 +34,16 @@ from models.vae_wrapper import VAEWrapper
 from training import checkpoints, run_folder
 from training.batches import Batches
 from training.caption_states import ConditionSource, EncodedCaptions, KeptCaptions, file_name
-from training.checkpoints import Checkpoint, Circumstances
+from training.checkpoints import Circumstances
 from training.environment import describe_environment
-from training.mirror import restore
+from training.held_out import HeldOut, encode_held_out
 from training.processes import (
-    agree,
     build_accelerator,
     main_process_first,
     team_of,
     together,
 )
-from training.resuming import check_resume, resume
+from training.resuming import check_resume, open_newest_together, resume
 from training.state import TrainingState, new_state
 
 _opened: WeakValueDictionary[Path, "Experiment"] = WeakValueDictionary()  # by this process
@@ -124,7 +121,17 @@ class Experiment:
 
     def open_all(self) -> "Experiment":
         """Open every part, cheapest first, so that what is missing is reported before long work."""
-        for name in ("faces", "text_encoder", "vae", "state", "latents", "batches", "conditions"):
+        for name in (
+            "faces",
+            "held_out_faces",
+            "text_encoder",
+            "vae",
+            "state",
+            "latents",
+            "held_out",
+            "batches",
+            "conditions",
+        ):
             getattr(self, name)
         return self
 
@@ -132,7 +139,16 @@ class Experiment:
     def faces(self) -> CelebAHQ:
         """The usable faces of the train split."""
         with main_process_first(self.accelerator, "opening the faces"):
-            return open_faces(self.config.data, self.config.data_folder, "train")
+            return open_faces(self.config, "train")
+
+    @cached_property
+    def held_out_faces(self) -> CelebAHQ | None:
+        """The usable faces of the val split; None where none is wanted, or the copy has none."""
+        wants = self.config.training.validation_faces > 0
+        if not wants or not has_split(self.faces, "val", self.accelerator.is_main_process):
+            return None
+        with main_process_first(self.accelerator, "opening the held-out faces"):
+            return open_faces(self.config, "val")
 
     @cached_property
     def text_encoder(self) -> TextEncoder:
@@ -183,32 +199,13 @@ class Experiment:
         unet = build_unet(self.config.unet).to(self.device)
         state = new_state(unet, self.config.training, self.precision)
         with together(self.accelerator, "opening the newest checkpoint"):
-            opened = self._newest_checkpoint()
+            opened = open_newest_together(self.accelerator, self.config, self.folder)
             changes = check_resume(opened, self) if opened else []
             if opened:
                 resume(state, *opened)
         if self.accelerator.is_main_process:
             self._prepare_folder(state.step, changes)
         return state
-
-    def _newest_checkpoint(self) -> tuple[Path, Checkpoint] | None:
-        """The checkpoint that the main process finds; every process opens the same one."""
-        opened, mirror = None, self.config.training.mirror
-        if self.accelerator.is_main_process:
-            if mirror:
-                restore(mirror, self.config.name, self.folder, checkpoints.load_checkpoint)
-            opened = checkpoints.open_newest(self.folder, map_memory=False)
-        mine = opened and (opened[0].name, checkpoints.identity(opened[0]))
-        name, identity = agree(self.accelerator, mine) or (None, None)
-        if name is None or opened:
-            return opened
-        path = self.folder / name
-        if not path.is_file() or checkpoints.identity(path) != identity:
-            raise ValueError(
-                f"the main process resumes from {identity}, which {self.folder} does not hold "
-                "here: all machines need the same run folder (a shared one, or training.mirror)"
-            )
-        return path, checkpoints.load_checkpoint(path, map_memory=False)
 
     def _prepare_folder(self, step: int, changes: list[str]) -> None:
         for change in changes:
@@ -221,7 +218,7 @@ class Experiment:
     @cached_property
     def latents(self) -> LatentSource:
         """The latent cache, or encoding on the fly, as the preset says."""
-        data, folder = self.config.data, ROOT / "data" / "latents"
+        data, folder = self.config.data, self.config.cache_folder / "latents"
         precision = encoding_precision(data.encoding, self.device)
         if not data.cache_latents:
             return ImageLatents(self.faces, self.vae, data.loader_workers, precision)
@@ -234,6 +231,23 @@ class Experiment:
             data.loader_workers,
             precision,
             team_of(self.accelerator, folder),
+        )
+
+    @cached_property
+    def held_out(self) -> HeldOut | None:
+        """This process's share of what is validated after each epoch."""
+        faces, config, accelerator = self.held_out_faces, self.config, self.accelerator
+        if faces is None:
+            return None
+        precision = encoding_precision(config.data.encoding, self.device)
+        return encode_held_out(
+            faces,
+            config.training,
+            ImageLatents(faces, self.vae, config.data.loader_workers, precision),
+            self.text_encoder,
+            self.objective.num_train_timesteps,
+            accelerator.process_index,
+            accelerator.num_processes,
         )
 
     @cached_property
@@ -259,7 +273,7 @@ class Experiment:
             return EncodedCaptions(self.text_encoder, self.precision)
         rows = self.batches.caption_count
         name = file_name(self.text_fingerprint, self.precision, rows)
-        path = ROOT / "data" / "caption_states" / name
+        path = self.config.cache_folder / "caption_states" / name
         return KeptCaptions(self.text_encoder, self.precision, path, rows)
 
     def caption(self, position: int, wording: int) -> str:
@@ -284,21 +298,6 @@ class Experiment:
                 f"run folder {self.folder}, at step {self.state.step}",
             ]
         )
-
-
-def open_faces(config: DataConfig, folder: Path, split: str | None) -> CelebAHQ:
-    """The usable faces of a split; drawn first where the preset draws its own, fetched where it
-    names a source.
-
-    Raises:
-        FileNotFoundError, ValueError: see `ensure_faces`, `CelebAHQ` and `screen`.
-    """
-    if config.drawn_counts:
-        write_drawn_faces(folder, tuple(config.drawn_counts), workers=config.loader_workers)
-    else:
-        ensure_faces(folder, config.source)
-    faces = CelebAHQ(folder, split, config.image_size)
-    return screen(faces, ROOT / "data" / "screened", config.loader_workers)
 
 
 def _require_fit(config: Config, what: str, found: int, wanted: int) -> None:

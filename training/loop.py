@@ -2,7 +2,7 @@
 
 `train` yields after optimiser and average, so the caller may stop at any yield and keep a
 consistent state. `batches` makes a batch, `gradients` turns it into gradients, `state` applies
-them, `saving` decides when a checkpoint is due, `log` logs.
+them, `validation` measures held-out faces, `saving` decides when a checkpoint is due, `log` logs.
 """
 
 from collections.abc import Iterator
@@ -20,6 +20,7 @@ from training.saving import Saving
 from training.signals import stop_on_signal
 from training.state import apply_gradients, learning_rate_at
 from training.step import Step
+from training.validation import Validation
 
 
 def train(experiment: Experiment) -> Iterator[Step]:
@@ -49,6 +50,7 @@ def train(experiment: Experiment) -> Iterator[Step]:
         state.scaler,
     )
     log, saving = Log(experiment, total_steps), Saving(experiment, total_steps)
+    validation = Validation(experiment)
     with (
         stop_on_signal() as stop,
         freed_memory_kept(device),
@@ -61,7 +63,10 @@ def train(experiment: Experiment) -> Iterator[Step]:
             rate = learning_rate_at(state.step, total_steps, settings)
             norm = apply_gradients(state, rate, settings)
             step = log.end_step(losses, batch.timesteps, norm, rate)
-            if log.is_block_end(saving.is_due(), stop.is_set() or saving.is_overdue()):
+            if validation.is_due():
+                step.validation_loss = validation.measure()
+            is_due = saving.is_due() or validation.is_due()
+            if log.is_block_end(is_due, stop.is_set() or saving.is_overdue()):
                 is_stopping, is_overdue = log.write([stop.is_set(), saving.is_overdue()])
                 if saving.is_due() or is_stopping or is_overdue:
                     saving.save()

@@ -16,7 +16,7 @@ from files import replacing
 from training import checkpoints, run_folder
 
 HUB = "hf:"
-SMALL_FILES = ("config.json", run_folder.LOSSES, run_folder.NOT_FINITE)
+SMALL_FILES = ("config.json", *run_folder.LOGS)
 
 
 class Store(Protocol):
@@ -185,6 +185,13 @@ def restore(mirror: str, run: str, folder: Path, is_whole: Callable[[Path], obje
         print(f"{name} was restored from the mirror {mirror}")
         return folder / name
     return None
+
+
+def fetch(mirror: str, run: str, path: Path) -> None:
+    """Copy a run's checkpoint back by its name, if the mirror has it."""
+    store = open_store(mirror, run)
+    if path.name in store.names():
+        store.get(path.name, path)
 
 
 def _digest(path: Path) -> str:

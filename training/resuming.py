@@ -4,12 +4,17 @@ import dataclasses
 from pathlib import Path
 from typing import Protocol
 
+from accelerate import Accelerator
+
 from config import Config
 from models.loading import matches_fingerprint
 from models.text_encoder import TextEncoder
 from models.vae_wrapper import VAEWrapper
 from settings import ANNOUNCED, FIXED
+from training import checkpoints
 from training.checkpoints import Checkpoint, Circumstances, load_weights
+from training.mirror import fetch, restore
+from training.processes import agree
 from training.state import TrainingState
 
 COMPARED_SECTIONS = ("data", "models", "unet", "diffusion", "training")
@@ -22,6 +27,40 @@ class Run(Protocol):
     circumstances: Circumstances
     text_encoder: TextEncoder
     vae: VAEWrapper
+
+
+def open_newest_together(
+    accelerator: Accelerator, config: Config, folder: Path
+) -> tuple[Path, Checkpoint] | None:
+    """The newest checkpoint of the main process, opened by every process; None where there is none.
+
+    A run folder that holds none is restored from the mirror; so is that of another machine that
+    lacks the checkpoint.
+
+    Raises:
+        ValueError: all are damaged, or a process does not have the one of the main process.
+    """
+    opened, mirror = None, config.training.mirror
+    if accelerator.is_main_process:
+        if mirror:
+            restore(mirror, config.name, folder, checkpoints.load_checkpoint)
+        opened = checkpoints.open_newest(folder, map_memory=False)
+    mine = opened and (opened[0].name, checkpoints.identity(opened[0]))
+    name, identity = agree(accelerator, mine) or (None, None)
+    if name is None:
+        return None
+    path = folder / name
+    if mirror and accelerator.is_local_main_process and not path.is_file():
+        fetch(mirror, config.name, path)
+    accelerator.wait_for_everyone()
+    if opened:
+        return opened
+    if not path.is_file() or checkpoints.identity(path) != identity:
+        raise ValueError(
+            f"the main process resumes from {identity}, which {folder} does not hold here: all "
+            "machines need the same run folder (a shared one, or training.mirror)"
+        )
+    return path, checkpoints.load_checkpoint(path, map_memory=False)
 
 
 def check_resume(opened: tuple[Path, Checkpoint], run: Run) -> list[str]:

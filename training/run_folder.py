@@ -1,7 +1,8 @@
 """A run's folder: who trains into it, its config and its losses.
 
 It holds `config.json`, `celeba_ldm_unet_checkpoint_epoch_<n>.pt` (see `checkpoints`),
-`losses.jsonl`, `not_finite.jsonl` if a step was not finite, `run.lock` and `samples/`.
+`losses.jsonl`, `validation.jsonl`, `not_finite.jsonl` if a step was not finite, `run.lock` and
+`samples/`.
 """
 
 import json
@@ -14,7 +15,8 @@ from typing import Any
 from config import Config
 from files import locked, write_json, write_text
 
-LOSSES, NOT_FINITE = "losses.jsonl", "not_finite.jsonl"
+LOSSES, VALIDATION, NOT_FINITE = "losses.jsonl", "validation.jsonl", "not_finite.jsonl"
+LOGS = (LOSSES, VALIDATION, NOT_FINITE)
 
 
 @contextmanager
@@ -58,7 +60,7 @@ def append_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
 
 def sync(folder: Path) -> None:
     """Flush the losses so far to the disk, so that they survive a power cut as checkpoints do."""
-    for name in (LOSSES, NOT_FINITE):
+    for name in LOGS:
         if (folder / name).is_file():
             with (folder / name).open("a") as file:
                 os.fsync(file.fileno())
@@ -67,6 +69,11 @@ def sync(folder: Path) -> None:
 def read_losses(folder: Path) -> list[dict[str, Any]]:
     """The lines of `losses.jsonl`, oldest first; empty where nothing was trained yet."""
     return read_lines(folder / LOSSES)
+
+
+def read_validation(folder: Path) -> list[dict[str, Any]]:
+    """The lines of `validation.jsonl`, oldest first; empty where nothing was validated yet."""
+    return read_lines(folder / VALIDATION)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -95,7 +102,7 @@ def _parse(line: str) -> Any:
 
 def cut_losses(folder: Path, step: int) -> None:
     """Delete what was logged after `step`: a run that resumes from there logs it again."""
-    for path in (folder / LOSSES, folder / NOT_FINITE):
+    for path in (folder / name for name in LOGS):
         if path.is_file():
             kept = [line for line in read_lines(path) if line["step"] <= step]
             write_text(path, "".join(json.dumps(line) + "\n" for line in kept))

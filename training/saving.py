@@ -2,8 +2,6 @@
 
 import time
 
-import numpy as np
-
 from training import checkpoints, run_folder
 from training.checkpoints import Checkpoint
 from training.experiment import Experiment
@@ -76,17 +74,10 @@ class Saving:
         )
 
     def _best_epoch(self) -> int | None:
-        """The epoch with the lowest mean training loss, of those that have a checkpoint."""
-        length = self.experiment.batches.steps_per_epoch
-        lines = run_folder.read_losses(self.experiment.folder)
-        losses = {line["step"]: line["loss"] for line in lines if line["loss"] is not None}
-
-        def mean_loss(epoch: int) -> float | None:
-            steps = range((epoch - 1) * length + 1, epoch * length + 1)
-            known = [losses[step] for step in steps if step in losses]
-            return float(np.mean(known)) if known else None
-
-        return checkpoints.best_epoch(self.experiment.folder, mean_loss)
+        """The epoch with the lowest loss of held-out faces, of those that have a checkpoint."""
+        lines = run_folder.read_validation(self.experiment.folder)
+        losses = {line["epoch"]: line["loss"] for line in lines}
+        return checkpoints.best_epoch(self.experiment.folder, losses.get)
 
     def finish(self) -> None:
         """Wait for the mirror."""

@@ -33,6 +33,7 @@ class Step:
     images_per_second: float = 0.0  # over the block of steps that was read last
     seconds_left: float = 0.0  # at this rate
     known: Measured | None = None  # what was read
+    validation_loss: float | None = None  # of held-out faces, after the last step of an epoch
 
     @property
     def is_read(self) -> bool:
@@ -68,7 +69,7 @@ class Step:
         """The step as a line of `losses.jsonl`; a skipped one has no loss."""
         measured = self.measured
         bins = [None if x is None else round(x, 6) for x in measured.loss_by_timestep]
-        return {
+        line = {
             "step": self.number,
             "epoch": self.epoch,
             "loss": round(measured.loss, 6) if measured.moved else None,
@@ -76,6 +77,9 @@ class Step:
             "learning_rate": self.learning_rate,
             "images_per_second": round(self.images_per_second, 2),
         }
+        if self.validation_loss is not None:
+            line["validation_loss"] = self.validation_loss
+        return line
 
 
 class Ledger:

@@ -39,6 +39,8 @@ def tracked(
 def values_of(step: Step) -> dict[str, float]:
     """The logged values of a step; a skipped one has no loss."""
     values = {"learning_rate": step.learning_rate, "images_per_second": step.images_per_second}
+    if step.validation_loss is not None:
+        values["validation_loss"] = step.validation_loss
     if step.skipped:
         return values
     bins = {

@@ -37,7 +37,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def forget_peak(device: torch.device) -> None:
-    """Begin to look for the most memory anew."""
+    """Reset the peak of memory."""
     module = torch.get_device_module(device)
     if hasattr(module, "reset_peak_memory_stats"):
         module.empty_cache()

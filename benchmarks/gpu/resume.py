@@ -1,6 +1,6 @@
 """A run that is killed and started again, beside runs that nobody disturbs.
 
-`python -m benchmarks.gpu.resume FOLDER` trains a small run to its end, and goes on where it
+`python -m benchmarks.gpu.resume FOLDER` trains a small run to its end, and continues where it
 stopped.
 """
 
@@ -104,7 +104,7 @@ def show(values: dict[str, float]) -> str:
 
 
 def require(values: dict[str, float]) -> None:
-    """Refuse a run that goes on otherwise.
+    """Refuse a run that continues differently.
 
     Raises:
         RuntimeError: its losses differ by more than `TOLERANCE`, and more than those of runs that

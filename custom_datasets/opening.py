@@ -1,0 +1,43 @@
+"""Opens the faces that a preset names, from nothing where it can: drawn, fetched, screened."""
+
+from config import Config
+from custom_datasets.celeba_hq_dataset import CelebAHQ
+from custom_datasets.drawn_faces import write_drawn_faces
+from custom_datasets.fetching import ensure_faces
+from custom_datasets.screening import screen
+from custom_datasets.splits import SPLITS
+
+
+def open_faces(config: Config, split: str | None, image_size: int | None = None) -> CelebAHQ:
+    """The usable faces of a split; drawn first where the preset draws its own, fetched where it
+    names a source.
+
+    Args:
+        split: "train", "val" or "test"; None: all.
+        image_size: pixels; None: the preset's.
+
+    Raises:
+        FileNotFoundError, ValueError: see `ensure_faces`, `CelebAHQ` and `screen`.
+    """
+    data, folder = config.data, config.data_folder
+    if data.drawn_counts:
+        write_drawn_faces(folder, tuple(data.drawn_counts), workers=data.loader_workers)
+    else:
+        ensure_faces(folder, data.source)
+    faces = CelebAHQ(folder, split, image_size or data.image_size)
+    return screen(faces, config.cache_folder / "screened", data.loader_workers)
+
+
+def has_split(faces: CelebAHQ, split: str, says: bool = True) -> bool:
+    """Whether the copy of these faces holds any of a split.
+
+    Args:
+        says: print what is missed where it holds none.
+    """
+    found = SPLITS.index(split) in CelebAHQ(faces.folder, None, faces.image_size).splits
+    if not found and says:
+        print(
+            f"{faces.folder} holds no face of the {split} split: no loss of held-out faces is "
+            "measured, and no checkpoint is kept as the best"
+        )
+    return found

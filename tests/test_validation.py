@@ -1,0 +1,221 @@
+"""The loss of held-out faces: the same samples every time, and it decides which epoch is best."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+import config as config_module
+from config import Config
+from custom_datasets.captions import describe
+from custom_datasets.celeba_hq_dataset import CelebAHQ, to_model_range
+from custom_datasets.splits import SPLITS
+from evaluation.training_trend import recent_trend
+from models.vae_wrapper import Posterior
+from training import run_folder
+from training.checkpoints import checkpoints
+from training.experiment import Experiment
+from training.held_out import encode_held_out
+from training.loop import train
+from training.step import TIMESTEP_BINS
+from training.validation import Validation
+
+Opening = Callable[..., Experiment]
+HELD_OUT = 6  # of the drawn faces
+
+
+@pytest.fixture
+def opening(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Opening]:
+    """Opens an experiment that validates, as a fresh process would."""
+    monkeypatch.setattr(config_module, "ROOT", tmp_path)
+    made: list[Experiment] = []
+
+    def make(folder: str = "run", **changes: object) -> Experiment:
+        for earlier in made:
+            earlier.close()
+        AcceleratorState._reset_state(reset_partial_state=True)
+        values = {"mixed_precision": "no", "validation_faces": 256} | changes
+        training = dataclasses.replace(tiny_config.training, **values)
+        config = dataclasses.replace(tiny_config, training=training)
+        made.append(Experiment(config, tmp_path / folder).open_all())
+        return made[-1]
+
+    yield make
+    for opened in made:
+        opened.close()
+
+
+def test_it_is_the_loss_of_the_averaged_weights_on_val_faces(opening: Opening) -> None:
+    opened = opening()
+    list(train(opened))
+    faces, objective = opened.held_out_faces, opened.objective
+    assert faces.split == "val" and len(faces) == HELD_OUT
+    held_out, losses = opened.held_out, []
+    for place in range(HELD_OUT):
+        timestep = held_out.timesteps[place]
+        noise, latents = held_out.noise[place], held_out.latents[place]
+        noisy = objective.alpha[timestep] * latents + objective.sigma[timestep] * noise
+        with torch.no_grad():
+            states = held_out.hidden_states[place : place + 1]
+            prediction = opened.state.ema_unet(noisy[None], timestep[None], states).sample[0]
+        target = objective.alpha[timestep] * noise - objective.sigma[timestep] * latents  # v
+        losses.append(float((prediction - target).square().mean()))
+    line = run_folder.read_validation(opened.folder)[-1]
+    assert line["losses"] == pytest.approx(losses, rel=1e-4)
+    assert line["loss"] == pytest.approx(np.mean(losses), rel=1e-4)
+    per_bin = [x for x in line["loss_by_timestep"] if x is not None]
+    assert len(line["loss_by_timestep"]) == TIMESTEP_BINS and len(per_bin) == HELD_OUT
+    timesteps = held_out.timesteps.tolist()
+    assert timesteps == [83, 250, 416, 583, 750, 916]  # middles of six equal parts of T
+
+
+def test_latents_and_captions_belong_to_the_same_faces(opening: Opening) -> None:
+    opened = opening()
+    held_out, faces = opened.held_out, opened.held_out_faces
+    known = {describe(faces.attributes[i], int(faces.indices[i]), 0, 0): i for i in range(HELD_OUT)}
+    seen = set()
+    for caption, at in known.items():
+        states = opened.text_encoder([caption])[0]
+        (place,) = [i for i in range(HELD_OUT) if torch.allclose(held_out.hidden_states[i], states)]
+        with torch.no_grad():
+            posterior = opened.vae.encode(to_model_range(faces[at].image[None]))
+        latents = held_out.latents[place]
+        score = ((latents - posterior.mean[0]) / posterior.std[0]).square().mean()
+        assert 0.5 < score < 2  # a sample of this face's posterior
+        seen.add(place)
+    assert len(seen) == HELD_OUT
+
+
+def test_every_epoch_is_measured_and_training_is_the_same_without(opening: Opening) -> None:
+    opened = opening("with")
+    steps = list(train(opened))
+    known = {s.number: s.validation_loss for s in steps if s.validation_loss is not None}
+    assert list(known) == [3, 6]
+    lines = run_folder.read_losses(opened.folder)
+    assert {x["step"]: x["validation_loss"] for x in lines if "validation_loss" in x} == known
+    assert [x["epoch"] for x in run_folder.read_validation(opened.folder)] == [1, 2]
+    weights = [w.clone() for w in opened.state.weights]
+    without = opening("without", validation_faces=0)
+    assert without.held_out is None
+    list(train(without))
+    assert not (without.folder / run_folder.VALIDATION).exists()
+    assert all(torch.equal(a, b) for a, b in zip(weights, without.state.weights, strict=True))
+
+
+def test_a_restart_measures_the_same_samples(opening: Opening) -> None:
+    first = opening()
+    list(train(first))
+    line = run_folder.read_validation(first.folder)[-1]
+    again = opening()
+    assert Validation(again).measure() == pytest.approx(line["loss"], rel=1e-5)
+    assert torch.equal(first.held_out.noise, again.held_out.noise)
+
+
+def test_what_is_logged_beyond_the_checkpoint_is_cut_on_resume(opening: Opening) -> None:
+    opened = opening()
+    list(train(opened))
+    (opened.folder / "celeba_ldm_unet_checkpoint_epoch_2.pt").unlink()
+    list(train(opening()))
+    assert [x["epoch"] for x in run_folder.read_validation(opened.folder)] == [1, 2]
+
+
+def test_shares_of_processes_add_up_to_the_whole(opening: Opening) -> None:
+    opened = opening()
+    faces, config = opened.held_out_faces, opened.config.training
+    posteriors = Posteriors(opened, faces)
+
+    def losses(process: int, processes: int) -> torch.Tensor:
+        share = encode_held_out(
+            faces, config, posteriors, opened.text_encoder, 1000, process, processes
+        )
+        return share.losses(lambda x, t, c: opened.state.unet(x, t, c).sample, opened.objective)
+
+    whole = losses(0, 1)
+    parts = sum(losses(process, 4) for process in range(4))
+    assert whole.min() > 0 and torch.allclose(parts, whole, rtol=1e-4)
+    with pytest.raises(ValueError, match="6 held-out faces cannot be shared among 7"):
+        losses(0, 7)
+
+
+class Posteriors:
+    """Encodes one face at a time, so that shares have the same values."""
+
+    def __init__(self, opened: Experiment, faces: CelebAHQ) -> None:
+        self.vae, self.faces = opened.vae, faces
+
+    def fetch(self, positions: np.ndarray, flipped: np.ndarray) -> Posterior:
+        assert not flipped.any()
+        images = [to_model_range(self.faces[int(at)].image[None]) for at in positions]
+        with torch.no_grad():
+            found = [self.vae.encode(image) for image in images]
+        return Posterior(*(torch.cat(part) for part in zip(*found, strict=True)))
+
+    def __len__(self) -> int:
+        return len(self.faces)
+
+
+def test_the_best_epoch_is_decided_by_held_out_faces(opening: Opening) -> None:
+    """Training continues to learn its faces by heart; the checkpoint before that is kept."""
+    opened = opening(num_epochs=3, keep_last=1, keep_every_n_epochs=100)
+    for step in train(opened):
+        if step.number == 3:  # as if all later epochs were worse
+            line = run_folder.read_validation(opened.folder)[0]
+            (opened.folder / run_folder.VALIDATION).write_text("")
+            run_folder.append_lines(opened.folder / run_folder.VALIDATION, [line | {"loss": 0.0}])
+    names = [path.name for path in checkpoints(opened.folder)]
+    assert [name.split("_")[-1] for name in names] == ["3.pt", "1.pt"]
+
+
+def test_a_copy_without_val_faces_trains_and_says_what_is_missing(
+    opening: Opening, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = CelebAHQ.__init__
+
+    def without_val(self: CelebAHQ, folder: Path, split: str | None, size: int) -> None:
+        whole(self, folder, split, size)
+        kept = np.flatnonzero(self.splits != SPLITS.index("val"))
+        self.splits, self.indices = self.splits[kept], self.indices[kept]
+        self.attributes, self.names = self.attributes[kept], self.names[kept]
+
+    monkeypatch.setattr(CelebAHQ, "__init__", without_val)
+    opened = opening()
+    assert opened.held_out is None and len(list(train(opened))) == 6
+    assert "no face of the val split" in capsys.readouterr().out
+
+
+def line(epoch: int, losses: np.ndarray) -> dict:
+    return {"epoch": epoch, "loss": float(losses.mean()), "losses": losses.tolist()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "advice", "best"),
+    [
+        ((0.8, 0.6, 0.5, 0.4, 0.3), "it still falls", 5),
+        ((0.8, 0.4, 0.3, 0.3, 0.3), "it no longer falls", None),
+        ((0.8, 0.4, 0.2, 0.3, 0.5), "it rises, so stop; epoch 3", 3),
+    ],
+)
+def test_the_trend_tells_whether_more_training_helps(
+    changes: tuple[float, ...], advice: str, best: int | None
+) -> None:
+    rng = np.random.default_rng(0)
+    faces = rng.gamma(1.0, 1.0, 256)  # losses of faces differ far more than epochs do
+    lines = [
+        line(i, 0.2 * faces + change + 0.01 * rng.standard_normal(256))
+        for i, change in enumerate(changes, start=1)
+    ]
+    trend = recent_trend(lines)
+    assert advice in trend.advice() and (trend.first, trend.last) == (4, 5)
+    assert best is None or trend.best == best
+
+
+def test_a_trend_needs_two_epochs_of_the_same_faces() -> None:
+    assert recent_trend([]) is None
+    assert recent_trend([line(1, np.ones(8))]) is None
+    assert recent_trend([line(1, np.ones(4)), line(2, np.ones(8))]) is None
