@@ -170,9 +170,9 @@ def test_a_browser_that_sends_nothing_or_nonsense_gets_pictures_or_the_reason(
     client = Client(address, verbose=False)
     answer = client.predict("a man", *[None] * 7, api_name="/draw")
     assert len(answer[0]) == page.USUAL_PICTURES and answer[2] == "done"
-    for other, reason in (("a man with a beard " * 30, "Shorten it"), ("\ud800", "UTF-8")):
-        with pytest.raises(AppError, match=reason):
-            client.predict("a man", other, "", 2.0, 4, "ddim", 0, 1, api_name="/draw")
+    with pytest.raises(AppError, match="Shorten it"):
+        other = "a man with a beard " * 30
+        client.predict("a man", other, "", 2.0, 4, "ddim", 0, 1, api_name="/draw")
 
 
 @pytest.fixture

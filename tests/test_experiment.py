@@ -61,7 +61,7 @@ def test_everything_is_opened_and_trains(exact: Config, root: Path) -> None:
     assert len(opened.faces) == 24 and opened.faces.split == "train"
     assert isinstance(opened.latents, LatentCache) and len(opened.latents) == 24
     assert opened.state.step == 0 and opened.folder == root / "checkpoints" / "test"
-    assert "24 faces" in opened.summary() and "after step 0" in opened.summary()
+    assert "24 faces" in opened.summary() and "at step 0" in opened.summary()
     steps = list(train(opened))
     assert [step.number for step in steps] == [1, 2, 3, 4, 5, 6]
     names = {path.name for path in opened.folder.iterdir()}
@@ -74,7 +74,7 @@ def test_everything_is_opened_and_trains(exact: Config, root: Path) -> None:
         "celeba_ldm_unet_checkpoint_epoch_2.pt",
     }
     again = opening(exact)
-    assert again.state.step == 6 and "after step 6" in again.summary()
+    assert again.state.step == 6 and "at step 6" in again.summary()
     for name, value in opened.state.ema_unet.state_dict().items():
         assert torch.equal(again.state.ema_unet.state_dict()[name], value), name
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from benchmarks import runs
 from config import ClassifierConfig, Config, UNetConfig
+from custom_datasets.celeba_files import ATTRIBUTES
 from custom_datasets.latent_cache import ImageLatents
 from diffusion.sampling import SAMPLERS
 from evaluation.features import clip_image_features, extract_features
@@ -233,7 +234,7 @@ def test_encoding_reads_the_finished_latents_alone(
 
 
 def test_judging_reads_the_finished_answers_alone(device: FakeCuda) -> None:
-    judge = AttributeClassifier(ClassifierConfig(image_size=64)).to(CUDA).eval()
+    judge = AttributeClassifier(ClassifierConfig(image_size=64), ATTRIBUTES).to(CUDA).eval()
     images = torch.randint(0, 256, (5, 3, 64, 64), dtype=torch.uint8)
     device.reads = []
     assert judge.probabilities(images, batch_size=3).shape == (5, 40)

@@ -11,6 +11,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from transformers import CLIPImageProcessorFast, Dinov2Config, Dinov2Model
 
 from config import ClassifierConfig
+from custom_datasets.celeba_files import ATTRIBUTES
 from evaluation.checks import (
     TooFewSamples,
     require_enough,
@@ -199,7 +200,7 @@ def test_both_inceptions_are_opened_by_name(inception_weights: Path) -> None:
 
 
 def test_the_judges_features_say_what_they_were_taught() -> None:
-    classifier = AttributeClassifier(ClassifierConfig(image_size=32)).eval()
+    classifier = AttributeClassifier(ClassifierConfig(image_size=32), ATTRIBUTES).eval()
     network, images = judge_features(classifier), random_images(2, 40)
     assert torch.allclose(extract_features(network, images), classifier.features(images))
     assert (network.size, network.trained_on) == (32, "face attributes")

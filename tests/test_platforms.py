@@ -32,11 +32,11 @@ for name in ("pread", "pwrite", "posix_fallocate", "fork"):
         delattr(os, name)
 for name in ("SIGHUP", "SIGUSR1"):
     delattr(signal, name)
-opened = os.open
+open_file = os.open
 def refuse_folders(path, flags, *rest, **options):
     if os.path.isdir(path):
         raise PermissionError(13, "a folder", str(path))
-    return opened(path, flags, *rest, **options)
+    return open_file(path, flags, *rest, **options)
 os.open = refuse_folders
 import files
 files.SYNCS_FOLDERS = False

@@ -1,8 +1,8 @@
 """One run on any number of processes: gloo on the CPU, as `accelerate launch` starts them.
 
 The sums of a gradient are added up in another order: losses agree within 1e-4 of those of one
-process, weights within 1e-4 at most and 5e-6 on average (AdamW divides small gradients by their own
-size, and with them their rounding).
+process, weights within 1 % of what the steps move them, all together (AdamW divides the smallest
+gradients by their own size, and with them their rounding).
 """
 
 import dataclasses
@@ -16,12 +16,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from config import Config
 from training import checkpoints, run_folder
 from training.processes import refuse_unsupported
 
 ROOT = Path(__file__).resolve().parents[1]
+MOVED = 6 * 7e-4  # six steps of AdamW move a weight by the learning rate each, at most
 
 # Trains in the folder of the first argument; prints the faces of each step that it computed.
 TRAIN = """
@@ -101,9 +103,9 @@ def assert_same_run(one: Path, other: Path) -> None:
     found = [checkpoints.open_newest(folder_of(root))[1] for root in (one, other)]
     assert found[0].step == found[1].step
     for part in ("unet", "ema"):
-        for name, value in getattr(found[0], part).items():
-            difference = (getattr(found[1], part)[name] - value).abs()
-            assert difference.max() < 1e-4 and difference.mean() < 5e-6, name
+        one_weights, other_weights = (getattr(checkpoint, part) for checkpoint in found)
+        differences = [(other_weights[name] - one_weights[name]).flatten() for name in one_weights]
+        assert torch.cat(differences).square().mean().sqrt() < 0.01 * MOVED, part
 
 
 @pytest.fixture(scope="module")
@@ -168,14 +170,14 @@ def test_one_process_that_dies_ends_the_run_with_a_message(
     )
     root = tmp_path / "dying"
     begun = time.monotonic()
-    process = start(2, root, settled(tiny_config, num_epochs=200), script)
+    process = start(2, root, settled(tiny_config, num_epochs=200, lr_decay="constant"), script)
     assert process.wait(240) != 0
     third = root.parent / "dying.faces"
     assert time.time() - third.stat().st_mtime < 60 and time.monotonic() - begun < 240
     errors = (root.parent / "dying.err").read_text()
     assert "(exitcode: -9) local_rank: 1" in errors
     assert "another process of this run has ended" in errors
-    finish(1, root, settled(tiny_config))  # nothing was lost
+    finish(1, root, settled(tiny_config, lr_decay="constant"))  # nothing was lost
 
 
 def test_processes_must_open_the_same_checkpoint(

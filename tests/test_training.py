@@ -450,7 +450,7 @@ def test_dropped_captions_reach_the_text_encoder(
 
 @pytest.mark.parametrize("flip", [True, False])
 def test_mirrored_faces_are_asked_for(inputs: Inputs, flip: bool) -> None:
-    arguments = inputs(num_epochs=4, flip=flip)
+    arguments = inputs(num_epochs=4, flip=flip, checkpoint_every_n_epochs=4)
     finish(arguments)
     flipped = [f for _, batch in arguments.latents.asked for f in batch]
     share = np.mean(flipped)
