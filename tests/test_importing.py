@@ -598,7 +598,7 @@ def first_faces(real_faces: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 def test_the_first_real_faces_are_imported(first_faces: Path, tmp_path: Path) -> None:
     lines = import_copy(str(first_faces), tmp_path / "out")
     assert lines[0].startswith("1000 faces") and "by identity" in lines[0]
-    assert lines[1].startswith("sex read off thumbnails, AUC 0.9")
+    assert lines[1].startswith("sex read from thumbnails, AUC 0.9")
     assert image_bytes(tmp_path / "out") == image_bytes(first_faces)
 
 
