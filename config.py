@@ -249,6 +249,8 @@ class EvaluationConfig(Section):
     clip_judges: tuple[str, ...] = setting(
         ("openai/clip-vit-base-patch32", "openai/clip-vit-large-patch14")
     )
+    # File of the attribute classifier; None: the run's own. Runs that are compared share one.
+    judge: str | None = setting(None)
     inception_weights: str | None = setting(None)  # torch-fidelity's file; None: downloaded once
     sweep_count: int = setting(200, least=1)  # pictures a setting of the sweep
     sweep_scales: tuple[float, ...] = setting((1.0, 2.0, 3.0, 5.0), least=0)
@@ -317,7 +319,9 @@ class Config:
 
     @property
     def judge_path(self) -> Path:
-        """The attribute classifier of this preset."""
+        """The attribute classifier that judges this run."""
+        if self.evaluation.judge:
+            return ROOT / Path(self.evaluation.judge).expanduser()
         return self.run_folder / "celeba_attribute_classifier.pt"
 
     @property

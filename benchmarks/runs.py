@@ -60,6 +60,7 @@ def experiment(
     ):
         shape = config.unet.latent_channels, config.unet.latent_size
         opened.faces = opened.latents = RandomLatents(faces, *shape)
+        opened.held_out_faces = None
         opened.text_encoder = text_encoder.to(opened.device)
         opened.text_fingerprint = opened.vae_fingerprint = "random"
         opened.caption = full_size.caption

@@ -1,0 +1,185 @@
+"""The race of recipes: legs of equal time on one machine, each a preset with some settings changed.
+
+`python -m benchmarks.recipes --preset demo --minutes 7 --leg weight --set
+diffusion.timestep_sampling=weight` trains for about so many minutes, from nothing, and measures:
+distance to unseen faces, with its floor, and attribute consistency, with its ceiling. The loss is
+no criterion: recipes weight it differently. The same command resumes. Without --leg it prints the
+table of all legs of the preset, from `outputs/recipes/<preset>/`.
+
+All legs are judged by the preset's own classifier (notebook train2), with the same captions, seeds
+and faces.
+"""
+
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from command_line import command, parser, whole
+from config import ROOT, Config, get_config
+from evaluation import sections
+from evaluation.networks import JUDGE
+from evaluation.report import FLOOR, GENERATED, RECONSTRUCTED
+from evaluation.session import Evaluation, open_evaluation
+from files import write_json
+from models.device import choose_device
+from training.checkpoints import newest_checkpoint
+from training.experiment import Experiment
+from training.loop import train
+from training.run_folder import read_losses
+
+WARM_UP, TRIAL = 10, 40  # steps
+
+
+@command
+def main() -> None:
+    """Run one leg, or print the table."""
+    options = parser(__doc__)
+    options.add_argument("--leg", help="name of the leg; its run folder is <preset>-<leg>")
+    options.add_argument(
+        "--minutes", type=whole(1, 10_000), default=15, help="of training (default: 15)"
+    )
+    arguments = options.parse_args()
+    preset = get_config(arguments.preset)
+    if arguments.leg:
+        run_leg(preset, arguments.leg, arguments.changes, arguments.minutes)
+    for line in table_lines(read_legs(preset.name)):
+        print(line)
+
+
+def run_leg(preset: Config, leg: str, changes: Sequence[str], minutes: int) -> dict[str, Any]:
+    """Train and measure one leg; returns and writes its record."""
+    name = f"{preset.name}-{leg}"
+    judge = f"evaluation.judge={preset.judge_path.relative_to(ROOT)}"
+    config = get_config(preset.name, [judge, *changes, f"name={name}"])
+    plan = _plan(config, minutes)
+    config = replace(config, training=replace(config.training, num_epochs=plan["epochs"]))
+    with Experiment(config) as experiment:
+        for step in train(experiment.open_all()):
+            if step.number % 50 == 0:
+                print(step.line(), flush=True)
+    evaluation = open_evaluation(config, choose_device())
+    sections.pictures(evaluation)
+    sections.distribution(evaluation)
+    sections.attribute_consistency(evaluation)
+    record = {
+        "leg": leg,
+        "changes": list(changes),
+        "seed": config.training.seed,
+        "epochs": plan["epochs"],
+        **_pace(config),
+        **_measured(evaluation),
+    }
+    write_json(_folder(preset.name) / f"{leg}.json", record)
+    return record
+
+
+def _plan(config: Config, minutes: int) -> dict[str, int]:
+    """How many epochs fill the minutes, by a trial of this very leg; decided once."""
+    path = config.run_folder / "plan.json"
+    if newest_checkpoint(config.run_folder) and path.is_file():
+        return json.loads(path.read_text())
+    with tempfile.TemporaryDirectory() as folder, Experiment(config, Path(folder)) as trial:
+        seconds, length = seconds_a_step(trial), trial.batches.steps_per_epoch
+    plan = {"minutes": minutes, "epochs": max(1, round(60 * minutes / seconds / length))}
+    write_json(path, plan)
+    return plan
+
+
+def seconds_a_step(experiment: Experiment) -> float:
+    """The mean of some steps, after a few that do not count."""
+    steps = train(experiment.open_all())
+    started = time.perf_counter()
+    for step in steps:
+        if step.number == WARM_UP:
+            started = time.perf_counter()
+        if step.number == WARM_UP + TRIAL:
+            break
+    steps.close()
+    return (time.perf_counter() - started) / max(1, step.number - WARM_UP)
+
+
+def _pace(config: Config) -> dict[str, float]:
+    """Images seen, seconds of training steps, and images a second."""
+    batch, lines = config.training.global_batch_size, read_losses(config.run_folder)
+    seconds = sum(batch / line["images_per_second"] for line in lines if line["images_per_second"])
+    images = batch * len(lines)
+    return {
+        "images": images,
+        "minutes": round(seconds / 60, 2),
+        "images_per_second": round(images / seconds, 2) if seconds else 0.0,
+    }
+
+
+def _measured(evaluation: Evaluation) -> dict[str, Any]:
+    """The distance in the first space that is not the judge's, and attribute consistency."""
+    values = evaluation.results.values
+    spaces = values.get("distribution", {})
+    space = next((name for name in spaces if name != JUDGE), JUDGE)
+    sets = spaces[space]["sets"]
+    distance = next(iter(sets[GENERATED]))
+    headline = values.get("attribute_consistency", {}).get("headline", {})
+    return {
+        "distance": distance,
+        "n": spaces[space]["n"],
+        "generated": sets[GENERATED][distance],
+        "floor": sets.get(FLOOR, {}).get(distance),
+        "reconstructed": sets.get(RECONSTRUCTED, {}).get(distance),
+        "consistency": headline.get("generated"),
+        "of_ceiling": headline.get("relative"),
+    }
+
+
+def _folder(preset: str) -> Path:
+    return ROOT / "outputs" / "recipes" / preset
+
+
+def read_legs(preset: str) -> list[dict[str, Any]]:
+    """The records of all legs of a preset that were run here, nearest to real faces first."""
+    records = [json.loads(path.read_text()) for path in sorted(_folder(preset).glob("*.json"))]
+    return sorted(records, key=lambda record: record["generated"]["value"])
+
+
+def table_lines(legs: Sequence[dict[str, Any]]) -> list[str]:
+    """The legs as the lines of a table in Markdown."""
+    if not legs:
+        return ["no leg was run: name one with --leg"]
+    first = legs[0]
+    floor, decoded = (_cell(first[name]) for name in ("floor", "reconstructed"))
+    return [
+        f"{first['distance']}, n = {first['n']}; floor {floor}, reconstructions {decoded}",
+        "",
+        "| leg | changes | seed | minutes | images/s | images | distance | consistency "
+        "| of ceiling |",
+        "|---|---|---|---|---|---|---|---|---|",
+        *map(_row, legs),
+    ]
+
+
+def _row(leg: dict[str, Any]) -> str:
+    changes = ", ".join(f"`{change}`" for change in leg["changes"]) or "–"
+    cells = [
+        leg["leg"],
+        changes,
+        leg["seed"],
+        f"{leg['minutes']:.1f}",
+        f"{leg['images_per_second']:.1f}",
+        f"{leg['images']:,}",
+        _cell(leg["generated"]),
+        _cell(leg["consistency"]),
+        _cell(leg["of_ceiling"]),
+    ]
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _cell(estimate: dict[str, float] | None) -> str:
+    if not estimate:
+        return "–"
+    return f"{estimate['value']:.3g} [{estimate['low']:.3g}, {estimate['high']:.3g}]"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""The race of recipes: legs of equal time, judged by one judge, and the table of them."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from accelerate import PartialState
+from accelerate.state import AcceleratorState
+
+import config as config_module
+from benchmarks import recipes
+from config import Config
+from evaluation import judge
+from training import run_folder
+from training.experiment import Experiment
+
+
+@pytest.fixture
+def preset(tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A preset that draws 60 faces a split, with its judge, in a root of its own."""
+    for module in (config_module, recipes):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+    values = dataclasses.replace(
+        tiny_config,
+        name="race",
+        data=dataclasses.replace(
+            tiny_config.data, folder=str(tmp_path / "faces"), drawn_counts=(60, 60, 60)
+        ),
+        training=dataclasses.replace(tiny_config.training, mixed_precision="no"),
+        evaluation=dataclasses.replace(
+            tiny_config.evaluation, count=60, feature_networks=("judge",), clip_judges=()
+        ),
+        classifier=dataclasses.replace(
+            tiny_config.classifier, image_size=32, least_balanced_accuracy=0.4
+        ),
+        sampling=dataclasses.replace(tiny_config.sampling, steps=2),
+    )
+    monkeypatch.setitem(config_module.PRESETS, "race", lambda: values)
+    yield "race"
+    PartialState._reset_state()
+
+
+def train_judge(preset: Config) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with Experiment(dataclasses.replace(preset, name="faces")) as opened:
+        faces = opened.faces
+    classifier = judge.new_judge(preset.classifier, "cpu").eval()
+    images, truth = faces.all_images(), faces.attributes
+    readings = judge.read_well(classifier, images, judge.torch.from_numpy(truth))
+    facts = {"validation": [dataclasses.asdict(reading) for reading in readings]}
+    classifier.save(preset.judge_path, facts)
+
+
+def test_a_leg_trains_for_its_time_is_measured_and_resumes(
+    preset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_module.get_config(preset)
+    train_judge(config)
+    length = 60 // config.training.global_batch_size
+    monkeypatch.setattr(recipes, "seconds_a_step", lambda _: 60 / length / 2)  # two epochs a minute
+    AcceleratorState._reset_state(reset_partial_state=True)
+    changes = ["training.learning_rate=1e-3"]
+    record = recipes.run_leg(config, "faster", changes, minutes=1)
+    folder = config_module.get_config(preset, ["name=race-faster"]).run_folder
+    assert record["epochs"] == 2 and record["images"] == 2 * length * 8
+    assert len(run_folder.read_losses(folder)) == 2 * length
+    assert record["generated"]["value"] > 0 and record["floor"]["value"] > 0
+    assert not (folder / "celeba_attribute_classifier.pt").exists()  # the preset's judge judged
+    AcceleratorState._reset_state(reset_partial_state=True)
+    again = recipes.run_leg(config, "faster", changes, minutes=1)
+    assert again["generated"] == record["generated"] and again["images"] == record["images"]
+    (leg,) = recipes.read_legs(preset)
+    assert leg["changes"] == changes
+    table = recipes.table_lines([leg])
+    assert "| faster | `training.learning_rate=1e-3` | 0 |" in table[-1]
+
+
+def test_legs_are_listed_by_distance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipes, "ROOT", tmp_path)
+    assert "no leg was run" in recipes.table_lines(recipes.read_legs("demo"))[0]
+    for name, value in (("far", 3.0), ("near", 1.0), ("middle", 2.0)):
+        record = {"leg": name, "generated": {"value": value}}
+        recipes.write_json(tmp_path / "outputs" / "recipes" / "demo" / f"{name}.json", record)
+    assert [leg["leg"] for leg in recipes.read_legs("demo")] == ["near", "middle", "far"]
