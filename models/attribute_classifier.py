@@ -22,17 +22,6 @@ from settings import from_dict
 
 # Statistics of ImageNet's pixels, which networks trained on it expect.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# What the logits of a file without names mean: only judges of CelebA were saved without them.
-CELEBA_ATTRIBUTES: tuple[str, ...] = tuple(
-    (
-        "5_o_Clock_Shadow Arched_Eyebrows Attractive Bags_Under_Eyes Bald Bangs Big_Lips Big_Nose "
-        "Black_Hair Blond_Hair Blurry Brown_Hair Bushy_Eyebrows Chubby Double_Chin Eyeglasses "
-        "Goatee Gray_Hair Heavy_Makeup High_Cheekbones Male Mouth_Slightly_Open Mustache "
-        "Narrow_Eyes No_Beard Oval_Face Pale_Skin Pointy_Nose Receding_Hairline Rosy_Cheeks "
-        "Sideburns Smiling Straight_Hair Wavy_Hair Wearing_Earrings Wearing_Hat Wearing_Lipstick "
-        "Wearing_Necklace Wearing_Necktie Young"
-    ).split()
-)
 
 
 class AttributeClassifier(nn.Module):
@@ -133,10 +122,14 @@ class AttributeClassifier(nn.Module):
                 f"no judge at {path}: run the notebook train2 with this preset first"
             )
         values = read_archive(path, "judge")
-        missing = {"config", "weights", "facts"} - set(values if isinstance(values, dict) else ())
+        wanted = {"config", "attribute_names", "weights", "facts"}
+        missing = wanted - set(values if isinstance(values, dict) else ())
         if missing:
-            raise ValueError(f"{path} is no judge of this project: it lacks {sorted(missing)}")
-        names = values.get("attribute_names", CELEBA_ATTRIBUTES)
-        classifier = cls(from_dict(values["config"], ClassifierConfig), names)
+            raise ValueError(
+                f"{path} is no judge of this version: it lacks {sorted(missing)}. Run the notebook "
+                "train2 again"
+            )
+        config = from_dict(values["config"], ClassifierConfig)
+        classifier = cls(config, values["attribute_names"])
         classifier.load_state_dict(values["weights"])
         return classifier.eval(), values["facts"]
