@@ -78,6 +78,7 @@ def test_one_step_of_training_and_one_of_sampling(
         posterior = vae.encode((torch.rand(1, 3, 256, 256) * 2 - 1).to(device))
         assert posterior.mean.shape == posterior.std.shape == (1, 4, 32, 32)
         opened.latents = opened.faces = OneFace(Posterior(*(part.cpu() for part in posterior)))
+        opened.held_out_faces = None
         opened.caption = lambda position, wording: "a young woman with wavy blond hair, smiling"
         if device.type == "cpu":
             path = tmp_path / "captions.bin"
