@@ -1,9 +1,9 @@
 """Every setting of the experiment, as frozen dataclasses; presets are functions that return them.
 
 A notebook or script names one preset (environment variable LDM_PRESET) and may change fields
-(`--set section.field=value`). Nothing else branches on a preset's name. Each module receives only
-its own section. `setting` declares of each field what it may hold and whether it may change when a
-run resumes.
+(`--set section.field=value`). `diffusion/` and `models/` receive only the sections that they need.
+For each field, `setting` declares which values it accepts and whether it may change when a run
+resumes.
 """
 
 import dataclasses
@@ -27,6 +27,9 @@ TRAIN_CELEBA_LDM_CONFIG = {
     "checkpoint_every_n_epochs": 10,
     "cfg_dropout_prob": 0.1,
 }
+
+# Folders of a run folder, and so of `checkpoints/`, in which no run of that name can have its own.
+OWN_FOLDERS = ("logs", "samples")
 
 # The copy of CelebA-HQ on the hub that carries the 40 attributes, at 256 px.
 CELEBA_HQ = "eurecom-ds/celeba-hq-256"
@@ -113,9 +116,8 @@ class TrainingConfig(Section):
     learning_rate: float = setting(
         TRAIN_CELEBA_LDM_CONFIG["learning_rate"], resume=ANNOUNCED, above=0
     )
-    batch_size: int = setting(
-        TRAIN_CELEBA_LDM_CONFIG["batch_size"], least=1
-    )  # of all processes together
+    # Samples per step, of all processes together.
+    batch_size: int = setting(TRAIN_CELEBA_LDM_CONFIG["batch_size"], least=1)
     # Multiplies the batch, and the learning rate by the rule below: an explicit choice for many
     # GPUs. Without it the run is the same on any number of them.
     scale_batch: int = setting(1, least=1)
@@ -131,11 +133,11 @@ class TrainingConfig(Section):
     checkpoint_every_n_epochs: int = setting(
         TRAIN_CELEBA_LDM_CONFIG["checkpoint_every_n_epochs"], resume=FREE, least=1
     )
-    # Within an epoch too: the most that a crash can lose.
+    # Also save within an epoch at this interval; a crash loses at most this much.
     save_every_minutes: float = setting(15.0, resume=FREE, least=0)
     # Newest checkpoints that are kept, in addition to those of every n-th epoch and the best.
     keep_last: int = setting(2, resume=FREE, least=1)
-    # Their checkpoints are never deleted.
+    # Checkpoints of every n-th epoch are never deleted.
     keep_every_n_epochs: int = setting(10, resume=FREE, least=1)
     # Folder (or hub id "hf:owner/name") that each finished checkpoint is copied to; a machine
     # whose run folder is empty resumes from there.
@@ -149,10 +151,10 @@ class TrainingConfig(Section):
     max_grad_norm: float | None = setting(
         1.0, resume=ANNOUNCED, above=0, off="None switches clipping off"
     )
-    # Batches of a run whose loss or gradient may be infinite before it stops.
+    # Batches with a loss or gradient that is not finite which a run tolerates.
     skip_not_finite: int = setting(0, resume=FREE, least=0)
     ema_decay: float = setting(0.9999, least=0, most=1)  # ceiling of 1 - (1 + step)^-3/4
-    # On a CPU, where its backward pass is slower; a GPU always fuses.
+    # Use fused attention on a CPU too, although it is slower there; a GPU always does.
     fused_attention: bool = setting(False, resume=FREE)
     # torch.compile; None: on CUDA. On a CPU it takes two minutes and then saves about 15 %.
     compile: bool | None = setting(None, resume=FREE)
@@ -186,7 +188,7 @@ class SamplingConfig(Section):
     guidance_scale: float = setting(3.0, least=0)  # 1: the conditional model; 0: no caption
     # Share of the timesteps in which guidance acts; outside, the empty caption costs nothing.
     guidance_interval: tuple[float, ...] = setting((0.0, 1.0), least=0, most=1)
-    # The grid that is drawn during training, always from the same seeds.
+    # Prompts of the sample grid during training, with fixed seeds.
     prompts: tuple[str, ...] = setting(
         (
             "A photo of a young woman with blond hair, smiling",
@@ -215,14 +217,15 @@ class ClassifierConfig(Section):
     """The attribute classifier that judges pictures."""
 
     image_size: int = setting(128, least=32)  # pixels that it sees
-    num_epochs: int = setting(12, least=1)
-    batch_size: int = setting(64, least=2)
+    num_epochs: int = setting(12, least=1)  # the best of them is kept
+    batch_size: int = setting(64, least=2)  # faces per step
     learning_rate: float = setting(2e-3, above=0)  # the peak of a one-cycle schedule
-    weight_decay: float = setting(0.05, least=0)
+    weight_decay: float = setting(0.05, least=0)  # AdamW's
     # File of a ResNet-18 state dict; None: from scratch.
     imagenet_weights: str | None = setting(None)
-    least_balanced_accuracy: float = setting(0.85, least=0, most=1)  # of one that may judge
-    seed: int = setting(0, least=0)
+    # Lowest balanced accuracy of an attribute that counts in the headline.
+    least_balanced_accuracy: float = setting(0.85, least=0, most=1)
+    seed: int = setting(0, least=0)  # of weights, order and augmentation
 
 
 @dataclass(frozen=True)
@@ -237,6 +240,7 @@ class EvaluationConfig(Section):
     count: int = setting(2_824, least=1)
     # Faces that distances are measured to: the test split, the whole train split, or all.
     reference: str = setting("test", choices=("test", "train", "all"))
+    # The spaces of distances and of the search for copies, by the names above.
     feature_networks: tuple[str, ...] = setting(
         (
             "inception",
@@ -252,9 +256,9 @@ class EvaluationConfig(Section):
     # File of the attribute classifier; None: the run's own. Runs that are compared share one.
     judge: str | None = setting(None)
     inception_weights: str | None = setting(None)  # torch-fidelity's file; None: downloaded once
-    sweep_count: int = setting(200, least=1)  # pictures a setting of the sweep
-    sweep_scales: tuple[float, ...] = setting((1.0, 2.0, 3.0, 5.0), least=0)
-    sweep_steps: tuple[int, ...] = setting((10, 25, 50), least=1)
+    sweep_count: int = setting(200, least=1)  # pictures per setting of the sweep
+    sweep_scales: tuple[float, ...] = setting((1.0, 2.0, 3.0, 5.0), least=0)  # of guidance
+    sweep_steps: tuple[int, ...] = setting((10, 25, 50), least=1)  # of the preset's sampler
 
 
 @dataclass(frozen=True)
@@ -279,8 +283,8 @@ class Config:
     def _contradictions(self) -> Iterator[str]:
         size, downsampled = self.unet.latent_size, self.data.image_size / 8
         halvings = len(self.unet.widths) - 1
-        if Path(self.name).name != self.name:
-            yield f"the name {self.name!r} is a folder's name: use one word"
+        if Path(self.name).name != self.name or self.name in ("", "..", *OWN_FOLDERS):
+            yield f"name: {self.name!r} cannot be a run folder; use one word, without '/'"
         if downsampled != size:
             yield (
                 f"{self.data.image_size} px give latents of {downsampled:g}, unet.latent_size is "
@@ -359,7 +363,7 @@ def celeba_hq_best() -> Config:
 
 
 def laptop() -> Config:
-    """Real faces at 128 px through TAESD; 8,000 take less than two hours of two CPU cores."""
+    """Real faces at 128 px through TAESD, for two CPU cores; time grows with their number."""
     return Config(
         "laptop",
         # float32 would take three times as long to encode as bfloat16 does on a CPU.

@@ -15,6 +15,7 @@ import transformers
 from diffusers import StableDiffusionPipeline
 
 from command_line import command, config_from, parser
+from diffusion.objective import TARGETS
 from diffusion.sampling import build_sampler
 from files import write_text
 from inference.text_to_face import TextToFace
@@ -81,7 +82,9 @@ def export(checkpoint_path: Path, out: Path, metrics: Path) -> Path:
         FileExistsError: `out` holds something that was not exported.
     """
     if out.is_dir() and any(out.iterdir()) and not (out / "model_index.json").is_file():
-        raise FileExistsError(f"{out} is not empty and no exported model: name another folder")
+        raise FileExistsError(
+            f"{out} is not empty and was not exported by this command: name another folder"
+        )
     checkpoint = checkpoints.load_checkpoint(checkpoint_path)
     model = TextToFace.from_checkpoint(checkpoint_path, for_sampling=False)
     tokenizer = model.text_encoder.tokenizer
@@ -111,7 +114,7 @@ def model_card(checkpoint: checkpoints.Checkpoint, measured: str) -> str:
     return CARD.format(
         name=config.name,
         parameters=sum(value.numel() for value in checkpoint.unet.values()) / 1e6,
-        target="the noise" if config.diffusion.prediction_type == "epsilon" else "v",
+        target=TARGETS[config.diffusion.prediction_type].description,
         data="drawn faces" if drawn else "CelebA-HQ (train split)",
         size=config.data.image_size,
         autoencoder=config.models.autoencoder,

@@ -156,7 +156,7 @@ def _expected(config: Any, name: str, has_value: bool) -> str:
         return "write section.field=value"
     sections = [n for n, h in get_type_hints(type(config)).items() if dataclasses.is_dataclass(h)]
     known = [f"{section}.{field}" for section in sections for field in _hints_of(config, section)]
-    near = _nearest(name, known) or _nearest(name.rpartition(".")[2], [])
+    near = _nearest(name, known)
     if not near:
         last = difflib.get_close_matches(name, [n.rpartition(".")[2] for n in known], 1, 0.6)
         near = next((f" (did you mean {n!r}?)" for n in known if last and n.endswith(last[0])), "")
@@ -182,11 +182,6 @@ def _parse(text: str, hint: Any) -> Any:
 
 
 # --- from stored values ---
-
-
-def to_dict(value: Any) -> dict[str, Any]:
-    """Plain values of a config or a section."""
-    return dataclasses.asdict(value)
 
 
 def from_dict(values: Any, kind: type[Settings]) -> Settings:

@@ -81,7 +81,13 @@ def _plan(config: Config, minutes: int) -> dict[str, int]:
     """How many epochs fill the minutes, by a trial of this very leg; decided once."""
     path = config.run_folder / "plan.json"
     if newest_checkpoint(config.run_folder) and path.is_file():
-        return json.loads(path.read_text())
+        plan = json.loads(path.read_text())
+        if plan["minutes"] != minutes:
+            raise ValueError(
+                f"{config.name} was planned for {plan['minutes']} minutes: use --minutes "
+                f"{plan['minutes']} to resume it, or another --leg"
+            )
+        return plan
     with tempfile.TemporaryDirectory() as folder, Experiment(config, Path(folder)) as trial:
         seconds, length = seconds_a_step(trial), trial.batches.steps_per_epoch
     plan = {"minutes": minutes, "epochs": max(1, round(60 * minutes / seconds / length))}

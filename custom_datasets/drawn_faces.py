@@ -33,7 +33,7 @@ def write_drawn_faces(
     with locked(folder.parent / f".{folder.name}.lock"):
         if not _is_drawn(folder, settings):
             _draw_all(folder, counts, settings, workers)
-        if not (folder / ABOUT_FILE).is_file():  # sets drawn before it was written lack it
+        if not (folder / ABOUT_FILE).is_file():  # as in sets of earlier versions
             write_about(folder, "drawn")
     return folder
 

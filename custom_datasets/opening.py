@@ -28,6 +28,20 @@ def open_faces(config: Config, split: str | None, image_size: int | None = None)
     return screen(faces, config.cache_folder / "screened", data.loader_workers)
 
 
+def find_faces(config: Config, split: str) -> CelebAHQ | None:
+    """The usable faces of a split if this machine has them; else None, and the reason is printed.
+
+    For what is a little less without faces. Fetches none, and draws those that the preset draws.
+    """
+    if not config.data.drawn_counts:
+        try:
+            CelebAHQ(config.data_folder, split, config.data.image_size)
+        except FileNotFoundError as error:
+            print(f"left out: {error}")
+            return None
+    return open_faces(config, split)
+
+
 def has_split(faces: CelebAHQ, split: str, says: bool = True) -> bool:
     """Whether the copy of these faces holds any of a split.
 

@@ -1,8 +1,8 @@
 """What is random in a run, as a function of (seed, step, place): there is no state to restore.
 
-The order of the faces comes from (seed, epoch), everything else of a sample from (seed, step, its
-place in the batch). So a run that resumes from a checkpoint continues as if it had never stopped,
-and any number of processes can share the same run.
+The order of the faces comes from (seed, epoch), the wording of a caption from (seed, epoch, face),
+everything else of a sample from (seed, step, its place in the batch). So a run that resumes from a
+checkpoint continues as if it had never stopped, and any number of processes can share the same run.
 """
 
 import hashlib

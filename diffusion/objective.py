@@ -31,10 +31,15 @@ class Target:
 
     prediction_type: str  # diffusers' name for it
     coefficients: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (alpha, sigma) -> (a, b)
+    description: str = ""  # in words, for the page of an exported model
 
 
-EPSILON = Target("epsilon", lambda alpha, sigma: (torch.zeros_like(alpha), torch.ones_like(alpha)))
-VELOCITY = Target("v_prediction", lambda alpha, sigma: (-sigma, alpha))
+EPSILON = Target(
+    "epsilon",
+    lambda alpha, sigma: (torch.zeros_like(alpha), torch.ones_like(alpha)),
+    "the noise",
+)
+VELOCITY = Target("v_prediction", lambda alpha, sigma: (-sigma, alpha), "v")
 TARGETS = {"epsilon": EPSILON, "v_prediction": VELOCITY}
 
 

@@ -121,7 +121,7 @@ def set_timesteps(scheduler: SchedulerMixin, steps: int) -> None:
         around = (range(steps, 0, -1), range(steps, count + 1))
         found = [next((n for n in side if _is_sound(scheduler, n)), None) for side in around]
         use = " or ".join(str(number) for number in found if number)
-        raise ValueError(f"{steps} steps do not suit {type(scheduler).__name__}: use {use}")
+        raise ValueError(f"{steps} steps do not suit this sampler: use {use}")
     scheduler.set_timesteps(steps)
 
 

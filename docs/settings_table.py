@@ -4,6 +4,7 @@ A field's meaning is the comment above or behind it in config.py; range and rule
 `setting(...)`. A test compares the page with what this module would write.
 """
 
+import argparse
 import ast
 import dataclasses
 import inspect
@@ -156,4 +157,5 @@ def updated(page: str) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()  # --help must not write
     write_text(PAGE, updated(PAGE.read_text(encoding="utf-8")))

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from config import ROOT, SamplingConfig
+from models.device import available_kinds, choose_device
 
 MOST_SEED = 2**64 - 1  # what a torch.Generator takes
 NO_LISTS = (str, bytes, dict, set, frozenset)  # one thing, or without an order
-KINDS = {"cuda": torch.cuda, "xpu": torch.xpu, "mps": torch.mps, "cpu": torch.cpu}
 
 
 def pair(prompts: object, seeds: object) -> tuple[list[str], list[int]]:
@@ -158,13 +158,15 @@ def read_sampling(
     return replace(defaults, **given)
 
 
-def read_device(device: torch.device | str | int) -> torch.device:
-    """A device that is there.
+def read_device(device: torch.device | str | int | None) -> torch.device:
+    """A device that is available; None: the one that `choose_device` names.
 
     Raises:
         ValueError: it is not; names those that are.
     """
-    there = [name for name, kind in KINDS.items() if kind.is_available()]
+    if device is None:
+        return choose_device()
+    there = available_kinds()
     fix = f"use one of {', '.join(there)}, or models.device.choose_device()"
     try:
         wanted = torch.device(device)
@@ -172,8 +174,8 @@ def read_device(device: torch.device | str | int) -> torch.device:
         raise ValueError(f"device: {shown(device)} is unknown; {fix}") from None
     if wanted.type not in there:
         raise ValueError(f"device: {str(wanted)!r} is not available; {fix}")
-    if (wanted.index or 0) >= KINDS[wanted.type].device_count():
-        count = KINDS[wanted.type].device_count()
+    if (wanted.index or 0) >= torch.get_device_module(wanted.type).device_count():
+        count = torch.get_device_module(wanted.type).device_count()
         raise ValueError(f"device: {str(wanted)!r} is not one of {count} {wanted.type}; {fix}")
     return wanted
 

@@ -51,7 +51,7 @@ def edit(
     strength = read_strength(strength)
     mask = None if mask is None else read_mask(mask, model.config.data.image_size)
     settings = model.config.sampling
-    model.require_fit(prompts, settings)
+    model.require_fit(prompts, settings.sampler, settings.steps)
     with freed_memory_kept(model.device):
         latents = model.vae.posterior(to_model_range(given * 255).to(model.device)).mean
         predict = model.predictor(prompts, settings.guidance_scale)

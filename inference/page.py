@@ -61,7 +61,10 @@ def read_wish(defaults: SamplingConfig, *fields: object) -> Wish:
     (seed,) = arguments.read_seeds([_whole(seed)])
     count = arguments.read_count(_whole(count), "pictures")
     if count > MOST_PICTURES or how.steps > max(MOST_STEPS, defaults.steps):
-        raise ValueError(f"{count} pictures, {how.steps} steps: ask for fewer")
+        raise ValueError(
+            f"{count} pictures, {how.steps} steps: ask for at most {MOST_PICTURES} pictures and "
+            f"{max(MOST_STEPS, defaults.steps)} steps"
+        )
     prompt = arguments.read_text(prompt, "prompt")
     negative = arguments.read_negative_prompt(negative)
     return Wish(prompt, negative, how.guidance_scale, how.steps, how.sampler, seed, count)
@@ -106,12 +109,12 @@ def denoise(
     """
     seeds = range(wish.seed, wish.seed + wish.count)
     prompts = [wish.prompt] * wish.count
-    settings = SamplingConfig(wish.sampler, wish.steps)
-    model.require_fit([wish.prompt, wish.negative_prompt], settings)
+    how = wish.sampler, wish.steps
+    model.require_fit([wish.prompt, wish.negative_prompt], *how)
     predict = model.predictor(prompts, wish.guidance_scale, wish.negative_prompt)
     every = max(1, wish.steps // PREVIEWS)
     with freed_memory_kept(model.device):
-        for step, latents in enumerate(model.trajectory(predict, seeds, settings)):
+        for step, latents in enumerate(model.trajectory(predict, seeds, *how)):
             if step == wish.steps:
                 yield step, model.decode(latents)
             elif step % every == 0:

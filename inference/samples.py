@@ -6,6 +6,7 @@ import torch
 from torchvision.io import decode_image
 from torchvision.utils import save_image
 
+from files import replacing
 from inference.text_to_face import TextToFace
 from training.experiment import Experiment
 from training.tracking import log_pictures
@@ -18,7 +19,8 @@ def save_samples(experiment: Experiment, step: int) -> None:
     folder = experiment.folder / "samples"
     folder.mkdir(exist_ok=True)
     log_pictures(experiment.accelerator, images, step)
-    save_image(images, folder / f"step_{step:07d}.png", nrow=4)
+    with replacing(folder / f"step_{step:07d}.png") as temporary:
+        save_image(images, temporary, nrow=4, format="png")
 
 
 def saved_samples(folder: Path, most: int) -> dict[int, torch.Tensor]:

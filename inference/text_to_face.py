@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -19,8 +20,10 @@ from models.text_encoder import TextEncoder
 from models.vae_wrapper import VAEWrapper
 from settings import override
 from training import checkpoints
-from training.experiment import Experiment
 from training.resuming import same_frozen_models
+
+if TYPE_CHECKING:  # sampling alone does not load the training loop
+    from training.experiment import Experiment
 
 DECODE_BATCH = 8  # at full size each picture takes half a gigabyte in the decoder
 
@@ -48,12 +51,13 @@ class TextToFace:
         self.precision = precision or sampling_precision(config, self.device)
 
     @classmethod
-    def from_run(cls, folder: Path | str, device: torch.device | str = "cpu") -> "TextToFace":
+    def from_run(cls, folder: Path | str, device: torch.device | str | None = None) -> "TextToFace":
         """Open the newest checkpoint of a run folder with its EMA weights.
 
         Args:
             folder: such as "checkpoints/demo", relative to the current folder or the repository.
                 The file of one checkpoint opens that one.
+            device: None: `choose_device`.
 
         Raises:
             FileNotFoundError: no checkpoint, or its frozen models are not available.
@@ -66,18 +70,19 @@ class TextToFace:
 
     @classmethod
     def from_checkpoint(
-        cls, path: Path | str, device: torch.device | str = "cpu", for_sampling: bool = True
+        cls, path: Path | str, device: torch.device | str | None = None, for_sampling: bool = True
     ) -> "TextToFace":
         """Rebuild the model that a checkpoint describes, with its EMA weights.
 
         Args:
+            device: None: `choose_device`.
             for_sampling: keep the UNet's matrices in the precision that it computes in. False keeps
                 them as they were trained.
 
         Raises:
-            FileNotFoundError: it is not there, or its frozen models are not available.
+            FileNotFoundError: it does not exist, or its frozen models are not available.
             ValueError: the checkpoint is damaged, its frozen models have changed, or the device is
-                not there.
+                not available.
         """
         device, path = arguments.read_device(device), arguments.read_path(path, "path")
         if not path.is_file():
@@ -95,7 +100,7 @@ class TextToFace:
         if not same_frozen_models(stored, frozen, text_encoder, vae):
             raise ValueError(
                 f"{path} was trained with other weights of {config.models.autoencoder} or "
-                f"{config.models.text_encoder} than are there now: restore those, or train again"
+                f"{config.models.text_encoder} than the present ones: restore those, or train again"
             )
         if for_sampling:
             cast_matrices(unet, sampling_precision(config, device))
@@ -103,7 +108,7 @@ class TextToFace:
         return cls(config, *models)
 
     @classmethod
-    def of(cls, experiment: Experiment) -> "TextToFace":
+    def of(cls, experiment: "Experiment") -> "TextToFace":
         """A sampler over an experiment's averaged weights as they are now."""
         return cls(
             experiment.config,
@@ -117,9 +122,17 @@ class TextToFace:
         """Make pictures in another way than the run says.
 
         Args:
-            changes: such as "sampling.steps=10". Those of other sections shaped the weights, or
-                concern other work, and change nothing here.
+            changes: such as "sampling.steps=10"; "name=..." only names the run.
+
+        Raises:
+            ValueError: a change of another section, which a trained model cannot take.
         """
+        for change in changes:
+            if not change.strip().startswith(("sampling.", "name=")):
+                raise ValueError(
+                    f"{change!r}: of a trained model only sampling.* can change; settings of "
+                    "other sections need another training"
+                )
         own = [change for change in changes if change.strip().startswith("sampling.")]
         self.config = override(self.config, own)
 
@@ -200,17 +213,13 @@ class TextToFace:
             return self.unet(latents, timesteps, hidden_states, return_dict=False)[0]
 
     def trajectory(
-        self, predict: sampling.Predictor, seeds: Sequence[int], settings: SamplingConfig
+        self, predict: sampling.Predictor, seeds: Sequence[int], sampler: str, steps: int
     ) -> Iterator[Tensor]:
-        """Latents (B, C, h, w) before the first and after every step.
-
-        Args:
-            settings: sampler and steps; guidance is in `predict`.
-        """
-        scheduler = sampling.build_sampler(settings.sampler, self.objective)
+        """Latents (B, C, h, w) before the first and after every step."""
+        scheduler = sampling.build_sampler(sampler, self.objective)
         numbers = arguments.read_seeds(seeds)
         yield from sampling.trajectory(
-            predict, scheduler, self.latent_shape, numbers, settings.steps, self.device
+            predict, scheduler, self.latent_shape, numbers, steps, self.device
         )
 
     def generate(
@@ -241,16 +250,15 @@ class TextToFace:
         )
         negative = arguments.read_negative_prompt(negative_prompt)
         size = arguments.read_count(batch_size, "batch_size")
-        self.require_fit([*prompts, negative], settings)
+        self.require_fit([*prompts, negative], settings.sampler, settings.steps)
         with freed_memory_kept(self.device):
             parts = [slice(i, i + size) for i in range(0, len(prompts), size)]
             images = [self._some(prompts[p], seeds[p], settings, negative) for p in parts]
         return torch.cat(images)  # (B, 3, H, W)
 
-    def require_fit(self, prompts: Sequence[str], settings: SamplingConfig) -> None:
+    def require_fit(self, prompts: Sequence[str], sampler: str, steps: int) -> None:
         """Refuse prompts that are too long, and a number of steps that the sampler cannot take."""
-        scheduler = sampling.build_sampler(settings.sampler, self.objective)
-        sampling.set_timesteps(scheduler, settings.steps)
+        sampling.set_timesteps(sampling.build_sampler(sampler, self.objective), steps)
         self.text_encoder.tokenize(list(dict.fromkeys(prompts)))  # each text once
 
     def _some(
@@ -263,7 +271,7 @@ class TextToFace:
         predict = self.predictor(
             prompts, settings.guidance_scale, negative_prompt, settings.guidance_interval
         )
-        *_, latents = self.trajectory(predict, seeds, settings)
+        *_, latents = self.trajectory(predict, seeds, settings.sampler, settings.steps)
         return self.decode(latents)
 
     def decode(self, latents: Tensor) -> Tensor:

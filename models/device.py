@@ -37,10 +37,9 @@ def choose_device() -> torch.device:
         RuntimeError: the installed torch has no kernels for this GPU; says what to install.
     """
     kind = os.environ.get("LDM_DEVICE", "").partition(":")[0] or _first_available()
-    known = {"cuda": torch.cuda, "xpu": torch.xpu, "mps": torch.mps, "cpu": torch.cpu}
-    if kind not in known or not known[kind].is_available():
+    if kind not in available_kinds():
         raise ValueError(
-            f"LDM_DEVICE={kind}: not one of the devices here ({', '.join(_available())})"
+            f"LDM_DEVICE={kind}: not one of the devices here ({', '.join(available_kinds())})"
         )
     if kind == "cuda":
         require_kernels(torch.cuda.get_device_capability(), torch.cuda.get_arch_list())
@@ -49,7 +48,8 @@ def choose_device() -> torch.device:
     return torch.device(kind)
 
 
-def _available() -> list[str]:
+def available_kinds() -> list[str]:
+    """The kinds of devices that this machine has, best first."""
     kinds = {"cuda": torch.cuda, "xpu": torch.xpu, "mps": torch.mps}
     return [*(name for name, kind in kinds.items() if kind.is_available()), "cpu"]
 
@@ -57,7 +57,7 @@ def _available() -> list[str]:
 def _first_available() -> str:
     if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
         return "cpu"
-    return _available()[0]
+    return available_kinds()[0]
 
 
 def require_kernels(capability: tuple[int, int], architectures: list[str]) -> None:

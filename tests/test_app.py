@@ -105,7 +105,7 @@ def test_a_tiny_autoencoder_decodes_what_is_on_its_way_and_nothing_else(
     assert [step for step, _ in quick] == [step for step, _ in plain] == [0, 1, 2, 3, 4]
     assert torch.equal(quick[-1][1], plain[-1][1])
     predict = model.predictor(["a man"] * 2, 2.0)
-    latents = model.trajectory(predict, [7, 8], SamplingConfig("ddim", 4))
+    latents = model.trajectory(predict, [7, 8], "ddim", 4)
     for (_, picture), on_its_way in zip(quick[:-1], latents, strict=False):
         assert torch.equal(picture, preview.decode(on_its_way))
 
@@ -134,11 +134,11 @@ def test_a_field_that_was_cleared_takes_its_default() -> None:
         (1, 3, "negative_prompt: 3 is not a text"),
         (2, -1, "guidance_scale: -1 is below 0"),
         (2, float("nan"), "guidance_scale: nan"),
-        (3, 10**9, "1000000000 steps: ask for fewer"),
+        (3, 10**9, "1000000000 steps: ask for at most 8 pictures and 100 steps"),
         (3, 2.5, r"steps: 2\.5 is not a whole number"),
         (4, "euler", "'euler' is unknown"),
         (5, -1, r"seeds\[0\]: -1 is out of range"),
-        (6, 1000, "1000 pictures, .* ask for fewer"),
+        (6, 1000, "1000 pictures, .* ask for at most 8"),
         (6, 0, "pictures: 0 is too small"),
     ],
 )

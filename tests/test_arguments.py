@@ -10,6 +10,7 @@ import torch
 
 from config import ROOT, SamplingConfig
 from inference import arguments
+from models.device import choose_device
 
 WORDS = ["a man", "a woman"]
 RUN = SamplingConfig("ddim", 20, 3.0, (0.1, 0.9))
@@ -161,7 +162,8 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are(
     for device in ("cuda", "cuda:0", torch.device("cuda", 1), 0, "meta"):
         with pytest.raises(ValueError, match=r"^device: '.*' is not available; use one of .*cpu"):
             arguments.read_device(device)
-    for device in ("gpu", "CUDA", None, 2.5):
+    assert arguments.read_device(None) == choose_device()
+    for device in ("gpu", "CUDA", 2.5):
         with pytest.raises(ValueError, match=r"^device: .* is unknown; use one of .*cpu"):
             arguments.read_device(device)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

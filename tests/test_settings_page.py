@@ -34,7 +34,8 @@ def test_a_changed_row_is_written_again() -> None:
 def test_comments_are_read_above_a_field_and_behind_it() -> None:
     training = settings_table.comments_of(config.TrainingConfig)
     assert training["micro_batch_size"].startswith("Samples in one forward pass; None:")
-    assert training["batch_size"] == "of all processes together"  # behind the last of its lines
+    assert training["learning_rate"] == "AdamW's, after warm-up."  # of a field of several lines
+    assert training["batch_size"] == "Samples per step, of all processes together."
     assert training["log_every"] == "steps between two reads of the losses"
     assert "warmup_steps" in training and "Folder (or hub id" not in training["warmup_steps"]
 

@@ -147,7 +147,14 @@ def test_scale_and_negative_prompt_change_the_picture(text_to_face: TextToFace) 
 
 def test_the_trajectory_ends_in_the_picture(text_to_face: TextToFace) -> None:
     predict = text_to_face.predictor(PROMPTS[:2], 2.5)
-    path = list(text_to_face.trajectory(predict, SEEDS[:2], text_to_face.config.sampling))
+    path = list(
+        text_to_face.trajectory(
+            predict,
+            SEEDS[:2],
+            text_to_face.config.sampling.sampler,
+            text_to_face.config.sampling.steps,
+        )
+    )
     assert [p.shape for p in path] == [(2, 4, 8, 8)] * 5
     want = text_to_face.generate(PROMPTS[:2], SEEDS[:2], 2.5)
     assert torch.equal(text_to_face.vae.decode(path[-1]), want)
@@ -244,12 +251,14 @@ def test_a_predictor_refuses_what_generate_refuses(idle: TextToFace) -> None:
     with pytest.raises(ValueError, match=r"prompts\[0\]: 1 is not a text"):
         idle.predictor([1], 2.0)
     with pytest.raises(ValueError, match=r"seeds: -1"):
-        next(idle.trajectory(None, -1, idle.config.sampling))
+        next(idle.trajectory(None, -1, idle.config.sampling.sampler, idle.config.sampling.steps))
 
 
 def test_one_prompt_for_several_seeds_is_refused_by_a_predictor(text_to_face: TextToFace) -> None:
     predict = text_to_face.predictor("a man", 1.0)
-    path = text_to_face.trajectory(predict, [1, 2], text_to_face.config.sampling)
+    path = text_to_face.trajectory(
+        predict, [1, 2], text_to_face.config.sampling.sampler, text_to_face.config.sampling.steps
+    )
     with pytest.raises(ValueError, match="1 captions for 2 latents"):
         list(path)
 

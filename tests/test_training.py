@@ -662,9 +662,9 @@ def test_a_gradient_that_is_not_finite_is_never_saved(inputs: Inputs) -> None:
 def test_a_run_begun_under_other_circumstances_is_refused(inputs: Inputs) -> None:
     """Other faces would change the order of all of them; other frozen models, the latents."""
     finish(inputs(text_fingerprint="0123"))
-    with pytest.raises(ValueError, match=f"faces: {COUNT} there, {COUNT + 8} here"):
+    with pytest.raises(ValueError, match=f"faces: {COUNT} in the checkpoint, {COUNT + 8} now"):
         finish(inputs(Latents(COUNT + 8), text_fingerprint="0123"))
-    with pytest.raises(ValueError, match="frozen models: '0123-vae' there, '4567-vae' here"):
+    with pytest.raises(ValueError, match="'0123-vae' in the checkpoint, '4567-vae' now"):
         finish(inputs(text_fingerprint="4567"))
     assert finish(inputs(text_fingerprint="0123")) == []
 
@@ -763,7 +763,7 @@ def test_changed_settings_are_refused_by_name(
     found = checkpoints.open_newest(opened.folder)
     old = getattr(getattr(opened.config, section), name)
     assert changed_settings(opened.config, changed) == (
-        [f"{section}.{name}: {old!r} there, {value!r} here"],
+        [f"{section}.{name}: {old!r} in the checkpoint, {value!r} now"],
         [],
     )
     opened.config = changed
@@ -778,7 +778,7 @@ def test_a_lower_learning_rate_is_taken_said_aloud_and_recorded(
     after_one_epoch(inputs)
     lower = inputs(learning_rate=1e-5)
     steps = finish(lower)
-    change = "training.learning_rate: 0.0007 there, 1e-05 here"
+    change = "training.learning_rate: 0.0007 in the checkpoint, 1e-05 now"
     assert f"changed after step 3: {change}" in capsys.readouterr().out
     assert [step.number for step in steps] == [4, 5, 6] and steps[0].learning_rate < 1e-4
     assert run_folder.read_changes(lower.folder) == [{"step": 3, "changed": [change]}]
@@ -806,7 +806,7 @@ def test_a_run_may_be_made_longer_unless_its_rate_falls_towards_the_end(
     before = dataclasses.replace(tiny_config, training=training_)
     longer = dataclasses.replace(before, training=dataclasses.replace(training_, num_epochs=99))
     refused, _ = changed_settings(before, longer)
-    assert refused == ([] if free else ["training.num_epochs: 2 there, 99 here"])
+    assert refused == ([] if free else ["training.num_epochs: 2 in the checkpoint, 99 now"])
 
 
 def test_resume_without_a_checkpoint_is_a_fresh_start(inputs: Inputs) -> None:

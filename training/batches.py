@@ -28,9 +28,8 @@ class Batch:
     step: int
     positions: np.ndarray  # (b,) of the faces
     captions: tuple[str, ...]  # (b,); empty where dropped
-    caption_rows: (
-        np.ndarray
-    )  # (b,) number of the caption, position * wordings + wording; last: empty
+    # (b,) number of the caption, position * wordings + wording; the last number: the empty one
+    caption_rows: np.ndarray
     packed: Tensor  # float32 (b, 2N + 2 + L or 0)
     latent_shape: tuple[int, int, int]
 

@@ -22,10 +22,10 @@ from settings import from_dict
 
 CHECKPOINT_PATTERN = "celeba_ldm_unet_checkpoint_epoch_*.pt"
 # 1: files without a version. 2: the batch is that of all processes together; "ema" holds plain
-# names and "updates" its count; "scaler" is new.
+# names, "updates" its count, "scaler" the state of float16's scaler.
 VERSION = 2
 FIELDS = ("config", "epoch", "step", "circumstances", "unet", "ema", "optimizer")
-# What shapes the weights and the course of a run; the rest of a config is about other work.
+# What shapes the weights and the course of a run, and how its pictures are made.
 STORED_SECTIONS = ("data", "models", "unet", "diffusion", "training", "sampling")
 
 
@@ -237,7 +237,10 @@ def best_epoch(folder: Path, loss_of_epoch: Callable[[int], float | None]) -> in
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Delete the unfinished files of a process that was killed while saving."""
+    """Delete the unfinished files of a process that was killed while saving.
+
+    The second pattern is that of runs of version 1.
+    """
     for pattern in (f"*{UNFINISHED}", "celeba_ldm_unet_checkpoint_*.tmp"):
         for path in folder.glob(pattern):
             path.unlink()

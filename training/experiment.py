@@ -86,7 +86,7 @@ class Experiment:
                 self._held.enter_context(run_folder.hold(self.folder))
 
     @property
-    def is_launched(self) -> bool:
+    def launches_processes(self) -> bool:
         """Whether a notebook launches the training: on a machine with several GPUs."""
         is_alone = self.accelerator.num_processes == 1
         return is_alone and self.device.type == "cuda" and torch.cuda.device_count() > 1
@@ -304,5 +304,6 @@ def _require_fit(config: Config, what: str, found: int, wanted: int) -> None:
     """Refuse a frozen model whose shape does not fit the UNet."""
     if found != wanted:
         raise ValueError(
-            f"preset {config.name}: the frozen model's {what} is {found}, not {wanted}"
+            f"preset {config.name}: the frozen model's {what} is {found}, the preset's {wanted}; "
+            "choose another model in models.*, or a unet.* that fits it"
         )

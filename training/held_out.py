@@ -17,6 +17,7 @@ from custom_datasets.celeba_hq_dataset import CelebAHQ
 from custom_datasets.latent_cache import LatentSource
 from diffusion.determinism import sample_generator, share_of
 from diffusion.objective import Denoiser, Objective
+from models.vae_wrapper import Posterior
 
 NO_STEP = 2**62  # its random numbers are those of no training step
 BATCH = 32  # faces in one pass
@@ -98,7 +99,7 @@ def encode_held_out(
     return HeldOut(
         places,
         len(positions),
-        (means + stds * normal[:, 0]).to(device),
+        Posterior(means, stds).sample(normal[:, 0]).to(device),
         normal[:, 1].to(device),
         (middles * num_train_timesteps).long().to(device),
         hidden_states,

@@ -32,7 +32,7 @@ def train_on_this_machine(experiment: Experiment) -> Iterator[Step]:
     Raises:
         RuntimeError: the launched processes failed; shows the end of their output.
     """
-    if not experiment.is_launched:
+    if not experiment.launches_processes:
         name, done = experiment.config.name, experiment.state.step
         yield from tracked(train(experiment), experiment.accelerator, name, done)
         return

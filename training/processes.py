@@ -22,6 +22,7 @@ from accelerate.utils import (
 )
 
 from custom_datasets.latent_cache import Team
+from models.device import choose_device
 
 SUPPORTED = {
     DistributedType.NO,
@@ -45,7 +46,7 @@ def build_accelerator(tracker: str | None = None, logs: Path | None = None) -> A
     refuse_unsupported(os.environ)
     accelerator = Accelerator(
         mixed_precision="no",
-        cpu=os.environ.get("LDM_DEVICE") == "cpu" or None,
+        cpu=choose_device().type == "cpu" or None,
         log_with=tracker,
         project_dir=logs,
         kwargs_handlers=[

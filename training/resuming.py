@@ -111,7 +111,7 @@ def changed_settings(old: Config, new: Config) -> tuple[list[str], list[str]]:
 
 
 def _change(name: str, before: object, now: object) -> str:
-    return f"{name}: {before!r} there, {now!r} here"
+    return f"{name}: {before!r} in the checkpoint, {now!r} now"
 
 
 def resume(state: TrainingState, path: Path, checkpoint: Checkpoint) -> None:

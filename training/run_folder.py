@@ -1,8 +1,8 @@
 """A run's folder: who trains into it, its config and its losses.
 
 It holds `config.json`, `celeba_ldm_unet_checkpoint_epoch_<n>.pt` (see `checkpoints`),
-`losses.jsonl`, `validation.jsonl`, `not_finite.jsonl` if a step was not finite, `run.lock` and
-`samples/`.
+`losses.jsonl`, `validation.jsonl`, `not_finite.jsonl` if a step was not finite, `run.lock` with
+its holder, `logs/`, `samples/`, and the judge of the preset (`train2`).
 """
 
 import json
