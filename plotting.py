@@ -30,7 +30,8 @@ def show_images(
     """A grid of images, each with its own caption above it."""
     rows = -(-len(images) // columns)
     lines = max((title_lines(text, width).count("\n") + 1 for text in titles), default=0)
-    height = width + 0.16 * lines
+    ratio = max(image.shape[-2] / image.shape[-1] for image in images)
+    height = width * ratio + 0.16 * lines
     figure, axes = plt.subplots(
         rows, columns, figsize=(columns * width, rows * height + 0.3), squeeze=False
     )
