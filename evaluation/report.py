@@ -118,14 +118,14 @@ def check_set(images: Tensor, reference: Tensor, name: str) -> None:
 
 
 def distribution_lines(comparison: Mapping[str, Any]) -> list[str]:
-    """A comparison as the lines of a table: a number a line, a set a column, 95% in brackets."""
+    """A comparison as lines: one number per line, one set per column, 95% intervals in brackets."""
     sets = comparison["sets"]
     names = list(next(iter(sets.values())))
     n, m = comparison["n"], comparison["n_reference"]
     lines = [f"{comparison['network']}, n = {n} against {m} real faces"]
-    lines.append(f"{'':24s}" + "".join(f"{_short(name):>32s}" for name in sets))
+    lines.append(f"{'':24s}" + "".join(f"{_short(name):>36s}" for name in sets))
     for name in names:
-        cells = (f"{_cell(row.get(name)):>32s}" for row in sets.values())
+        cells = (f"{_cell(row.get(name)):>36s}" for row in sets.values())
         lines.append(f"{name[:24]:24s}" + "".join(cells))
     limit = comparison["extrapolated"]
     if limit:
