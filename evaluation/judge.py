@@ -11,8 +11,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torchmetrics.functional.classification import (
+    binary_average_precision,
     binary_calibration_error,
-    multilabel_average_precision,
 )
 
 from config import ROOT, ClassifierConfig
@@ -210,12 +210,9 @@ def read_well(
     """How well each attribute is read on these faces; those without both answers are left out."""
     probabilities = classifier.probabilities(images)
     found, rejected = recalls(probabilities > classifier.thresholds.cpu(), attributes)
-    precision = multilabel_average_precision(
-        probabilities, attributes.long(), len(ATTRIBUTES), average="none"
-    )
     readings = []
     for column, name in enumerate(ATTRIBUTES):
-        truth, probability = attributes[:, column], probabilities[:, column]
+        truth, probability = attributes[:, column], probabilities[:, column].contiguous()
         if truth.all() or not truth.any():
             continue
         readings.append(
@@ -225,7 +222,7 @@ def read_well(
                 accuracy=((probability > 0.5) == truth).float().mean().item(),
                 majority=max(truth.float().mean().item(), 1 - truth.float().mean().item()),
                 balanced_accuracy=((found[column] + rejected[column]) / 2).item(),
-                average_precision=precision[column].item(),
+                average_precision=binary_average_precision(probability, truth.long()).item(),
                 calibration_error=binary_calibration_error(probability, truth.long()).item(),
             )
         )
