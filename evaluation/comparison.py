@@ -171,12 +171,12 @@ def _change(a: Estimate, b: Estimate) -> Estimate:
 
 def difference_lines(differences: Sequence[Difference]) -> list[str]:
     """The differences as the lines of a table."""
-    lines = [f"{'':44s}{'first':>10s}{'second':>10s}  change"]
+    lines = [f"{'':44s}{'first':>12s}{'second':>12s}  change"]
     for one in differences:
         change = f"{one.change.value:+.4g} [{one.change.low:+.4g}, {one.change.high:+.4g}]"
         how = "paired" if one.paired else "independent"
         lines.append(
-            f"{one.name[:43]:44s}{one.first.value:10.4g}{one.second.value:10.4g}  {change}, {how}: "
+            f"{one.name[:43]:44s}{one.first.value:12.4g}{one.second.value:12.4g}  {change}, {how}: "
             f"{one.verdict}"
         )
     return lines
