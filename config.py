@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from settings import ANNOUNCED, FREE, Section, override, setting
+from settings import ANNOUNCED, FREE, Section, nearest, override, setting
 
 ROOT = Path(__file__).resolve().parent
 
@@ -30,6 +30,12 @@ TRAIN_CELEBA_LDM_CONFIG = {
 
 # Folders of a run folder, and so of `checkpoints/`, in which no run of that name can have its own.
 OWN_FOLDERS = ("logs", "samples")
+
+MOST_SEED = 2**63 - 1  # what every generator of random numbers takes
+
+# The feature networks that the evaluation knows, and the kinds that a model's name follows.
+FEATURE_NETWORKS = ("inception", "inception:antialiased", "judge", "efficientnet-lite0")
+NAMED_NETWORKS = ("clip:", "dinov2:")
 
 # The copy of CelebA-HQ on the hub that carries the 40 attributes, at 256 px.
 CELEBA_HQ = "eurecom-ds/celeba-hq-256"
@@ -69,7 +75,8 @@ class UNetConfig(Section):
 
     latent_size: int = setting(32, least=1)  # positions along a side: image_size / 8
     latent_channels: int = setting(4, least=1)  # those of the autoencoder
-    widths: tuple[int, ...] = setting((160, 320, 320, 320), least=32)  # finest resolution first
+    # Finest resolution first.
+    widths: tuple[int, ...] = setting((160, 320, 320, 320), least=32, fewest=1)
     layers_per_block: int = setting(2, least=1)  # residual blocks at each resolution
     attention_heads: int = setting(8, least=1)  # at every resolution but the finest
     text_width: int = setting(512, least=1)  # of the text encoder's hidden states
@@ -164,7 +171,8 @@ class TrainingConfig(Section):
     # Autocast over float32 weights. "auto": bfloat16 where the hardware has it, else float16 on
     # CUDA, else float32 ("no").
     mixed_precision: str = setting("auto", resume=ANNOUNCED, choices=("auto", "bf16", "fp16", "no"))
-    seed: int = setting(0, least=0)  # of weights, order, noise, timesteps and captions
+    # Of weights, order, noise, timesteps and captions.
+    seed: int = setting(0, least=0, most=MOST_SEED)
 
     @property
     def global_batch_size(self) -> int:
@@ -199,7 +207,8 @@ class SamplingConfig(Section):
             "A portrait of an older woman with gray hair, smiling",
             "A photo of a bald man with a mustache",
             "A young woman with brown hair and bangs, wearing eyeglasses, smiling",
-        )
+        ),
+        fewest=1,
     )
 
     def __post_init__(self) -> None:
@@ -225,7 +234,7 @@ class ClassifierConfig(Section):
     imagenet_weights: str | None = setting(None)
     # Lowest balanced accuracy of an attribute that counts in the headline.
     least_balanced_accuracy: float = setting(0.85, least=0, most=1)
-    seed: int = setting(0, least=0)  # of weights, order and augmentation
+    seed: int = setting(0, least=0, most=MOST_SEED)  # of weights, order and augmentation
 
 
 @dataclass(frozen=True)
@@ -260,6 +269,18 @@ class EvaluationConfig(Section):
     sweep_scales: tuple[float, ...] = setting((1.0, 2.0, 3.0, 5.0), least=0)  # of guidance
     sweep_steps: tuple[int, ...] = setting((10, 25, 50), least=1)  # of the preset's sampler
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.feature_networks:
+            kind = name[: name.find(":") + 1]  # "clip:" of "clip:openai/clip-vit-base-patch32"
+            is_known = name != kind and kind in NAMED_NETWORKS
+            if not is_known and name not in FEATURE_NETWORKS:
+                choices = [*FEATURE_NETWORKS, *(f"{kind}<name>" for kind in NAMED_NETWORKS)]
+                raise ValueError(
+                    f"evaluation.feature_networks: {name!r} is unknown{nearest(name, choices)}; "
+                    f"choose from {choices}"
+                )
+
 
 @dataclass(frozen=True)
 class Config:
@@ -283,7 +304,7 @@ class Config:
     def _contradictions(self) -> Iterator[str]:
         size, downsampled = self.unet.latent_size, self.data.image_size / 8
         halvings = len(self.unet.widths) - 1
-        if Path(self.name).name != self.name or self.name in ("", "..", *OWN_FOLDERS):
+        if Path(self.name).name != self.name or self.name.strip() in ("", "..", *OWN_FOLDERS):
             yield f"name: {self.name!r} cannot be a run folder; use one word, without '/'"
         if downsampled != size:
             yield (

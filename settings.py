@@ -7,7 +7,7 @@ made, so that no wrong value reaches the work.
 import ast
 import dataclasses
 import difflib
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from types import NoneType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -29,6 +29,7 @@ def setting(
     above: float | None = None,
     most: float | None = None,
     off: str = "",
+    fewest: int = 0,
 ) -> Any:
     """A field of a section with its range; bounds hold for every number of a tuple.
 
@@ -39,9 +40,10 @@ def setting(
         choices: the strings that are allowed.
         least, above, most: inclusive lower, exclusive lower and inclusive upper bound.
         off: how to switch the thing off, for the message that refuses a value.
+        fewest: items of a tuple.
     """
     bounds = {"least": least, "above": above, "most": most}
-    metadata = {"resume": resume, "choices": tuple(choices), "off": off, **bounds}
+    metadata = {"resume": resume, "choices": tuple(choices), "off": off, "fewest": fewest, **bounds}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -67,10 +69,12 @@ def _problem(value: Any, hint: Any, allowed: Mapping[str, Any]) -> str:
     if not _fits(value, hint):
         return f"{value!r} is not {_describe(hint)}{off}"
     items = value if isinstance(value, tuple) else (value,)
+    if len(items) < allowed.get("fewest", 0):
+        return f"{value!r} is too short: give {allowed['fewest']} or more"
     choices = allowed.get("choices")
     for item in items:
         if choices and item not in choices:
-            return f"{item!r} is unknown{_nearest(item, choices)}; choose from {list(choices)}"
+            return f"{item!r} is unknown{nearest(item, choices)}; choose from {list(choices)}"
         if isinstance(item, int | float) and not isinstance(item, bool):
             wrong = _out_of_range(item, allowed)
             if wrong:
@@ -80,7 +84,7 @@ def _problem(value: Any, hint: Any, allowed: Mapping[str, Any]) -> str:
 
 def _out_of_range(number: float, allowed: Mapping[str, Any]) -> str:
     least, above, most = (allowed.get(name) for name in ("least", "above", "most"))
-    if not math.isfinite(number):
+    if not abs(number) <= sys.float_info.max:  # nor nan, nor an integer that no float can hold
         return "not a finite number"
     if least is not None and number < least:
         return f"too small: use {least:g} or more"
@@ -112,7 +116,8 @@ def _describe(hint: Any) -> str:
     return "None" if hint is NoneType else names.get(hint, hint.__name__)
 
 
-def _nearest(name: object, known: Sequence[str]) -> str:
+def nearest(name: object, known: Sequence[str]) -> str:
+    """ " (did you mean 'cosine'?)", for messages; empty where nothing known is like the name."""
     found = difflib.get_close_matches(str(name), list(known), 1, 0.5)
     return f" (did you mean {found[0]!r}?)" if found else ""
 
@@ -156,7 +161,7 @@ def _expected(config: Any, name: str, has_value: bool) -> str:
         return "write section.field=value"
     sections = [n for n, h in get_type_hints(type(config)).items() if dataclasses.is_dataclass(h)]
     known = [f"{section}.{field}" for section in sections for field in _hints_of(config, section)]
-    near = _nearest(name, known)
+    near = nearest(name, known)
     if not near:
         last = difflib.get_close_matches(name, [n.rpartition(".")[2] for n in known], 1, 0.6)
         near = next((f" (did you mean {n!r}?)" for n in known if last and n.endswith(last[0])), "")
@@ -171,13 +176,15 @@ def _parse(text: str, hint: Any) -> Any:
         return text.lower() == "true"
     if str in options:
         return text
+    is_list = any(get_origin(option) is tuple for option in options)
+    if is_list and not text:
+        return ()
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         value = tuple(part.strip() for part in text.split(",")) if "," in text else text
     if isinstance(value, list):
         value = tuple(value)
-    is_list = any(get_origin(option) is tuple for option in options)
     return (value,) if is_list and not isinstance(value, tuple) else value
 
 

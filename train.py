@@ -47,8 +47,26 @@ def configured(arguments: argparse.Namespace) -> Config:
     """The settings of `--config`, or of `--preset`, with the changes of `--set`."""
     if arguments.config is None:
         return config_from(arguments)
-    stored = json.loads(arguments.config.read_text())["config"]
-    return override(from_dict(stored, Config), arguments.changes)
+    return override(from_dict(read_stored(arguments.config), Config), arguments.changes)
+
+
+def read_stored(path: Path) -> object:
+    """The settings in a run's config.json.
+
+    Raises:
+        ValueError: it is not there, is damaged, or is another file.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["config"]
+    except OSError as error:
+        raise ValueError(
+            f"--config {path}: {error.strerror}; name the config.json of a run folder"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"--config {path} is not the config.json of a run, or is damaged ({error!r}); name "
+            "another, or a --preset"
+        ) from error
 
 
 def say(text: str) -> None:

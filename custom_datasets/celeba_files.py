@@ -5,6 +5,8 @@ attribute file comes as CelebAMask-HQ's `CelebAMask-HQ-attribute-anno.txt`, as C
 `list_attr_celeba.txt`, and with commas as Kaggle's `list_attr_celeba.csv`.
 """
 
+import codecs
+import csv
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,6 +40,10 @@ Key = TypeVar("Key", int, str)
 
 _NUMBERED_IMAGE = re.compile(r"([0-9]+)\.(jpe?g|png|webp)", re.IGNORECASE)
 _SIGNS = ({"-1", "1"}, {"0", "1"}, {"False", "True"})  # a file uses one of these pairs
+_SPELLINGS = {  # as pandas and spreadsheets write them
+    **{"1.0": "1", "0.0": "0", "-1.0": "-1"},
+    **{"TRUE": "True", "true": "True", "FALSE": "False", "false": "False"},
+}
 
 
 def image_number(name: str) -> int | None:
@@ -50,23 +56,47 @@ def read_lines(path: File) -> list[str]:
     """Lines of a text file, with either kind of line end, with or without a byte order mark.
 
     Raises:
-        ValueError: the file is not text in UTF-8.
+        ValueError: the file is not text in UTF-8, nor in UTF-16 with a byte order mark.
     """
+    data = path.read_bytes()
+    is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        return path.read_bytes().decode("utf-8-sig").splitlines()
+        return data.decode("utf-16" if is_utf16 else "utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not a text file: {error}. Download it again.") from error
 
 
-def _cells(line: str) -> list[str]:
-    if "," in line:
-        return [cell.strip() for cell in line.replace('"', "").split(",")]
-    return line.split()
+def _delimiter(line: str) -> str | None:
+    """What separates the cells of a line: a comma, a semicolon (some spreadsheets), or space."""
+    found = max(",;", key=line.count)
+    return found if found in line else None
+
+
+def _cells(line: str, delimiter: str | None) -> list[str]:
+    if delimiter is None:
+        return line.split()
+    return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter), [])]
+
+
+def attribute_name(text: str) -> str:
+    """The attribute that a text names, such as "Wavy Hair" or "wavy_hair"; else the text."""
+    return _BY_PLAIN_NAME.get(_plain_name(text), text)
+
+
+def _plain_name(text: str) -> str:
+    return re.sub(r"[\s-]+", "_", text.replace("'", "")).lower()
+
+
+_BY_PLAIN_NAME = {_plain_name(name): name for name in ATTRIBUTES}
+
+
+def _header(line: str) -> list[str]:
+    return [attribute_name(cell) for cell in _cells(line, _delimiter(line))]
 
 
 def has_attribute_header(lines: Sequence[str]) -> bool:
     """Whether one of the first two lines holds the 40 attribute names."""
-    return any(set(ATTRIBUTES) <= set(_cells(line)) for line in lines[:2])
+    return any(set(ATTRIBUTES) <= set(_header(line)) for line in lines[:2])
 
 
 def read_attributes(
@@ -106,17 +136,21 @@ def _attribute_rows(path: File, lines: list[str]) -> Iterator[tuple[int, str, np
             f"{ATTRIBUTE_FILE} of CelebAMask-HQ or CelebA's list_attr_celeba.txt."
         )
     first = 1 if has_attribute_header(lines[:1]) else 2
-    header = _cells(lines[first - 1])
+    delimiter, header = _delimiter(lines[first - 1]), _header(lines[first - 1])
     if len(header) == len(ATTRIBUTES):
         header = ["image", *header]  # the official header does not name the first column
     columns = [header.index(name) for name in ATTRIBUTES]
-    name_column = next(i for i, cell in enumerate(header) if cell not in ATTRIBUTES)
+    others = [i for i, cell in enumerate(header) if cell not in ATTRIBUTES]
+    # pandas writes the number of the row under an empty name, and reads it as "Unnamed: 0".
+    named = [i for i in others if header[i] and not header[i].startswith("Unnamed")]
+    name_column = (named or others)[0]
     seen: set[str] = set()
     for number, line in enumerate(lines[first:], start=first + 1):
-        cells = _cells(line)
-        if not cells or cells == [""]:
+        cells = _cells(line, delimiter)
+        if not any(cells):
             continue
         values = [cells[i] for i in columns] if len(cells) == len(header) else [""]
+        values = [_SPELLINGS.get(value, value) for value in values]
         seen |= set(values)
         if not any(seen <= pair for pair in _SIGNS):
             raise ValueError(
@@ -143,7 +177,7 @@ def read_partition(path: File) -> dict[str, int]:
     """
     partition = {}
     for number, line in enumerate(read_lines(path), start=1):
-        cells = _cells(line)
+        cells = _cells(line, _delimiter(line))
         if len(cells) == 2 and cells[1] in ("0", "1", "2"):
             partition[cells[0]] = int(cells[1])
         elif cells and number > 1:  # the first line may be a header

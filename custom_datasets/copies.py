@@ -56,6 +56,9 @@ def stargan_faces(source: Source) -> Iterator[Row] | None:
 
 def _stargan_rows(images: Sequence[File], place: File, rows: Rows) -> Iterator[Row]:
     for row in _by_original(images, place, rows):
+        if row.attributes is None:
+            yield row
+            continue
         is_male = row.attributes[ATTRIBUTES.index("Male")]
         if is_male != (_folder(row.image).name.lower() == "male"):
             raise ValueError(f"{row.image} is in the wrong folder: the names are not CelebA's")
@@ -99,7 +102,7 @@ def _by_index(numbered: dict[int, File], place: File, rows: Rows) -> Iterator[Ro
     by_index = {_key(name): values for name, values in rows.items()}
     _require_indices(numbered, by_index, place)
     for index, file in numbered.items():
-        yield Row(file, by_index[index], file.name, index=index)
+        yield _row(file, by_index.get(index), place, index=index)
 
 
 def _through_mapping(
@@ -107,30 +110,29 @@ def _through_mapping(
 ) -> Iterator[Row]:
     originals = read_mapping(mapping)
     _require_indices(numbered, originals, mapping)
-    missing = [name for name in map(originals.get, numbered) if name not in rows]
-    if missing:
-        raise ValueError(f"{place} has no row for {missing[0]}, named in {mapping}")
     for index, file in numbered.items():
-        original = originals[index]
-        yield Row(file, rows[original], file.name, original, index)
+        original = originals.get(index)
+        table = place if original else mapping
+        yield _row(file, rows.get(original), table, original=original, index=index)
 
 
 def _by_original(images: Iterable[File], place: File, rows: Rows) -> Iterator[Row]:
     for file in images:
         original = f"{_stem(file)}.jpg"
-        if original not in rows:
-            raise ValueError(f"{file}: {place} has no row for {original}")
-        yield Row(file, rows[original], file.name, original)
+        yield _row(file, rows.get(original), place, original=original)
 
 
 def _by_name(images: Iterable[File], place: File, rows: Rows) -> Iterator[Row]:
     by_key = {_key(name): values for name, values in rows.items()}
     named = _unique((_key(file.name), file) for file in images)
-    missing = [file for key, file in named.items() if key not in by_key]
-    if missing:
-        raise ValueError(f"{missing[0]}: {place} has no row for {missing[0].name}")
     for key, file in named.items():
-        yield Row(file, by_key[key], file.name)
+        yield _row(file, by_key.get(key), place)
+
+
+def _row(file: File, attributes: np.ndarray | None, table: File, **known: object) -> Row:
+    """The row of an image; one without attributes is left out by name, the others are kept."""
+    why_not = "" if attributes is not None else f"{table.name} has no row for it"
+    return Row(file, attributes, file.name, why_not=why_not, **known)
 
 
 def _key(name: str) -> int | str:
@@ -140,11 +142,13 @@ def _key(name: str) -> int | str:
 
 
 def _require_indices(numbered: dict[int, File], known: Iterable[int], place: File) -> None:
-    beyond = sorted(set(numbered) - set(known))
-    if beyond:
+    """Refuse images beyond the last row: where numbers are shifted, one is. Gaps are harmless."""
+    last = max(numbered)
+    if last > max(known):
         raise ValueError(
-            f"{numbered[beyond[0]]}: {beyond[0]} is no index of CelebA-HQ (0 to "
-            f"{OFFICIAL_COUNT - 1}) that {place} has a row for; does the copy count from 1?"
+            f"{numbered[last]}: {last} is no index of CelebA-HQ (0 to {OFFICIAL_COUNT - 1}) that "
+            f"{place} has a row for; does the copy count from 1? If the table is not whole, "
+            "complete it, or remove the image"
         )
 
 
@@ -186,9 +190,9 @@ def _labels(source: Source) -> tuple[File, Rows]:
     place = source.attribute_list or source.find(*_preferred_lists(source)) or _other_list(source)
     if place is None:
         raise FileNotFoundError(
-            f"{source.place} carries no attributes by itself: put CelebAMask-HQ's "
-            f"{ATTRIBUTE_FILE} or CelebA's {ATTRIBUTE_LISTS[0]} into it, or name the file with "
-            f"--attributes. {WITH_ATTRIBUTES} carries them."
+            f"{source.place} carries no attributes by itself: {_seen_tables(source)}. Put "
+            f"CelebAMask-HQ's {ATTRIBUTE_FILE} or CelebA's {ATTRIBUTE_LISTS[0]} into it, or name "
+            f"the file with --attributes. {WITH_ATTRIBUTES} carries them.{source.unread()}"
         )
     rows = read_attributes(place)
     check_table(str(place), rows)
@@ -205,6 +209,13 @@ def _other_list(source: Source) -> File | None:
     tables = source.with_suffix(".csv")
     found = [table for table in tables if has_attribute_header(read_lines(table))]
     return found[0] if len(found) == 1 else None
+
+
+def _seen_tables(source: Source) -> str:
+    names = [file.name for file in source.with_suffix(".csv", ".txt")]
+    if not names:
+        return "it has no table"
+    return f"not one table ({', '.join(names[:3])}) has the 40 attributes, or several have"
 
 
 def _stem(file: File) -> str:
@@ -229,4 +240,7 @@ def recognise(source: Source) -> Iterable[Row]:
         if rows is not None:
             return rows
     seen = ", ".join(file.name for file in source.files[:5]) or "no file of a kind that is read"
-    raise ValueError(f"{source.place} holds no form of CelebA-HQ that is known here: it has {seen}")
+    raise ValueError(
+        f"{source.place} holds no form of CelebA-HQ that is known here: it has {seen}."
+        f"{source.unread()}"
+    )

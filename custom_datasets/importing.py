@@ -72,6 +72,9 @@ def import_copy(
             f"{out} is there already. {describe_folder(out)} Remove it, or name another folder "
             "with --out"
         )
+    for option, path in (("--attributes", attribute_list), ("--mapping", mapping)):
+        if path and not path.is_file():
+            raise FileNotFoundError(f"{option} {path} is not a file that is there")
     copy = open_source(locate(source), attribute_list, mapping, is_hq)
     return import_rows(recognise(copy), out, source, is_hq)
 

@@ -18,7 +18,6 @@ from tqdm import tqdm
 import files
 from custom_datasets.celeba_files import (
     IMAGE_FOLDER,
-    File,
     write_attributes,
     write_partition,
 )
@@ -80,9 +79,10 @@ def write_faces(rows: Iterable[Row], folder: Path, source: str, is_hq: bool = Tr
     attributes = _write_images(rows, folder / IMAGE_FOLDER, is_hq, written)
     if len(written.left_out) >= max(1, len(written.rows)):
         reasons = [f"  {name}: {why}" for name, why in list(written.left_out.items())[:5]]
+        seen = len(written.rows) + len(written.left_out)
         raise ValueError(
-            f"{len(written.left_out)} of {len(attributes)} images cannot be used:\n"
-            + "\n".join(reasons)
+            f"{len(written.left_out)} of {'the first ' * (not written.rows)}{seen} images cannot "
+            "be used:\n" + "\n".join(reasons)
         )
     if not written.rows:
         raise ValueError(f"{source} holds no face")
@@ -103,17 +103,20 @@ def _write_images(
     with ThreadPoolExecutor(WRITERS) as writers, tqdm(desc="importing", unit=" faces") as bar:
         while batch := list(islice(numbered, BATCH)):
             indices = [number if row.index is None else row.index for number, row in batch]
-            images = [row.image for _, row in batch]
-            outcomes = writers.map(_write_image, repeat(folder), indices, images)
+            rows = [row for _, row in batch]
+            outcomes = writers.map(_write_image, repeat(folder), indices, rows)
             for (_, row), index, outcome in zip(batch, indices, outcomes, strict=True):
                 if is_hq and outcome.size == CELEBA_SIZE:
                     raise ValueError(
                         f"{row.name} is 178x218 pixels, as the faces of CelebA are, which is not "
                         "CelebA-HQ: import it with --celeba"
                     )
-                attributes.append(row.attributes)
+                if row.attributes is not None:
+                    attributes.append(row.attributes)
                 _note(written, row, index, outcome)
             bar.update(len(batch))
+            if not written.rows:  # a form that is not understood: no need to read all of it
+                break
     return attributes
 
 
@@ -126,7 +129,10 @@ def _note(written: Written, row: Row, index: int, outcome: _Outcome) -> None:
     written.indices.append(index)
 
 
-def _write_image(folder: Path, index: int, image: bytes | File) -> _Outcome:
+def _write_image(folder: Path, index: int, row: Row) -> _Outcome:
+    if row.attributes is None:
+        return _Outcome(why_not=row.why_not)
+    image = row.image
     try:
         data = image if isinstance(image, bytes) else image.read_bytes()
         kind, size = image_format(io.BytesIO(data))

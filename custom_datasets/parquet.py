@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from custom_datasets.celeba_files import ATTRIBUTES, File
+from custom_datasets.celeba_files import ATTRIBUTES, File, attribute_name
 from custom_datasets.sources import Row, Source
 
 WITH_ATTRIBUTES = "eurecom-ds/celeba-hq-256"
@@ -49,7 +49,9 @@ def find_columns(schema: pa.Schema, where: str) -> Columns:
     Raises:
         ValueError: no images, several columns of images, or no attributes; the columns are listed.
     """
-    listed = f"its columns: {', '.join(schema.names)}"
+    others = [name for name in schema.names if attribute_name(name) not in ATTRIBUTES]
+    listed = f"its columns: {', '.join(others)}"
+    listed += " and attributes" if len(others) < len(schema) else ""
     images = [field.name for field in schema if _holds_bytes(field.type)]
     named = [name for name in images if name.lower() in ("image", "img", "jpg")]
     if len(images) > 1 and len(named) == 1:
@@ -58,10 +60,11 @@ def find_columns(schema: pa.Schema, where: str) -> Columns:
         what = "no images" if not images else f"several columns of images ({', '.join(images)})"
         raise ValueError(f"{where} has {what} ({listed})")
     lower = {name.lower(): name for name in schema.names}
+    columns = {attribute_name(name): name for name in schema.names}
     if "attributes" in lower:
         attributes: tuple[str, ...] = (lower["attributes"],)
-    elif all(name.lower() in lower for name in ATTRIBUTES):
-        attributes = tuple(lower[name.lower()] for name in ATTRIBUTES)
+    elif set(ATTRIBUTES) <= set(columns):
+        attributes = tuple(columns[name] for name in ATTRIBUTES)
     else:
         raise ValueError(
             f"{where} carries no attributes ({listed}), from which the captions are made. "
@@ -122,9 +125,12 @@ def _rows(shards: Sequence[File], is_official: bool) -> Iterator[Row]:
                 name = f"{shard.name}, row {number}"
                 image = _image(record[columns.image], Path(str(shard)).parent)
                 values = [record[column] for column in columns.attributes]
-                values = list(values[0] or ()) if len(values) == 1 else values
                 original = _celebas_name(record[columns.original]) if columns.original else None
-                yield Row(image, as_attributes(values, name), name, original, split=split)
+                try:
+                    attributes, why_not = as_attributes(_listed(values)), ""
+                except ValueError as error:
+                    attributes, why_not = None, str(error)
+                yield Row(image, attributes, name, original, split=split, why_not=why_not)
 
 
 def _records(opened: pq.ParquetFile, columns: Columns, where: str) -> Iterator[dict[str, object]]:
@@ -149,16 +155,32 @@ def _celebas_name(value: object) -> str | None:
     return str(value) if CELEBA_NAME.fullmatch(str(value)) else None
 
 
-def as_attributes(values: Sequence[object], where: str) -> np.ndarray:
+def _listed(values: list[object]) -> list[object]:
+    """The values of 40 columns, or of one that holds a list, values by name, or the names of what
+    a face has.
+    """
+    if len(values) > 1:
+        return values
+    held = values[0]
+    if isinstance(held, dict):
+        named = {attribute_name(name): value for name, value in held.items()}
+        return [named.get(name) for name in ATTRIBUTES]
+    names = {attribute_name(item) for item in held or () if isinstance(item, str)}
+    if names and names <= set(ATTRIBUTES):
+        return [name in names for name in ATTRIBUTES]
+    return list(held or ())
+
+
+def as_attributes(values: Sequence[object]) -> np.ndarray:
     """Forty numbers or booleans as bool (40,).
 
     Raises:
-        ValueError: others than 40 values of -1 or 0 and 1; names `where`.
+        ValueError: others than 40 values of -1 or 0 and 1.
     """
     try:
         numbers = [float(value) for value in values]
     except (TypeError, ValueError):
         numbers = []
     if len(numbers) != len(ATTRIBUTES) or not set(numbers) <= {-1.0, 0.0, 1.0}:
-        raise ValueError(f"{where}: expected 40 attributes of -1, 0 or 1, got {values!r:.80}")
+        raise ValueError(f"expected 40 attributes of -1, 0 or 1, got {values!r:.80}")
     return np.array(numbers) > 0

@@ -17,6 +17,11 @@ from custom_datasets.celeba_files import File
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 SUFFIXES = (*IMAGE_SUFFIXES, ".txt", ".csv", ".parquet", ".zip")
+UNREAD = {  # what would help with a file that is not read
+    ".arrow": "write it as parquet, with datasets.load_from_disk(folder).to_parquet(file)",
+    ".jsonl": "write it as CSV, with pandas.read_json(file, lines=True).to_csv(other)",
+    **dict.fromkeys((".tar", ".gz", ".tgz", ".7z", ".rar"), "unpack it"),
+}
 UNFINISHED_FOLDER = ".importing"  # at the end of a folder's name, while it is imported into
 NOT_FACES = ("__MACOSX", "CelebAMask-HQ-mask-anno")  # what macOS adds to archives; 400,000 masks
 
@@ -26,11 +31,12 @@ class Row:
     """One face of a copy, as an adapter yields it."""
 
     image: bytes | File  # as they are in the copy: nothing is decoded
-    attributes: np.ndarray  # bool (40,)
+    attributes: np.ndarray | None  # bool (40,); None: not known, `why_not` says why
     name: str  # what it is called in the copy
     original: str | None = None  # CelebA's file name, which tells the official split
     index: int | None = None  # CelebA-HQ's own number
     split: int | None = None  # 0, 1 or 2, where the copy itself is split as CelebA is
+    why_not: str = ""  # why the face has to be left out
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,12 @@ class Source:
             if found:
                 return found[0]
         return None
+
+    def unread(self) -> str:
+        """A sentence on the first file that is not read, and what would help; empty without one."""
+        paths = sorted(self.place.rglob("*")) if self.place.is_dir() else []
+        found = next((path for path in paths if path.suffix.lower() in UNREAD), None)
+        return f" {found} is not read: {UNREAD[found.suffix.lower()]}." if found else ""
 
 
 # Gives the rows of a copy, or None where it is of another form. Errors are for a copy of this form

@@ -71,9 +71,10 @@ class TextEncoder(nn.Module):
         ).input_ids
         for caption, row in zip(captions, ids, strict=True):
             if len(row) > self.max_tokens:
+                shown = caption if len(caption) <= 80 else f"{caption[:77]}..."
                 raise ValueError(
                     f"the caption has {len(row)} tokens, the encoder takes {self.max_tokens}: "
-                    f"{caption!r}. Shorten it."
+                    f"{shown!r}. Shorten it."
                 )
         return torch.tensor(ids)
 

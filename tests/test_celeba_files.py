@@ -46,6 +46,13 @@ FORMS = {
     "csv of words": csv_form(["image_id", *ATTRIBUTES], ("False", "True")),
     "csv in another order": csv_form([*reversed(ATTRIBUTES), "image_id"]),
     "csv without quotes": csv_form(["image_id", *ATTRIBUTES]).replace('"', ""),
+    "csv of a spreadsheet": csv_form(["image_id", *ATTRIBUTES], ("FALSE", "TRUE")).replace(
+        ",", ";"
+    ),
+    "csv of numbers": csv_form(["image_id", *ATTRIBUTES], ("-1.0", "1.0")),
+    "csv of pandas": csv_form(["", "image_id", *ATTRIBUTES]),
+    "csv of pandas read back": csv_form(["Unnamed: 0", "image_id", *ATTRIBUTES]),
+    "csv of other names": csv_form(["image_id", *ATTRIBUTES]).replace("_Hair", " hair").lower(),
 }
 
 
@@ -61,6 +68,15 @@ def test_all_forms_read_alike(tmp_path: Path, form: str) -> None:
     assert np.array_equal(np.stack(list(inside.values())), ROWS)
 
 
+def test_a_table_in_utf_16_and_a_comma_in_a_name(tmp_path: Path) -> None:
+    text = FORMS["csv"].replace("000003.jpg", "000003, copy.jpg")
+    for name, encoding in (("8", "utf-8-sig"), ("16", "utf-16")):
+        (tmp_path / name).write_text(text, encoding=encoding)
+        rows = read_attributes(tmp_path / name)
+        assert list(rows)[2] == "000003, copy.jpg"
+        assert np.array_equal(np.stack(list(rows.values())), ROWS)
+
+
 @pytest.mark.parametrize("form", ["csv", "text"])
 @pytest.mark.parametrize("fault", ["-", "2", "", "x"])
 def test_a_broken_value_is_located_in_both_forms(tmp_path: Path, form: str, fault: str) -> None:
@@ -73,7 +89,7 @@ def test_a_broken_value_is_located_in_both_forms(tmp_path: Path, form: str, faul
 
 
 def test_files_that_are_not_text_are_named(tmp_path: Path) -> None:
-    (tmp_path / "list").write_bytes(b"\xff\xfe\x00\x01" * 10)
+    (tmp_path / "list").write_bytes(b"\xff\xd8\xff\xe0" * 10)
     with pytest.raises(ValueError, match="list is not a text file"):
         read_attributes(tmp_path / "list")
     (tmp_path / "list").write_bytes(b"")

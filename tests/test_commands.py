@@ -206,6 +206,23 @@ def test_a_word_that_train_does_not_know_is_one_line(
         assert error.startswith(line) and error.count("\n") == 1
 
 
+@pytest.mark.parametrize("content", [None, "{", "{}", "[]", '{"config": 3}'])
+def test_a_config_that_train_cannot_read_is_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    content: str | None,
+) -> None:
+    path = tmp_path / "config.json"
+    if content is not None:
+        path.write_text(content)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--config", str(path)])
+    with pytest.raises(SystemExit):
+        train.main()
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+
+
 # --- sample.py ---
 
 

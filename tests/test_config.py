@@ -102,6 +102,14 @@ REFUSED = [
     ("unet.widths=100,100", "multiple of 32"),
     ("evaluation.sweep_count=0", "use 1 or more"),
     ("name=../elsewhere", "one word"),
+    ("name=", "one word"),
+    ("name=..", "one word"),
+    ("training.seed=9223372036854775808", "or less"),
+    ("training.learning_rate=1" + 400 * "0", "not a finite number"),
+    ("unet.widths=", "give 1 or more"),
+    ("sampling.prompts=()", "give 1 or more"),
+    ("evaluation.feature_networks=inceptoin,judge", "did you mean 'inception'"),
+    ("evaluation.feature_networks=clip:", "choose from"),
 ]
 
 
@@ -129,6 +137,8 @@ def test_changes_from_text_arrive_in_their_types() -> None:
     assert changed.models.autoencoder == "owner/name"
     untouched = dataclasses.replace(changed, evaluation=config.demo().evaluation)
     assert untouched == changed
+    without = get_config("demo", ["evaluation.clip_judges=", "evaluation.sweep_steps=()"])
+    assert without.evaluation.clip_judges == without.evaluation.sweep_steps == ()
 
 
 @pytest.mark.parametrize(

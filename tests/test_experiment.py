@@ -17,7 +17,7 @@ from custom_datasets.captions import describe
 from custom_datasets.latent_cache import ImageLatents, LatentCache
 from inference.text_to_face import TextToFace
 from models.vae_wrapper import VAEWrapper
-from training import checkpoints
+from training import checkpoints, tracking
 from training.environment import describe_environment
 from training.experiment import Experiment
 from training.loop import train
@@ -137,8 +137,8 @@ def test_the_sampler_shows_the_averaged_weights_as_they_are(exact: Config) -> No
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"text_width": 48}, r"text width is 32, not 48"),
-        ({"latent_channels": 16}, r"latent channels is 4, not 16"),
+        ({"text_width": 48}, r"models\.text_encoder .*is 32, not 48; .*unet\.text_width=32"),
+        ({"latent_channels": 16}, r"models\.autoencoder .*is 4, not 16; .*unet\.latent_channels=4"),
     ],
 )
 def test_models_that_do_not_fit_are_refused(
@@ -160,9 +160,41 @@ def test_an_autoencoder_of_another_downsampling_is_refused(
 def test_a_prompt_that_is_too_long_is_refused_before_any_long_work(
     exact: Config, root: Path
 ) -> None:
-    with pytest.raises(ValueError, match=r"tokens.*Shorten"):
+    with pytest.raises(ValueError, match=r"^sampling\.prompts: .*tokens.{,120}Shorten"):
         opening(changed(exact, "sampling", prompts=("a man with a beard " * 30,)))
     assert not (root / "data" / "latents").exists()
+
+
+def test_a_batch_that_the_faces_do_not_fill_is_refused_before_any_long_work(
+    exact: Config, root: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"24 faces do not fill one batch of 25: lower training"):
+        opening(changed(exact, "training", batch_size=25))
+    assert not (root / "data" / "latents").exists()
+
+
+def test_a_warm_up_longer_than_the_run_is_said(exact: Config) -> None:
+    said = opening(changed(exact, "training", warmup_steps=6)).summary()
+    assert "training.warmup_steps (6) are not fewer than the 6 steps" in said
+    opened = opening(dataclasses.replace(changed(exact, "training", warmup_steps=5), name="b"))
+    assert "warmup" not in opened.summary()
+
+
+@pytest.mark.parametrize(
+    ("tracker", "message"),
+    [
+        ("tensorbord", "did you mean 'tensorboard'"),
+        ("", "choose from"),
+        ("aim", "not installed"),
+    ],
+)
+def test_a_tracker_that_would_log_nothing_is_refused(
+    exact: Config, root: Path, monkeypatch: pytest.MonkeyPatch, tracker: str, message: str
+) -> None:
+    monkeypatch.setattr(tracking, "get_available_trackers", lambda: ["tensorboard"])
+    with pytest.raises(ValueError, match=rf"training\.tracker.*{message}"):
+        Experiment(changed(exact, "training", tracker=tracker))
+    assert not (root / "checkpoints").exists()
 
 
 @pytest.mark.parametrize("field", ["autoencoder", "text_encoder"])

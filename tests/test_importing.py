@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+import re
 import shutil
 import zipfile
 from collections.abc import Iterator
@@ -187,10 +188,10 @@ def test_values_of_a_record() -> None:
         [1.0, 0.0] * 20,
         ["1", "-1"] * 20,
     ):
-        assert as_attributes(values, "row 3").tolist() == [True, False] * 20
+        assert as_attributes(values).tolist() == [True, False] * 20
     for wrong in ([1] * 39, [2] * 40, [None] * 40, ["yes"] * 40, []):
-        with pytest.raises(ValueError, match="row 3: expected 40 attributes"):
-            as_attributes(wrong, "row 3")
+        with pytest.raises(ValueError, match="expected 40 attributes"):
+            as_attributes(wrong)
 
 
 def test_a_split_by_chance_is_the_same_every_time() -> None:
@@ -324,12 +325,37 @@ def test_any_images_with_a_table_of_their_names(faces: CelebAHQ, tmp_path: Path)
     assert "by chance" in lines[0]
     assert_same_faces(faces, tmp_path / "out", 0)
     (source / "labels.csv").write_text((source / "labels.csv").read_text().replace("face 3", "x"))
-    with pytest.raises(ValueError, match=r"labels\.csv has no row for face 3\.webp"):
-        import_copy(str(source), tmp_path / "again")
+    lines = import_copy(str(source), tmp_path / "once more")
+    assert lines[0].startswith("7 faces") and "left out 1" in lines[1]
+    assert lines[2] == "  face 3.webp: labels.csv has no row for it"
     (source / "masks").mkdir()
     Pillow.new("L", (64, 64)).save(source / "masks" / "face 5.png")
     with pytest.raises(ValueError, match=r"two images have one .*face 5\.webp and .*face 5\.png"):
         import_copy(str(source), tmp_path / "again")
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("data-0.arrow", "data-0.arrow is not read: write it as parquet"),
+        ("metadata.jsonl", "metadata.jsonl is not read: write it as CSV"),
+        ("faces.tar.gz", "faces.tar.gz is not read: unpack it"),
+        ("notes.csv", "not one table (notes.csv) has the 40 attributes"),
+    ],
+)
+@pytest.mark.parametrize("with_images", [True, False])
+def test_what_is_not_read_is_named_with_a_remedy(
+    faces: CelebAHQ, tmp_path: Path, name: str, remedy: str, with_images: bool
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / name).write_text("image,note\n")
+    if with_images:
+        (source / "a.jpg").write_bytes(faces.path(0).read_bytes())
+    elif name == "notes.csv":
+        remedy = "it has notes.csv"
+    with pytest.raises((FileNotFoundError, ValueError), match=re.escape(remedy)):
+        import_copy(str(source), tmp_path / "out")
 
 
 def test_two_images_of_one_number_are_named(faces: CelebAHQ, tmp_path: Path) -> None:
@@ -447,6 +473,41 @@ def test_one_broken_image_is_named_and_the_others_are_kept(
     assert np.array_equal(opened.attributes, faces.attributes[opened.indices])
     about = json.loads((tmp_path / "out" / ABOUT_FILE).read_text())
     assert list(about["left_out"]) == ["train-0.parquet, row 3"]
+
+
+@pytest.mark.parametrize("form", ["values by name", "names"])
+def test_attributes_by_their_names_and_one_row_without(
+    faces: CelebAHQ, tmp_path: Path, form: str
+) -> None:
+    path = shard(faces, tmp_path / "source" / "train-0.parquet", "image", bare=True)
+    by_name = [dict(zip(ATTRIBUTES, row.tolist(), strict=True)) for row in faces.attributes[:8]]
+    if form == "names":
+        held: list = [[name for name, has in row.items() if has] for row in by_name]
+        held[3] = ["Freckles"]
+    else:
+        held = [{**row, "Bald": None if i == 3 else row["Bald"]} for i, row in enumerate(by_name)]
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(1, "attributes", pa.array(held)), path)
+    lines = import_copy(str(path), tmp_path / "out")
+    assert "train-0.parquet, row 3: expected 40 attributes" in lines[2]
+    opened = CelebAHQ(tmp_path / "out", None, 64)
+    assert opened.indices.tolist() == [0, 1, 2, 4, 5, 6, 7]
+    assert np.array_equal(opened.attributes, faces.attributes[opened.indices])
+
+
+def test_a_form_that_is_not_understood_is_refused_after_the_first_rows(
+    faces: CelebAHQ, tmp_path: Path
+) -> None:
+    read = 0
+
+    def rows() -> Iterator[Row]:
+        nonlocal read
+        for read in range(1, 10_000):
+            yield Row(faces.path(0).read_bytes(), None, f"row {read}", why_not="no attributes")
+
+    with pytest.raises(ValueError, match=r"64 of the first 64 images .*\n  row 1: no attributes"):
+        import_rows(rows(), tmp_path / "out", "somewhere")
+    assert read == 64 and not (tmp_path / "out").exists()
 
 
 def test_more_broken_images_than_good_ones_are_refused(faces: CelebAHQ, tmp_path: Path) -> None:

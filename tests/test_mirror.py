@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from huggingface_hub.errors import HTTPError
 
 import config as config_module
 from config import Config
@@ -134,3 +135,28 @@ def test_a_mirror_without_the_run_is_a_fresh_start(tmp_path: Path) -> None:
         str(tmp_path / "drive"), "x", tmp_path / "run", checkpoints.load_checkpoint
     )
     assert found is None
+
+
+class Unreachable:
+    """The hub's client without a network."""
+
+    def repo_exists(self, repository: str) -> bool:
+        raise HTTPError(f"no connection for {repository}")
+
+
+def test_a_mirror_that_cannot_be_read_does_not_begin_the_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("in the place of a drive")
+    places = {"hf:owner/name": "no connection", str(tmp_path / "file"): "file"}
+    monkeypatch.setattr("huggingface_hub.HfApi", Unreachable)
+    for place, reason in places.items():
+        with pytest.raises(ConnectionError, match=rf"training\.mirror .*{reason}.*mirror=none"):
+            mirror.restore(place, "x", tmp_path / "run", checkpoints.load_checkpoint)
+
+
+def test_a_relative_mirror_is_in_the_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert mirror.open_store("drive", "x").folder == config_module.ROOT / "drive" / "x"

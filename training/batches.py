@@ -86,6 +86,24 @@ class Batch:
         ]
 
 
+def require_batch(faces: int, training: TrainingConfig, processes: int) -> None:
+    """Refuse a batch that the faces do not fill, or that is smaller than the processes' number.
+
+    Raises:
+        ValueError: names the setting and the remedy.
+    """
+    batch = training.global_batch_size
+    if batch > faces:
+        raise ValueError(
+            f"{faces} faces do not fill one batch of {batch}: lower training.batch_size"
+        )
+    if batch < processes:
+        raise ValueError(
+            f"a batch of {batch} cannot be shared among {processes} processes: start fewer, "
+            "or raise training.batch_size"
+        )
+
+
 class Batches:
     """Makes the batches of one process.
 
@@ -115,16 +133,8 @@ class Batches:
     ) -> None:
         self.latents, self.caption, self.objective = latents, caption, objective
         self.data, self.training, self.tokenize, self.pin = data, training, tokenize, pin
+        require_batch(len(latents), training, processes)
         batch = training.global_batch_size
-        if batch > len(latents):
-            raise ValueError(
-                f"{len(latents)} faces do not fill one batch of {batch}: lower training.batch_size"
-            )
-        if batch < processes:
-            raise ValueError(
-                f"a batch of {batch} cannot be shared among {processes} processes: start fewer, "
-                "or raise training.batch_size"
-            )
         self.places = share_of(batch, process, processes)
         self.steps_per_epoch = len(latents) // batch
 

@@ -32,7 +32,7 @@ from models.loading import fingerprint
 from models.text_encoder import TextEncoder
 from models.vae_wrapper import VAEWrapper
 from training import checkpoints, run_folder
-from training.batches import Batches
+from training.batches import Batches, require_batch
 from training.caption_states import ConditionSource, EncodedCaptions, KeptCaptions, file_name
 from training.checkpoints import Circumstances
 from training.environment import describe_environment
@@ -45,6 +45,7 @@ from training.processes import (
 )
 from training.resuming import check_resume, open_newest_together, resume
 from training.state import TrainingState, new_state
+from training.tracking import require_tracker
 
 _opened: WeakValueDictionary[Path, "Experiment"] = WeakValueDictionary()  # by this process
 
@@ -69,6 +70,7 @@ class Experiment:
         set_timesteps(sampler, config.sampling.steps)
         require_accelerator(choose_device(), config.data.image_size)
         tracker = config.training.tracker
+        require_tracker(tracker)
         self.accelerator = build_accelerator(tracker, self.folder / "logs")
         self.device = self.accelerator.device
         self.precision = choose_precision(config.training.mixed_precision, self.device)
@@ -153,18 +155,26 @@ class Experiment:
     @cached_property
     def text_encoder(self) -> TextEncoder:
         """The frozen CLIP text model; refuses another width, and prompts that are too long."""
-        encoder = TextEncoder.from_pretrained(self.config.models.text_encoder)
-        _require_fit(self.config, "text width", encoder.width, self.config.unet.text_width)
-        encoder.tokenize(self.config.sampling.prompts)
+        name, width = self.config.models.text_encoder, self.config.unet.text_width
+        encoder = TextEncoder.from_pretrained(name)
+        fix = f"name another model, or set unet.text_width={encoder.width}"
+        _require_fit(f"models.text_encoder {name}", "text width", encoder.width, width, fix)
+        try:
+            encoder.tokenize(self.config.sampling.prompts)
+        except ValueError as error:
+            raise ValueError(f"sampling.prompts: {error}") from error
         return encoder.to(self.device)
 
     @cached_property
     def vae(self) -> VAEWrapper:
         """The frozen autoencoder; refuses one whose latents do not fit the UNet."""
         vae, unet = VAEWrapper.from_pretrained(self.config.models.autoencoder), self.config.unet
-        _require_fit(self.config, "latent channels", vae.latent_channels, unet.latent_channels)
+        name = f"models.autoencoder {self.config.models.autoencoder}"
+        have, want = vae.latent_channels, unet.latent_channels
+        fix = f"name another model, or set unet.latent_channels={have}"
+        _require_fit(name, "latent channels", have, want, fix)
         wanted = self.config.data.image_size // unet.latent_size
-        _require_fit(self.config, "downsampling", vae.downsampling, wanted)
+        _require_fit(name, "downsampling", vae.downsampling, wanted, "name another model")
         return vae.to(self.device)
 
     @cached_property
@@ -219,6 +229,7 @@ class Experiment:
     def latents(self) -> LatentSource:
         """The latent cache, or encoding on the fly, as the preset says."""
         data, folder = self.config.data, self.config.cache_folder / "latents"
+        require_batch(len(self.faces), self.config.training, self.accelerator.num_processes)
         precision = encoding_precision(data.encoding, self.device)
         if not data.cache_latents:
             return ImageLatents(self.faces, self.vae, data.loader_workers, precision)
@@ -296,14 +307,23 @@ class Experiment:
                 repr(self.faces),
                 f"UNet: {count_parameters(self.state.unet) / 1e6:.1f}M parameters",
                 f"run folder {self.folder}, at step {self.state.step}",
+                *self._warnings(),
             ]
         )
 
+    def _warnings(self) -> list[str]:
+        """What is allowed, for a trial, but teaches little."""
+        training = self.config.training
+        steps = training.num_epochs * (len(self.faces) // training.global_batch_size)
+        if training.warmup_steps < steps:
+            return []
+        return [
+            f"training.warmup_steps ({training.warmup_steps}) are not fewer than the {steps} steps "
+            "of this run: its learning rate never reaches the peak. Lower them, or raise num_epochs"
+        ]
 
-def _require_fit(config: Config, what: str, found: int, wanted: int) -> None:
+
+def _require_fit(model: str, what: str, found: int, wanted: int, fix: str) -> None:
     """Refuse a frozen model whose shape does not fit the UNet."""
     if found != wanted:
-        raise ValueError(
-            f"preset {config.name}: the frozen model's {what} is {found}, the preset's {wanted}; "
-            "choose another model in models.*, or a unet.* that fits it"
-        )
+        raise ValueError(f"{model}: its {what} is {found}, not {wanted}; {fix}")

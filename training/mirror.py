@@ -12,6 +12,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
+from huggingface_hub.errors import HFValidationError, HTTPError
+
+from config import ROOT
 from files import replacing
 from training import checkpoints, run_folder
 
@@ -45,12 +48,13 @@ class FolderStore:
         self.folder = folder
 
     def names(self) -> list[str]:
-        """The files there; none where the folder does not exist yet.
+        """The files there; makes the folder.
 
         Raises:
-            OSError: the drive cannot be read.
+            OSError: the drive cannot be read or written.
         """
-        return sorted(p.name for p in self.folder.iterdir()) if self.folder.is_dir() else []
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return sorted(p.name for p in self.folder.iterdir())
 
     def holds(self, path: Path) -> bool:
         """Whether the checkpoint of this name there is this one."""
@@ -112,10 +116,13 @@ class HubStore:
 
 
 def open_store(mirror: str, run: str) -> Store:
-    """The store of a run: "hf:owner/name", or a folder in which the run gets a subfolder."""
+    """The store of a run: "hf:owner/name", or a folder in which the run gets a subfolder.
+
+    A relative path is relative to the repository, so that it means one folder in a notebook too.
+    """
     if mirror.startswith(HUB):
         return HubStore(mirror.removeprefix(HUB))
-    return FolderStore(Path(mirror).expanduser() / run)
+    return FolderStore(ROOT / Path(mirror).expanduser() / run)
 
 
 class Mirror:
@@ -164,11 +171,21 @@ def restore(mirror: str, run: str, folder: Path, is_whole: Callable[[Path], obje
 
     Returns:
         The checkpoint, or None where the run folder has one already or the mirror has none.
+
+    Raises:
+        ConnectionError: the mirror cannot be read, so that the run would begin again.
     """
     if checkpoints.checkpoints(folder):
         return None
     store = open_store(mirror, run)
-    names = {Path(name): checkpoints.progress_in_name(Path(name)) for name in store.names()}
+    try:
+        there = store.names()
+    except (OSError, HTTPError, HFValidationError) as error:
+        raise ConnectionError(
+            f"training.mirror {mirror} cannot be read ({error}). It may hold checkpoints of this "
+            "run: connect to it, or start without it (training.mirror=none)"
+        ) from error
+    names = {Path(name): checkpoints.progress_in_name(Path(name)) for name in there}
     for name in sorted(names, key=names.__getitem__, reverse=True):
         if names[name] < (0, 0):
             break

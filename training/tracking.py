@@ -8,9 +8,30 @@ from collections.abc import Iterable, Iterator
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from torchvision.utils import make_grid
 
+from settings import nearest
 from training.step import Step
+
+
+def require_tracker(name: str | None) -> None:
+    """Refuse a tracker that is unknown, or not installed: accelerate then logs nothing.
+
+    Raises:
+        ValueError: names the setting and the remedy.
+    """
+    known, installed = sorted(LOGGER_TYPE_TO_CLASS), map(str, get_available_trackers())
+    if name is None or name in installed:
+        return
+    if name in known:
+        raise ValueError(
+            f"training.tracker: {name} is not installed (or too old): install it with pip, or use "
+            "another, or None"
+        )
+    raise ValueError(
+        f"training.tracker: {name!r} is unknown{nearest(name, known)}; choose from {known}, or None"
+    )
 
 
 def tracked(
