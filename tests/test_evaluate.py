@@ -276,7 +276,7 @@ def test_a_network_that_is_a_page_of_html_costs_its_own_numbers_only(
     broken = tmp_path / "broken_clip"
     shutil.copytree(clip, broken)
     (broken / "model.safetensors").write_text("<!DOCTYPE html><html>Sign in</html>")
-    names = (f"clip:{broken}", "dinov2:no/such", "no-such-network", "judge")
+    names = (f"clip:{broken}", "dinov2:no/such", "clip:no/such", "judge")
     done.plan(feature_networks=names, clip_judges=(str(broken), clip))
     metrics = done.evaluate()
     assert list(metrics["distribution"]) == ["judge"]
