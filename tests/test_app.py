@@ -221,7 +221,7 @@ def test_the_page_is_served_behind_a_proxy_until_ctrl_c(
             "a man", *[None] * 7, api_name="/draw"
         )
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=300)
     assert len(answer[0]) == page.USUAL_PICTURES
     assert process.returncode == 130 and errors.splitlines()[-1] == b"stopped"
     assert b"Traceback" not in errors

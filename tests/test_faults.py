@@ -140,7 +140,7 @@ def test_a_second_run_is_refused_before_it_starts(tiny_config: Config, tmp_path:
     second = run_script(TRAIN, tmp_path, tmp_path / "config.json")
     assert second.returncode != 0 and "step" not in second.stdout
     assert f"in use by process {first.pid}" in second.stderr
-    first.communicate("go on\n", timeout=60)
+    first.communicate("go on\n", timeout=300)
     assert first.returncode == 0
     losses = run_folder.read_losses(tmp_path / "checkpoints" / "test")
     assert [line["step"] for line in losses] == list(range(1, len(losses) + 1))

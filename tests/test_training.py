@@ -604,7 +604,7 @@ def test_a_real_interrupt_of_a_real_process(
     lines = iter(process.stdout.readline, "step 4\n")
     assert [line.split()[-1] for line in lines if line.startswith("step")] == ["1", "2", "3"]
     process.send_signal(signal.SIGINT)  # while it waits between two steps
-    _, errors = process.communicate("go on\n", timeout=60)
+    _, errors = process.communicate("go on\n", timeout=300)
     assert process.returncode != 0 and "stopped after step 5" in errors
 
     def train_in(root: Path) -> dict[str, Any]:
