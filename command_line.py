@@ -21,9 +21,11 @@ from typing import NoReturn
 
 from config import PRESETS, ROOT, Config, get_config
 
-# What a disk refuses with a reason that needs no traceback: no room, no permission, a long name.
+# What a disk refuses with a reason that needs no traceback: no room, no permission, a long name,
+# a file in the place of a folder, or a drive that is gone.
 DISK_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG),
+    *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.ENOTCONN),
 }
 STOPPED = "stopped"
 ASCII = {"±": "+-", "→": "->", "×": "x", "–": "-"}

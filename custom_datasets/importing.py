@@ -159,13 +159,23 @@ def _alignment(faces: CelebAHQ) -> str:
 
 
 def describe_folder(folder: Path) -> str:
-    """One sentence on what a folder holds."""
+    """What a folder holds, and where the faces are if it is the folder above or below."""
+    if folder.is_file():
+        return f"{folder} is a file: import it with make data SOURCE={folder}."
+    near = [folder.parent, *sorted(folder.glob("*/"))]
+    official = next((place for place in near if _is_official(place)), None)
+    if official and not _is_official(folder):
+        return f"{folder} is not the folder that holds the faces: that is {official}."
     missing = [name for name in (IMAGE_FOLDER, ATTRIBUTE_FILE) if not (folder / name).exists()]
     if missing:
         return f"{folder} lacks {' and '.join(missing)}."
     names = (path.name for path in (folder / IMAGE_FOLDER).iterdir())
     count = sum(image_number(name) is not None for name in names)
     return f"{folder} holds {count} of {OFFICIAL_COUNT} images and their attributes."
+
+
+def _is_official(folder: Path) -> bool:
+    return all((folder / name).exists() for name in (IMAGE_FOLDER, ATTRIBUTE_FILE))
 
 
 def main() -> None:

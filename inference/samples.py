@@ -19,12 +19,23 @@ def save_samples(experiment: Experiment, step: int) -> None:
     folder = experiment.folder / "samples"
     folder.mkdir(exist_ok=True)
     log_pictures(experiment.accelerator, images, step)
-    with replacing(folder / f"step_{step:07d}.png") as temporary:
-        save_image(images, temporary, nrow=4, format="png")
+    with replacing(folder / f"step_{step:07d}.png") as path:
+        save_image(images, path, format="png", nrow=4)
 
 
 def saved_samples(folder: Path, most: int) -> dict[int, torch.Tensor]:
-    """Grids of a run folder, uint8 (3, H, W) by their step, spread evenly over the run."""
+    """Grids of a run folder, uint8 (3, H, W) by their step, spread evenly over the run. One that
+    is damaged is passed over, and named.
+    """
     paths = sorted((folder / "samples").glob("step_*.png"))
     chosen = {round(i * (len(paths) - 1) / max(1, most - 1)) for i in range(most)} if paths else ()
-    return {int(paths[i].stem[5:]): decode_image(str(paths[i])) for i in sorted(chosen)}
+    grids = {int(paths[i].stem[5:]): _read(paths[i]) for i in sorted(chosen)}
+    return {step: grid for step, grid in grids.items() if grid is not None}
+
+
+def _read(path: Path) -> torch.Tensor | None:
+    try:
+        return decode_image(str(path))
+    except RuntimeError as error:  # torchvision's for an empty file and for one that is cut short
+        print(f"{path} is damaged and passed over: {str(error).splitlines()[0]}")
+        return None

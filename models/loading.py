@@ -69,6 +69,15 @@ def _places(name: str) -> list[Path]:
     return places
 
 
+def is_path(name: str) -> bool:
+    """Whether a name can only be meant as a path, so that the hub need not be asked for it: one
+    whose first part is a folder of the repository, and what no hub id begins with or looks like.
+    """
+    first = Path(name).parts[:1]
+    looks_like_id = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?(@.+)?", name)
+    return not looks_like_id or ("/" in name and (ROOT / first[0]).is_dir())
+
+
 def _address(name: str) -> tuple[str, dict[str, str]]:
     """What `from_pretrained` takes for a name: a place and, of a hub id, its revision."""
     place = locate(name)
@@ -99,6 +108,8 @@ def open_pretrained(
     if Path(place).is_dir():
         for file in DESCRIPTIONS:
             _read_json(Path(place) / file, purpose)
+    elif is_path(name):
+        raise _not_there(name, purpose)
     try:
         return load(place, **revision, **options)
     except OSError as error:
@@ -158,8 +169,11 @@ def _quiet() -> Iterator[None]:
 def _description(name: str, purpose: str) -> Path:
     """The model's config.json, downloaded if necessary; the weights are in its folder."""
     place, revision = _address(name)
-    if Path(place).is_dir():
-        return Path(place) / "config.json"
+    description = Path(place) / "config.json"
+    if description.is_file():
+        return description
+    if is_path(name) or Path(place).is_dir():
+        raise _not_there(name, purpose)
     try:
         return Path(hf_hub_download(place, "config.json", **revision))
     except (OSError, HFValidationError) as error:
@@ -222,10 +236,17 @@ def _damaged(file: Path, purpose: str, error: Exception) -> ValueError:
     return ValueError(f"cannot open the {purpose}: {file} {reason}. ({error})")
 
 
-def _not_there(name: str, purpose: str, error: Exception) -> FileNotFoundError:
+def _not_there(name: str, purpose: str, error: Exception | None = None) -> FileNotFoundError:
     folder = next((place for place in _places(name) if place.is_dir()), None)
     if folder:
-        reason = f"the folder {folder} lacks files that from_pretrained expects"
+        is_described = (folder / "config.json").is_file()
+        lacks = "files that from_pretrained expects" if is_described else "config.json"
+        reason = f"the folder {folder} lacks {lacks}"
+    elif is_path(name):
+        reason = (
+            f"{_places(name)[0]} is not there. Name a model's folder (a relative one is in the "
+            "repository, or in LDM_MODELS_DIR), or a hub id, owner/name"
+        )
     else:
         reason = (
             "no such local folder, and the hub could not be reached or does not have it. Go online "
@@ -233,7 +254,8 @@ def _not_there(name: str, purpose: str, error: Exception) -> FileNotFoundError:
             f"`{Path(name.partition('@')[0]).name}` and set LDM_MODELS_DIR to the folder that "
             "holds it"
         )
-    return FileNotFoundError(f"cannot open the {purpose} {name!r}: {reason}. ({error})")
+    cause = f" ({error})" if error else ""
+    return FileNotFoundError(f"cannot open the {purpose} {name!r}: {reason}.{cause}")
 
 
 def read_archive(path: Path, purpose: str, map_memory: bool = False) -> object:

@@ -90,6 +90,20 @@ def test_a_disk_that_refuses_is_one_line(
     assert capsys.readouterr().err.startswith("error: [Errno 36] File name too long: ")
 
 
+def test_a_file_in_the_place_of_a_folder_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "latents").touch()
+
+    @command
+    def main() -> None:
+        (tmp_path / "latents").mkdir(parents=True, exist_ok=True)
+
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().err == f"error: [Errno 17] File exists: '{tmp_path / 'latents'}'\n"
+
+
 def test_a_missing_file_that_nobody_explains_keeps_its_traceback(tmp_path: Path) -> None:
     @command
     def main() -> None:

@@ -22,7 +22,12 @@ from custom_datasets.avatars import (
     draw,
     imagine,
 )
-from custom_datasets.celeba_files import ATTRIBUTES
+from custom_datasets.celeba_files import (
+    ATTRIBUTE_FILE,
+    ATTRIBUTES,
+    MAPPING_FILE,
+    PARTITION_FILE,
+)
 from custom_datasets.celeba_hq_dataset import CelebAHQ
 from custom_datasets.drawn_faces import MARKER_FILE, write_drawn_faces
 from custom_datasets.splits import ABOUT_FILE
@@ -218,9 +223,30 @@ def test_a_face_does_not_depend_on_how_many_are_drawn(drawn_folder: Path, tmp_pa
 def test_an_existing_set_is_kept(tmp_path: Path) -> None:
     folder = write_drawn_faces(tmp_path / "faces", (2, 1, 1), 32, workers=1)
     image = folder / "CelebA-HQ-img" / "0.jpg"
-    image.write_bytes(b"touched")
+    image.write_bytes(b"touched\xff\xd9")
     assert write_drawn_faces(folder, (2, 1, 1), 32, workers=1) == folder
-    assert image.read_bytes() == b"touched"
+    assert image.read_bytes() == b"touched\xff\xd9"
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\0" * 40], ids=["gone", "empty", "zeros"])
+@pytest.mark.parametrize(
+    "name", ["CelebA-HQ-img/1.jpg", ATTRIBUTE_FILE, MAPPING_FILE, PARTITION_FILE, ABOUT_FILE]
+)
+def test_what_a_power_cut_took_is_drawn_again(
+    tmp_path: Path, name: str, content: bytes | None, capsys: pytest.CaptureFixture
+) -> None:
+    folder = write_drawn_faces(tmp_path / "faces", (2, 1, 1), 32, workers=1)
+    whole = {path.name: path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
+    kept = (folder / "CelebA-HQ-img" / "2.jpg").stat().st_mtime_ns
+    if content is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_bytes(content)
+    write_drawn_faces(folder, (2, 1, 1), 32, workers=1)
+    assert {p.name: p.read_bytes() for p in folder.rglob("*.*") if p.is_file()} == whole
+    assert (folder / "CelebA-HQ-img" / "2.jpg").stat().st_mtime_ns == kept
+    said = f"1 files, such as {Path(name).name}, are damaged"
+    assert name == ABOUT_FILE or said in capsys.readouterr().out
 
 
 def test_an_interrupted_set_is_drawn_again(tmp_path: Path) -> None:

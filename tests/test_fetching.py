@@ -1,5 +1,6 @@
 """Faces on a new machine: found, linked, imported, or a message that says how to get them."""
 
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -118,3 +119,13 @@ def test_of_several_processes_one_imports(copy: Path, tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert not failed and len(CelebAHQ(folder, None, 64)) == 36
+
+
+def test_the_folder_above_or_below_and_an_archive_are_named(copy: Path, tmp_path: Path) -> None:
+    for near in (copy.parent, copy / "CelebA-HQ-img"):
+        with pytest.raises(FileNotFoundError, match=rf"that is {re.escape(str(copy))}\."):
+            ensure_faces(near, None)
+    archive = tmp_path / "faces.zip"
+    archive.touch()
+    with pytest.raises(FileNotFoundError, match="is a file: import it with make data SOURCE="):
+        ensure_faces(archive, None)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTextModel, T5Config, T5EncoderModel
 
 from config import ROOT
-from models.loading import fingerprint, locate, matches_fingerprint, open_model
+from models.loading import fingerprint, is_path, locate, matches_fingerprint, open_model
 from models.text_encoder import TextEncoder
 from models.vae_wrapper import VAEWrapper
 from training import checkpoints
@@ -361,3 +361,20 @@ def test_models_import_from_no_room_above() -> None:
                 names = [node.module or ""]
             above = {name.partition(".")[0] for name in names} & (rooms - below)
             assert not above, f"{path.name} imports {above}"
+
+
+PATHS = ("assets/demo_clop", "./clip", "../clip", "/models/clip", "~/clip", "a/b/c", "C:\\clip", "")
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_a_path_that_is_not_there_is_refused_without_asking_the_hub(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("models.loading.hf_hub_download", lambda *_, **__: pytest.fail("asked"))
+    with pytest.raises(FileNotFoundError, match=r"is not there|lacks config.json"):
+        TextEncoder.from_pretrained(name)
+
+
+@pytest.mark.parametrize("name", ["openai/clip-vit-base-patch32", "gpt2", "owner/name@main"])
+def test_a_hub_id_is_no_path(name: str) -> None:
+    assert not is_path(name)

@@ -8,11 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torchvision.utils import save_image
 
 import config as config_module
 import settings
 from config import Config
 from files import InUse
+from inference.samples import saved_samples
 from training import run_folder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -141,3 +144,22 @@ def test_damaged_lines_in_the_middle_are_passed_over_and_counted(
     run_folder.cut_losses(tmp_path, 4)
     assert [line["step"] for line in run_folder.read_losses(tmp_path)] == [1, 4]
     assert "damaged" not in capsys.readouterr().out.partition("\n")[2]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "3", '{"changes": 3}', "{}", "null"])
+def test_a_config_that_was_torn_is_written_again(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    assert run_folder.read_changes(tmp_path) == []
+
+
+@pytest.mark.parametrize("length", [0, 60])
+def test_a_torn_grid_of_samples_is_passed_over_and_named(
+    tmp_path: Path, length: int, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "samples").mkdir()
+    for step in (8, 16):
+        save_image(torch.rand(3, 16, 16), tmp_path / "samples" / f"step_{step:07d}.png")
+    torn = tmp_path / "samples" / "step_0000008.png"
+    torn.write_bytes(torn.read_bytes()[:length])
+    assert list(saved_samples(tmp_path, 4)) == [16]
+    assert f"{torn} is damaged and passed over" in capsys.readouterr().out

@@ -47,8 +47,8 @@ def write_config(
 def read_changes(folder: Path) -> list[dict[str, Any]]:
     """Settings that changed on resume, oldest first: {"step", "changed": [...]}."""
     try:
-        return json.loads((folder / "config.json").read_text()).get("changes", [])
-    except (OSError, ValueError):  # none yet, or damaged; it is rewritten
+        return list(json.loads((folder / "config.json").read_text())["changes"])
+    except (OSError, ValueError, KeyError, TypeError):  # none yet, or damaged; it is rewritten
         return []
 
 
