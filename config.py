@@ -59,6 +59,8 @@ class DataConfig(Section):
     loader_workers: int = setting(4, resume=FREE, least=1)  # threads that read images
     # Hub id or path that a missing folder is imported from; None: the user brings the folder.
     source: str | None = setting(None, resume=FREE)
+    # Pixels of pictures that are drawn and judged; None: image_size. Others need models.decoder.
+    picture_size: int | None = setting(None, resume=FREE, least=8)
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,9 @@ class ModelsConfig(Section):
 
     autoencoder: str = setting("stabilityai/sd-vae-ft-mse")  # AutoencoderKL or AutoencoderTiny
     text_encoder: str = setting("openai/clip-vit-base-patch32")  # the text half of a CLIP
+    # Draws the pictures: an autoencoder with the same encoder and another decoder, made by
+    # `python -m pretraining decoder`. None: the autoencoder itself.
+    decoder: str | None = setting(None, resume=FREE)
 
 
 @dataclass(frozen=True)
@@ -313,6 +318,11 @@ class Config:
             )
         elif size % 2**halvings:
             yield f"latents of {size} cannot be halved {halvings} times; use fewer unet.widths"
+        if self.picture_size != self.data.image_size and not self.models.decoder:
+            yield (
+                f"pictures of {self.picture_size} px from images of {self.data.image_size} px need "
+                "a decoder that draws them: name it in models.decoder, or leave data.picture_size"
+            )
         if self.data.drawn_counts and len(self.data.drawn_counts) != 3:
             yield f"data.drawn_counts: {self.data.drawn_counts} is not (train, val, test)"
         if self.sampling.steps > self.diffusion.num_train_timesteps:
@@ -330,6 +340,11 @@ class Config:
         """
         named = None if self.data.drawn_counts else os.environ.get("CELEBA_HQ_DIR")
         return ROOT / Path(named or self.data.folder).expanduser()
+
+    @property
+    def picture_size(self) -> int:
+        """Pixels along a side of the pictures that are drawn, and of the faces that judge them."""
+        return self.data.picture_size or self.data.image_size
 
     @property
     def cache_folder(self) -> Path:

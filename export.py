@@ -6,6 +6,8 @@ the image-to-image and inpainting pipelines do too. Nothing of this repository i
 """
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,12 @@ import transformers
 from diffusers import StableDiffusionPipeline
 
 from command_line import command, config_from, parser
+from config import Config
 from diffusion.objective import TARGETS
 from diffusion.sampling import build_sampler
 from files import write_text
 from inference.text_to_face import TextToFace
+from models.loading import fingerprint
 from models.text_encoder import save_text_weights, save_tokenizer
 from training import checkpoints
 
@@ -31,9 +35,9 @@ tags: [text-to-image, latent-diffusion, faces]
 # Text-to-face latent diffusion, preset `{name}`
 
 A UNet of {parameters:.1f}M parameters, trained to predict {target} on the latents of {data} at
-{size} px, under captions made from the 40 attributes of CelebA. Autoencoder: `{autoencoder}`. Text
-encoder: `{text_encoder}`. Both were frozen. The weights are the moving average after {step} steps
-of {batch} faces ({epoch} epochs). Sampler: `{sampler}`.
+{size} px, under captions made from the 40 attributes of CelebA. Autoencoder: `{autoencoder}`.
+Text encoder: `{text_encoder}`. Both were frozen. {drawn}The weights are the moving average after
+{step} steps of {batch} faces ({epoch} epochs). Sampler: `{sampler}`.
 
 Written with {versions}; opens with diffusers 0.35 and transformers 4.56 or newer.
 
@@ -71,11 +75,12 @@ mostly young and light-skinned, and the model repeats that. Do not use it to jud
 real ones, or to deceive."""
 
 
-def export(checkpoint_path: Path, out: Path, metrics: Path) -> Path:
+def export(checkpoint_path: Path, out: Path, metrics: Path, changes: Sequence[str] = ()) -> Path:
     """Write the averaged weights of a checkpoint as a Stable Diffusion pipeline with a model card.
 
     Args:
         metrics: `metrics.json` of the run; the card says so where there is none.
+        changes: see `TextToFace.change_sampling`; a decoder is exported in the autoencoder's place.
 
     Raises:
         FileNotFoundError: the frozen models are not available.
@@ -87,6 +92,7 @@ def export(checkpoint_path: Path, out: Path, metrics: Path) -> Path:
         )
     checkpoint = checkpoints.load_checkpoint(checkpoint_path)
     model = TextToFace.from_checkpoint(checkpoint_path, for_sampling=False)
+    model.change_sampling(changes)
     tokenizer = model.text_encoder.tokenizer
     tokenizer.model_max_length = model.text_encoder.max_tokens  # the pipeline pads to it
     pipeline = StableDiffusionPipeline(
@@ -102,7 +108,9 @@ def export(checkpoint_path: Path, out: Path, metrics: Path) -> Path:
     pipeline.save_pretrained(out, safe_serialization=True)
     save_text_weights(pipeline.text_encoder, out / "text_encoder")
     save_tokenizer(tokenizer, out / "tokenizer")
-    measured = _measured(metrics, checkpoints.identity(checkpoint_path))
+    decoder = fingerprint(model.vae) if model.config.models.decoder else None
+    measured = _measured(metrics, checkpoints.identity(checkpoint_path), decoder)
+    checkpoint = replace(checkpoint, config=model.config)
     write_text(out / "README.md", model_card(checkpoint, measured))
     return out
 
@@ -118,6 +126,7 @@ def model_card(checkpoint: checkpoints.Checkpoint, measured: str) -> str:
         data="drawn faces" if drawn else "CelebA-HQ (train split)",
         size=config.data.image_size,
         autoencoder=config.models.autoencoder,
+        drawn=_drawn(config),
         text_encoder=config.models.text_encoder,
         step=checkpoint.step,
         batch=config.training.global_batch_size,
@@ -136,15 +145,29 @@ def model_card(checkpoint: checkpoints.Checkpoint, measured: str) -> str:
     )
 
 
+def _drawn(config: Config) -> str:
+    """What the card says of a decoder that is not the autoencoder's own."""
+    if not config.models.decoder:
+        return ""
+    drawn = f"Pictures are drawn by the decoder `{config.models.decoder}`"
+    if config.picture_size == config.data.image_size:
+        return f"{drawn}. "
+    return (
+        f"{drawn}, at {config.picture_size} px; an image-to-image pipeline takes images of "
+        f"{config.data.image_size} px. "
+    )
+
+
 def _table(values: dict[str, object]) -> str:
     rows = [f"| `{name}` | {value} |" for name, value in values.items()]
     return "\n".join(["| setting | value |", "|---|---|", *rows])
 
 
-def _measured(metrics: Path, model: str) -> str:
+def _measured(metrics: Path, model: str, decoder: str | None) -> str:
     """The distances and the consistency of `metrics.json`, each with its control."""
     results = _read_metrics(metrics)
-    if results.get("protocol", {}).get("model") != model:
+    protocol = results.get("protocol", {})
+    if (protocol.get("model"), protocol.get("decoder")) != (model, decoder):
         return "Nothing was measured of these weights: run the notebook `metrics1`, export again."
     lines = ["| number | value | 95% | n |", "|---|---|---|---|"]
     for comparison in results.get("distribution", {}).values():
@@ -155,8 +178,8 @@ def _measured(metrics: Path, model: str) -> str:
     for name in ("generated", "shuffled"):
         if headline.get(name):
             lines.append(_row(f"attribute consistency, {name} captions", headline[name]))
-    protocol = ", ".join(f"{key}: {value}" for key, value in results["protocol"].items())
-    return "\n".join([*lines, "", f"Protocol: {protocol}."])
+    facts = ", ".join(f"{key}: {value}" for key, value in protocol.items())
+    return "\n".join([*lines, "", f"Protocol: {facts}."])
 
 
 def _read_metrics(path: Path) -> dict[str, Any]:
@@ -183,7 +206,8 @@ def main() -> None:
     config = config_from(arguments)
     out = arguments.out or config.output_folder / "pipeline"
     path = checkpoints.require_checkpoint(config.run_folder)
-    print(f"{path.name} -> {export(path, out, config.output_folder / 'metrics.json')}")
+    metrics = config.output_folder / "metrics.json"
+    print(f"{path.name} -> {export(path, out, metrics, arguments.changes)}")
     if arguments.push_to_hub:
         from huggingface_hub import HfApi
 

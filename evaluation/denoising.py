@@ -30,7 +30,7 @@ def denoising_loss(model: TextToFace, images: FaceImages, workers: int = 4) -> L
             captions = [
                 describe(faces.attributes[at], int(faces.indices[at]), 0, seed) for at in places
             ]
-            latents, states = model.vae.encode(pixels).mean, model.encode_text(captions)
+            latents, states = model.encode(pixels), model.encode_text(captions)
             kept.update(zip(some, zip(latents, states, strict=True), strict=True))
 
     @torch.no_grad()

@@ -29,12 +29,12 @@ def protocol_of(
     reference = config.evaluation.reference
     return made | {
         "preset": config.name,
-        "image_size": config.data.image_size,
+        "image_size": config.picture_size,
         "reference": f"{REFERENCES[reference]}, {len(faces[reference])} faces",
         "split": split,
         "faces": {name: len(images) for name, images in faces.items()},
         "order": f"captions, sets and controls are shuffled once, with seed {sets.ORDER_SEED}",
         "data_format": "as in the data's files, read as RGB uint8, the shorter side resized to "
-        f"{config.data.image_size} px (bilinear, antialiased) and centre-cropped",
+        f"{config.picture_size} px (bilinear, antialiased) and centre-cropped",
         "environment": environment,
     }

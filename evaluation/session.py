@@ -156,7 +156,7 @@ def open_evaluation(
 
 def _open_splits(config: Config) -> dict[str, FaceImages]:
     with main_process_first(PartialState(), "opening the faces"):
-        faces = open_faces(config, None)
+        faces = open_faces(config, None, config.picture_size)
     opened = {split: sets.in_random_order(faces, split) for split in SPLITS}
     if not len(opened["test"]):
         raise ValueError(f"{config.data_folder} holds no face of the test split to compare with")

@@ -136,7 +136,8 @@ def request_for(
     """
     seeds = tuple(range(FIRST_SEED, FIRST_SEED + len(captions)))
     texts = tuple(caption.text for caption in captions)
-    return Request(texts, seeds, sampling, name, model.device.type, model.precision)
+    decoder = weights_of(model.vae) if model.config.models.decoder else None
+    return Request(texts, seeds, sampling, name, model.device.type, model.precision, decoder)
 
 
 def untrained(model: TextToFace, seed: int = 0) -> TextToFace:
@@ -170,7 +171,7 @@ def through_autoencoder(
 
     def make(places: Sequence[int]) -> Tensor:
         real = to_model_range(read(images, places, workers)).to(model.device)
-        latents = [model.vae.encode(part).mean for part in real.split(DECODE_BATCH)]
+        latents = [model.encode(part) for part in real.split(DECODE_BATCH)]
         return model.decode(torch.cat(latents))
 
     return make_set(make, len(images), folder, key)

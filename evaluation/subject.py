@@ -43,6 +43,7 @@ def own_pictures(config: Config, test: FaceImages, folder: Path, device: torch.d
     """
     checkpoint = checkpoints.require_checkpoint(config.run_folder)
     model = TextToFace.from_checkpoint(checkpoint, device)
+    model.draw_with(config.models.decoder, config.data.picture_size)
     captions = test.captions(config.evaluation.count)
     name = checkpoints.identity(checkpoint)
     request = sets.request_for(captions, model, config.sampling, name)
@@ -65,14 +66,14 @@ def pictures_of_a_folder(
     Raises:
         FileNotFoundError, ValueError: see `folder.open_folder` and `folder.read_captions`.
     """
-    images = open_folder(folder, config.data.image_size)
+    images = open_folder(folder, config.picture_size)
     for path in images.damaged:
         print(f"left out, as it cannot be read: {path}")
     asked = read_captions(captions, images) if captions else []
     made = {
         "model": f"pictures of {folder.resolve()}, made elsewhere",
         "n": len(images),
-        "format": f"{images.formats}; read as RGB at {config.data.image_size} px",
+        "format": f"{images.formats}; read as RGB at {config.picture_size} px",
         "left_out": [path.name for path in images.damaged],
         "captions": str(captions) if captions else "not given",
     }

@@ -41,7 +41,7 @@ def edit(
     Raises:
         ValueError: an argument that cannot be used; names it.
     """
-    given = read_images(images, model.config.data.image_size)
+    given = read_images(images, model.config.picture_size)
     prompts, seeds = arguments.pair(prompts, seeds)
     if len(given) != len(prompts):
         raise ValueError(
@@ -49,11 +49,11 @@ def edit(
             "and one seed an image are needed"
         )
     strength = read_strength(strength)
-    mask = None if mask is None else read_mask(mask, model.config.data.image_size)
+    mask = None if mask is None else read_mask(mask, model.config.picture_size)
     settings = model.config.sampling
     model.require_fit(prompts, settings.sampler, settings.steps)
     with freed_memory_kept(model.device):
-        latents = model.vae.posterior(to_model_range(given * 255).to(model.device)).mean
+        latents = model.encode(to_model_range(given * 255).to(model.device))
         predict = model.predictor(prompts, settings.guidance_scale)
         scheduler = build_sampler(settings.sampler, model.objective)
         free = None if mask is None else _over_latents(mask, latents)

@@ -43,11 +43,14 @@ class Request:
     model: str  # what the weights are: `checkpoints.identity`
     device: str  # kind of device that computes: "cuda", "cpu"
     precision: str  # that it computes in: "bf16", "fp16" or "no" (float32)
+    decoder: str | None = None  # fingerprint of a decoder that is not the autoencoder's own
 
     def protocol(self) -> dict[str, object]:
         """How the pictures are made; stored with every number computed from them."""
+        decoder = {"decoder": self.decoder} if self.decoder else {}
         return {
             "model": self.model,
+            **decoder,
             "weights": "EMA",
             "sampler": self.sampling.sampler,
             "steps": self.sampling.steps,

@@ -1,6 +1,7 @@
 """Words in, faces out: text encoder, guided sampler and decoder of one run, together."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
+from torch.nn import functional
 
 from config import Config, SamplingConfig
 from diffusion import sampling
@@ -17,7 +19,7 @@ from models.custom_unet_celeba_ldm import build_unet
 from models.device import autocast, cast_matrices, choose_precision, freed_memory_kept
 from models.loading import fingerprint
 from models.text_encoder import TextEncoder
-from models.vae_wrapper import VAEWrapper
+from models.vae_wrapper import VAEWrapper, open_decoder
 from settings import override
 from training import checkpoints
 from training.resuming import same_frozen_models
@@ -25,6 +27,7 @@ from training.resuming import same_frozen_models
 if TYPE_CHECKING:  # sampling alone does not load the training loop
     from training.experiment import Experiment
 
+HOW_PICTURES_ARE_MADE = ("sampling.", "models.decoder", "data.picture_size")
 DECODE_BATCH = 8  # at full size each picture takes half a gigabyte in the decoder
 
 
@@ -35,6 +38,7 @@ class TextToFace:
     work, as a ValueError that names the argument (`inference.arguments`).
 
     Args:
+        vae: the autoencoder whose decoder draws the pictures.
         precision: autocast precision, see `models.device.choose_precision`; None: the run's wish,
             as far as this device can.
     """
@@ -102,6 +106,7 @@ class TextToFace:
                 f"{path} was trained with other weights of {config.models.autoencoder} or "
                 f"{config.models.text_encoder} than the present ones: restore those, or train again"
             )
+        vae = open_decoder(config.models, vae, config.picture_size // config.unet.latent_size)
         if for_sampling:
             cast_matrices(unet, sampling_precision(config, device))
         models = (m.to(device).eval().requires_grad_(False) for m in (unet, text_encoder, vae))
@@ -114,7 +119,7 @@ class TextToFace:
             experiment.config,
             experiment.state.ema_unet,
             experiment.text_encoder,
-            experiment.vae,
+            experiment.drawing_vae,
             experiment.precision,
         )
 
@@ -122,19 +127,41 @@ class TextToFace:
         """Make pictures in another way than the run says.
 
         Args:
-            changes: such as "sampling.steps=10"; "name=..." only names the run.
+            changes: such as "sampling.steps=10" or "models.decoder=..."; "name=..." does nothing.
 
         Raises:
-            ValueError: a change of another section, which a trained model cannot take.
+            ValueError: a change of another setting, which a trained model cannot take.
         """
         for change in changes:
-            if not change.strip().startswith(("sampling.", "name=")):
+            if not change.strip().startswith((*HOW_PICTURES_ARE_MADE, "name=")):
                 raise ValueError(
-                    f"{change!r}: of a trained model only sampling.* can change; settings of "
-                    "other sections need another training"
+                    f"{change!r}: of a trained model only sampling.*, models.decoder and "
+                    "data.picture_size can change; other settings need another training"
                 )
-        own = [change for change in changes if change.strip().startswith("sampling.")]
-        self.config = override(self.config, own)
+        own = [change for change in changes if change.strip().startswith(HOW_PICTURES_ARE_MADE)]
+        config = override(self.config, own)
+        self.draw_with(config.models.decoder, config.data.picture_size)
+        self.config = config
+
+    def draw_with(self, decoder: str | None, picture_size: int | None) -> None:
+        """Draw with another decoder of the same latents than so far.
+
+        Args:
+            decoder: as `models.decoder`; None: the autoencoder's own.
+            picture_size: as `data.picture_size`; None: `data.image_size`.
+
+        Raises:
+            FileNotFoundError, ValueError: see `open_decoder`.
+        """
+        models = replace(self.config.models, decoder=decoder)
+        data = replace(self.config.data, picture_size=picture_size)
+        config = replace(self.config, models=models, data=data)
+        if config == self.config:
+            return
+        vae = self.vae if decoder else VAEWrapper.from_pretrained(models.autoencoder)
+        upsampling = config.picture_size // config.unet.latent_size
+        self.vae = open_decoder(models, vae, upsampling).to(self.device)
+        self.config = config
 
     @property
     def device(self) -> torch.device:
@@ -273,6 +300,17 @@ class TextToFace:
         )
         *_, latents = self.trajectory(predict, seeds, settings.sampler, settings.steps)
         return self.decode(latents)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) of the pictures' size in [-1, 1] -> latents (B, C, h, w), the mean.
+
+        Where pictures are drawn larger than what is encoded, they are shrunk first.
+        """
+        size = self.config.data.image_size
+        if images.shape[-1] != size:
+            images = functional.interpolate(images, (size, size), mode="bilinear", antialias=True)
+        return self.vae.posterior(images).mean
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) -> pictures (B, 3, H, W) in [0, 1] on the CPU, a few at a time.

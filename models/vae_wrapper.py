@@ -3,6 +3,8 @@
 The only place that knows the latent scale. It is read from the model's own config, so that
 `stabilityai/sd-vae-ft-mse` (0.18215), TAESD (1) and the demo's own autoencoder are handled alike.
 
+Another decoder may draw the pictures: `open_decoder`.
+
 Shapes: B batch, C latent channels, H x W image, h x w = H/8 x W/8 latents.
 """
 
@@ -12,7 +14,8 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import nn
 
-from models.loading import open_model
+from config import ModelsConfig
+from models.loading import fingerprint, open_model
 
 
 class Posterior(NamedTuple):
@@ -60,6 +63,23 @@ class VAEWrapper(nn.Module):
             return 2 ** (len(config.encoder_block_out_channels) - 1)
         return 2 ** (len(config.block_out_channels) - 1)
 
+    @property
+    def upsampling(self) -> int:
+        """How many pixels the decoder draws for one latent position along a side: as many as the
+        encoder sees, or more where it was made to draw larger pictures.
+        """
+        if isinstance(self.autoencoder, AutoencoderTiny):
+            config = self.autoencoder.config
+            stages = len(config.decoder_block_out_channels) - 1
+            return config.upsampling_scaling_factor**stages
+        return self.downsampling
+
+    @property
+    def meaning(self) -> tuple[str, float, float]:
+        """What decides the latents: fingerprint of the encoder's weights, scale and shift."""
+        parts = (self.autoencoder.encoder, getattr(self.autoencoder, "quant_conv", None))
+        return fingerprint(*(part for part in parts if part is not None)), self.scale, self.shift
+
     def train(self, mode: bool = True) -> "VAEWrapper":
         """Stay in evaluation mode even if a parent module trains: the autoencoder is frozen."""
         return super().train(False)
@@ -97,6 +117,36 @@ class VAEWrapper(nn.Module):
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Scaled latents (B, C, h, w) -> images float (B, 3, 8h, 8w) in [0, 1]."""
-        images = self.autoencoder.decode(latents / self.scale + self.shift).sample.float()
-        return (images / 2 + 0.5).clamp(0, 1)
+        """Scaled latents (B, C, h, w) -> images float (B, 3, H, W) in [0, 1], H = upsampling h."""
+        return (self.draw(latents) / 2 + 0.5).clamp(0, 1)
+
+    def draw(self, latents: torch.Tensor) -> torch.Tensor:
+        """As `decode`, but around [-1, 1], not clamped, and with gradients: to train a decoder."""
+        return self.autoencoder.decode(latents / self.scale + self.shift).sample.float()
+
+
+def open_decoder(config: ModelsConfig, autoencoder: VAEWrapper, upsampling: int) -> VAEWrapper:
+    """The autoencoder whose decoder draws the pictures: `decoder` where it is named, or the given.
+
+    Args:
+        upsampling: pixels that shall be drawn for one latent position along a side.
+
+    Raises:
+        FileNotFoundError: see `open_model`.
+        ValueError: see `open_model`; or the encoder is another, so latents have another meaning; or
+            the pictures have another size.
+    """
+    name = config.decoder or config.autoencoder
+    drawing = VAEWrapper.from_pretrained(name) if config.decoder else autoencoder
+    if drawing.meaning != autoencoder.meaning:
+        raise ValueError(
+            f"models.decoder: {name} has another encoder than {config.autoencoder}, so its latents "
+            "have another meaning; name one that `python -m pretraining decoder --from "
+            f"{config.autoencoder}` made"
+        )
+    if drawing.upsampling != upsampling:
+        raise ValueError(
+            f"{name} draws {drawing.upsampling} pixels for a latent along a side, not "
+            f"{upsampling}; set data.picture_size to {drawing.upsampling} times unet.latent_size"
+        )
+    return drawing

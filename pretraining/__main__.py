@@ -1,77 +1,69 @@
-"""Make the small frozen models: `python -m pretraining autoencoder|clip [--faces FOLDER] [--out
-FOLDER]`.
+"""Make the frozen models: `python -m pretraining autoencoder|clip|decoder [--faces FOLDER]`.
 
-Without `--faces` it draws its own, from another seed than the demo's faces, and writes into
-`assets/`: that is how the demo's autoencoder and CLIP were made. With `--faces` it makes them from
-any CelebA-HQ folder.
+Without `--faces` it draws its own, from another seed than the demo's faces; `autoencoder` and
+`clip` write into `assets/`: that is how the demo's were made. With `--faces` it makes them from any
+CelebA-HQ folder. `decoder` fine-tunes the decoder of an autoencoder, whose latents stay the same.
 """
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
 from transformers import CLIPModel
 
+from command_line import Parser, command
 from config import ROOT
 from custom_datasets.captions import describe
-from custom_datasets.celeba_hq_dataset import CelebAHQ
-from custom_datasets.drawn_faces import write_drawn_faces
+from files import write_json
+from models.device import choose_device
 from models.loading import open_model
 from models.text_encoder import open_tokenizer, save_tokenizer
 from pretraining import autoencoder as ae
 from pretraining import clip
+from pretraining.decoder_folder import make_decoder
+from pretraining.faces import choose, open_images, open_splits
+from pretraining.progress import watch
 
-DRAWN_COUNTS = (12_000, 100, 500)
-DRAWN_SEED = 1
-
-
-def watch(training: Iterator[tuple[torch.nn.Module, int, float, float]]) -> torch.nn.Module:
-    """Run a training to its end, saying now and then where it stands; returns the model."""
-    model = None
-    for state in training:
-        model, step, loss, done = state
-        if step % 50 == 0:
-            print(f"step {step:6d} | loss {loss:.4f} | {done:5.1%}", flush=True)
-    return model.eval()
+Maker = Callable[[argparse.Namespace], dict[str, Any]]
 
 
-def make_autoencoder(
-    train: CelebAHQ, test: CelebAHQ, minutes: float, out: Path, go_on: bool
-) -> dict[str, float]:
+def make_autoencoder(arguments: argparse.Namespace) -> dict[str, Any]:
     """Train, save and measure an autoencoder."""
-    settings = ae.AutoencoderSettings(minutes=minutes)
-    images = train.all_images()
+    train, test = open_splits(arguments.faces, arguments.image_size)
+    settings, images = ae.AutoencoderSettings(minutes=arguments.minutes), open_images(train)
     kinds = {"AutoencoderKL": AutoencoderKL}
-    start = open_model(kinds, str(out.resolve()), "autoencoder") if go_on else None
-    model = watch(ae.train_autoencoder(images, settings, pick_device(), start))
-    factor = ae.set_scaling_factor(model, images[:1000])
-    facts = {"psnr_db": ae.reconstruction_psnr(model, test.all_images()), "scaling_factor": factor}
-    save_half(model, out)
+    name = str(arguments.out.resolve())
+    start = open_model(kinds, name, "autoencoder") if arguments.go_on else None
+    model = watch(ae.train_autoencoder(images, settings, choose_device(), start)).model
+    factor = ae.set_scaling_factor(model, images[choose(len(images), 1000)])
+    facts = {"psnr_db": ae.reconstruction_psnr(model, test.images()), "scaling_factor": factor}
+    save_half(model, arguments.out)
     return facts
 
 
-def make_clip(
-    train: CelebAHQ, test: CelebAHQ, minutes: float, out: Path, go_on: bool
-) -> dict[str, float]:
+def make_clip(arguments: argparse.Namespace) -> dict[str, Any]:
     """Train, save and measure a CLIP with its tokenizer and image processor."""
-    settings = clip.ClipSettings(minutes=minutes)
-    images = train.all_images()
+    train, test = open_splits(arguments.faces, arguments.image_size)
+    settings, images = clip.ClipSettings(minutes=arguments.minutes), open_images(train)
+    name, go_on = str(arguments.out.resolve()), arguments.go_on
     anew = None if go_on else clip.train_tokenizer(corpus(), settings.max_tokens)
-    tokenizer = anew or open_tokenizer(str(out.resolve()))
+    tokenizer = anew or open_tokenizer(name)
 
     def caption(position: int, epoch: int) -> str:
         return describe(train.attributes[position], position, epoch)
 
-    start = open_model({"clip": CLIPModel}, str(out.resolve()), "CLIP") if go_on else None
-    model = watch(clip.train_clip(images, caption, settings, tokenizer, pick_device(), start))
-    shown = [describe(row, i, seed=7) for i, row in enumerate(test.attributes[:100])]
-    facts = clip.retrieval_accuracy(model, tokenizer, test.all_images()[:100], shown)
-    save_half(model, out)
-    save_tokenizer(tokenizer, out)
-    clip.build_image_processor(train.image_size).save_pretrained(out)
+    start = open_model({"clip": CLIPModel}, name, "CLIP") if go_on else None
+    training = clip.train_clip(images, caption, settings, tokenizer, choose_device(), start)
+    model, shown = watch(training).model, choose(len(test), 100)
+    told = [describe(row, i, seed=7) for i, row in enumerate(test.attributes[shown])]
+    facts = clip.retrieval_accuracy(model, tokenizer, test.images()[shown], told)
+    save_half(model, arguments.out)
+    save_tokenizer(tokenizer, arguments.out)
+    clip.build_image_processor(train.image_size).save_pretrained(arguments.out)
     return facts
 
 
@@ -85,40 +77,60 @@ def save_half(model: torch.nn.Module, out: Path) -> None:
     model.half().save_pretrained(out, safe_serialization=True)
 
 
-def pick_device() -> torch.device:
-    """The accelerator if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def read_arguments() -> argparse.Namespace:
+    """The command line."""
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--faces", type=Path, help="a CelebA-HQ folder; default: drawn faces")
+    shared.add_argument("--image-size", type=int, default=64, help="pixels that are encoded")
+    shared.add_argument("--minutes", type=float, default=20.0, help="of training")
+    parser = Parser(prog="python -m pretraining", description=__doc__)
+    kinds = parser.add_subparsers(dest="what", required=True)
+    for what in ("autoencoder", "clip"):
+        options, out = kinds.add_parser(what, parents=[shared]), f"assets/demo_{what}"
+        options.add_argument("--out", type=Path, default=ROOT / out, help=f"default: {out}")
+        options.add_argument("--go-on", action="store_true", help="start from the weights in --out")
+    _add_decoder(kinds.add_parser("decoder", parents=[shared]))
+    return parser.parse_args()
 
 
+def _add_decoder(options: argparse.ArgumentParser) -> None:
+    options.add_argument("--from", dest="source", required=True, help="hub id or local folder")
+    options.add_argument("--out", type=Path, required=True, help="folder of the new autoencoder")
+    options.add_argument("--picture-size", type=int, help="pixels drawn: as many, or twice")
+    options.add_argument(
+        "--set",
+        dest="changes",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="change a setting of pretraining/decoder.py; may be given several times",
+    )
+
+
+def how_made(arguments: argparse.Namespace) -> str:
+    """The command that makes the model, with those before it that it goes on from."""
+    words = f"python -m pretraining {arguments.what} --minutes {arguments.minutes:g}"
+    if arguments.what == "decoder":
+        words += f" --from {arguments.source} --image-size {arguments.image_size}"
+        words += f" --picture-size {arguments.picture_size}" * bool(arguments.picture_size)
+        return words + "".join(f" --set {change}" for change in arguments.changes)
+    if not arguments.go_on:
+        return words
+    before = json.loads((arguments.out / "measured.json").read_text())["made_by"]
+    return f"{before}, then {words} --go-on"
+
+
+@command
 def main() -> None:
-    """Parse the command line, train, and write the measurements into the folder of the weights."""
-    parser = argparse.ArgumentParser(prog="python -m pretraining", description=__doc__)
-    parser.add_argument("what", choices=("autoencoder", "clip"))
-    parser.add_argument(
-        "--faces", type=Path, help="a CelebA-HQ folder; default: faces drawn for it"
-    )
-    parser.add_argument("--image-size", type=int, default=64)
-    parser.add_argument("--minutes", type=float, default=20.0)
-    parser.add_argument(
-        "--out", type=Path, help="default: assets/demo_autoencoder or assets/demo_clip"
-    )
-    parser.add_argument("--go-on", action="store_true", help="start from the weights in --out")
-    arguments = parser.parse_args()
-    drawn = ROOT / "data" / "drawn_faces_for_pretraining"
-    folder = arguments.faces or write_drawn_faces(drawn, DRAWN_COUNTS, size=128, seed=DRAWN_SEED)
-    train = CelebAHQ(folder, "train", arguments.image_size)
-    test = CelebAHQ(folder, "test", arguments.image_size)
-    out = arguments.out or ROOT / "assets" / f"demo_{arguments.what}"
-    make = {"autoencoder": make_autoencoder, "clip": make_clip}[arguments.what]
-    before = json.loads((out / "measured.json").read_text())["made_by"] if arguments.go_on else ""
-    facts = make(train, test, arguments.minutes, out, arguments.go_on)
-    made_by = f"python -m pretraining {arguments.what} --minutes {arguments.minutes:g}"
-    made_by = f"{before}, then {made_by} --go-on" if arguments.go_on else made_by
+    """Make a model, and write what was measured of it into its folder."""
+    makers: dict[str, Maker] = {"autoencoder": make_autoencoder, "clip": make_clip}
+    makers["decoder"] = make_decoder
+    arguments = read_arguments()
+    made_by = how_made(arguments)
+    facts = makers[arguments.what](arguments)
     source = "drawn faces" if arguments.faces is None else "the faces of another folder"
-    (out / "measured.json").write_text(
-        json.dumps({"made_by": made_by, "from": source, **facts}, indent=2) + "\n"
-    )
-    print(f"{out}: {facts}")
+    write_json(arguments.out / "measured.json", {"made_by": made_by, "from": source, **facts})
+    print(f"{arguments.out}: {facts}")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,18 @@
 """Train a small f8 AutoencoderKL on faces, of the same form as Stable Diffusion's."""
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
-from custom_datasets.celeba_hq_dataset import to_model_range
+from custom_datasets.celeba_hq_dataset import Images, to_model_range
 from models.device import autocast, choose_precision
+from pretraining.progress import Clock, Progress, learning_rate_at
+
+BATCH = 32  # images encoded at a time where none is trained
 
 
 @dataclass(frozen=True)
@@ -63,43 +66,42 @@ def reconstruction_loss(
 
 
 def train_autoencoder(
-    images: torch.Tensor,
+    images: torch.Tensor | Images,
     settings: AutoencoderSettings,
     device: torch.device,
     autoencoder: AutoencoderKL | None = None,
-) -> Iterator[tuple[AutoencoderKL, int, float, float]]:
-    """Train on uint8 images (N, 3, S, S) for the given minutes; yields (model, step, loss, part of
-    time used).
+) -> Iterator[Progress]:
+    """Train on uint8 images (N, 3, S, S) for the given minutes.
 
     Starts from `autoencoder`, or from random weights. The learning rate falls to zero along a
     cosine over the given time.
     """
     torch.manual_seed(settings.seed)
-    autoencoder = autoencoder or build_autoencoder(settings, images.shape[-1])
+    autoencoder = autoencoder or build_autoencoder(settings, images[0].shape[-1])
     autoencoder = (
         autoencoder.requires_grad_(True).to(device, memory_format=torch.channels_last).train()
     )
     optimizer = torch.optim.AdamW(
         autoencoder.parameters(), settings.learning_rate, betas=(0.9, 0.99)
     )
-    start, step, done = time.monotonic(), 0, 0.0
+    precision, clock = choose_precision("auto", device), Clock(settings.minutes)
+    step, done = 0, 0.0
     while done < 1:
-        cosine = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * done)).item())
-        optimizer.param_groups[0]["lr"] = settings.learning_rate * min(cosine, (step + 1) / 100)
-        batch = to_model_range(images[torch.randint(len(images), (settings.batch_size,))]).to(
-            device
-        )
+        rate = learning_rate_at(settings.learning_rate, step, done)
+        optimizer.param_groups[0]["lr"] = rate
+        chosen = torch.randint(len(images), (settings.batch_size,)).numpy()
+        batch = to_model_range(images[chosen]).to(device)
         batch = batch.contiguous(memory_format=torch.channels_last)
         if step % 2:
             batch = batch.flip(-1)
-        with autocast(choose_precision("auto", device), device):
+        with autocast(precision, device):
             loss = reconstruction_loss(autoencoder, batch, settings)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(autoencoder.parameters(), 1.0)
         optimizer.step()
-        step, done = step + 1, (time.monotonic() - start) / (60 * settings.minutes)
-        yield autoencoder, step, loss.item(), done
+        step, done = step + 1, clock.done()
+        yield Progress(autoencoder, step, {"loss": loss.item()}, done)
 
 
 @torch.no_grad()
@@ -112,7 +114,7 @@ def set_scaling_factor(autoencoder: AutoencoderKL, images: torch.Tensor) -> floa
     device = next(autoencoder.parameters()).device
     latents = [
         autoencoder.encode(to_model_range(batch).to(device)).latent_dist.mode()
-        for batch in images.split(32)
+        for batch in images.split(BATCH)
     ]
     factor = round(1 / torch.cat(latents).std().item(), 5)
     autoencoder.register_to_config(scaling_factor=factor)
@@ -120,14 +122,15 @@ def set_scaling_factor(autoencoder: AutoencoderKL, images: torch.Tensor) -> floa
 
 
 @torch.no_grad()
-def reconstruction_psnr(autoencoder: AutoencoderKL, images: torch.Tensor) -> float:
+def reconstruction_psnr(autoencoder: AutoencoderKL, images: torch.Tensor | Images) -> float:
     """Peak signal-to-noise ratio in dB over uint8 images (N, 3, S, S), posterior mean, range 0 to
     255.
     """
     device = next(autoencoder.parameters()).device
     errors = []
-    for batch in images.split(32):
-        pixels = to_model_range(batch).to(device)
+    for start in range(0, len(images), BATCH):
+        positions = np.arange(start, min(start + BATCH, len(images)))
+        pixels = to_model_range(images[positions]).to(device)
         decoded = autoencoder.decode(autoencoder.encode(pixels).latent_dist.mode()).sample
         errors.append((decoded.clamp(-1, 1) - pixels).square().mean(dim=(1, 2, 3)).cpu())
     return (-10 * torch.log10(torch.cat(errors).mean() / 4)).item()

@@ -1,7 +1,6 @@
 """Train a small CLIP (both towers) and its tokenizer on faces and their captions."""
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,11 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenize
 
 from custom_datasets.captions import compose
 from custom_datasets.celeba_files import ATTRIBUTES
+from custom_datasets.celeba_hq_dataset import Images
 from evaluation.attribute_rates import asked_values
 from models.device import autocast, choose_precision
 from models.text_encoder import write_vocabulary
+from pretraining.progress import Clock, Progress, learning_rate_at
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 # CLIP's own way of cutting text into words.
@@ -114,15 +115,14 @@ def pixel_values(images: torch.Tensor, processor: CLIPImageProcessor) -> torch.T
 
 
 def train_clip(
-    images: torch.Tensor,
+    images: torch.Tensor | Images,
     caption: Callable[[int, int], str],
     settings: ClipSettings,
     tokenizer: CLIPTokenizer,
     device: torch.device,
     model: CLIPModel | None = None,
-) -> Iterator[tuple[CLIPModel, int, float, float]]:
-    """Contrastive training (Radford et al. 2021) for the given minutes; yields (model, step, loss,
-    part done).
+) -> Iterator[Progress]:
+    """Contrastive training (Radford et al. 2021) for the given minutes.
 
     Beside it the text tower has to tell, of captions of all kinds, what they state: pictures alone
     leave words faint that they show little of (a smile of a few pixels), or not at all (makeup).
@@ -134,17 +134,19 @@ def train_clip(
         caption: (position, epoch) -> the caption of that image.
     """
     torch.manual_seed(settings.seed)
-    model = (model or build_clip(settings, tokenizer, images.shape[-1])).to(device).train()
-    processor = build_image_processor(images.shape[-1])
+    image_size = images[0].shape[-1]
+    model = (model or build_clip(settings, tokenizer, image_size)).to(device).train()
+    processor = build_image_processor(image_size)
     readout = torch.nn.Linear(settings.text_width, 2 * len(ATTRIBUTES)).to(device)
     parameters = [*model.parameters(), *readout.parameters()]
     optimizer = torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=0.05)
     all_words, stated = statements(tokenizer)
-    start, step, done = time.monotonic(), 0, 0.0
+    precision, clock = choose_precision("auto", device), Clock(settings.minutes)
+    step, done = 0, 0.0
     while done < 1:
-        cosine = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * done)).item())
-        optimizer.param_groups[0]["lr"] = settings.learning_rate * min(cosine, (step + 1) / 100)
-        chosen = torch.randperm(len(images))[: settings.batch_size]
+        rate = learning_rate_at(settings.learning_rate, step, done)
+        optimizer.param_groups[0]["lr"] = rate
+        chosen = torch.randperm(len(images))[: settings.batch_size].numpy()
         pixels = images[chosen] if step % 2 else images[chosen].flip(-1)
         words = tokenizer(
             [caption(i, step) for i in chosen.tolist()],
@@ -152,7 +154,7 @@ def train_clip(
             truncation=True,
             return_tensors="pt",
         )
-        with autocast(choose_precision("auto", device), device):
+        with autocast(precision, device):
             output = model(
                 pixel_values=pixel_values(pixels, processor).to(device), **words.to(device)
             )
@@ -167,8 +169,8 @@ def train_clip(
         loss.backward()
         optimizer.step()
         model.logit_scale.data.clamp_(max=torch.tensor(100.0).log())
-        step, done = step + 1, (time.monotonic() - start) / (60 * settings.minutes)
-        yield model, step, loss.item(), done
+        step, done = step + 1, clock.done()
+        yield Progress(model, step, {"loss": loss.item()}, done)
 
 
 def random_people(count: int, seed: int) -> list[list[bool]]:

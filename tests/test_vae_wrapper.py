@@ -2,14 +2,16 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 
+from config import ModelsConfig
 from models.loading import locate
-from models.vae_wrapper import Posterior, VAEWrapper
+from models.vae_wrapper import Posterior, VAEWrapper, open_decoder
 
 
 @pytest.fixture
@@ -121,7 +123,54 @@ def check_latent_shape(vae: VAEWrapper, channels: int, downsampling: int) -> Non
     assert (vae.latent_channels, vae.downsampling) == (channels, downsampling)
     latents = vae.encode(torch.zeros(1, 3, 32, 32)).mean
     assert latents.shape == (1, channels, 32 // downsampling, 32 // downsampling)
-    assert vae.decode(latents).shape == (1, 3, 32, 32)
+    assert vae.decode(latents).shape == (1, 3, 32, 32) and vae.upsampling == downsampling
+
+
+def test_a_decoder_may_draw_larger_than_the_encoder_sees() -> None:
+    vae = VAEWrapper(
+        AutoencoderTiny(
+            encoder_block_out_channels=(4,) * 3,
+            decoder_block_out_channels=(4,) * 4,
+            num_encoder_blocks=(1,) * 3,
+            num_decoder_blocks=(1,) * 4,
+        )
+    )
+    assert (vae.downsampling, vae.upsampling) == (4, 8)
+    assert vae.decode(torch.zeros(1, 4, 8, 8)).shape == (1, 3, 64, 64)
+
+
+@pytest.mark.parametrize("folder", ["autoencoder_folder", "tiny_autoencoder_folder"])
+def test_another_decoder_is_opened_only_for_the_same_latents(
+    folder: str, tmp_path: Path, images: torch.Tensor, request: pytest.FixtureRequest
+) -> None:
+    original = request.getfixturevalue(folder)
+    vae = VAEWrapper.from_pretrained(str(original))
+    other = VAEWrapper.from_pretrained(str(original))
+    next(other.autoencoder.decoder.parameters()).add_(0.1)
+    other.autoencoder.save_pretrained(tmp_path / "decoder")
+    config = ModelsConfig(str(original))
+    assert open_decoder(config, vae, 8) is vae
+    opened = open_decoder(replace(config, decoder=str(tmp_path / "decoder")), vae, 8)
+    latents = vae.encode(images).mean
+    assert torch.equal(opened.encode(images).mean, latents)
+    assert not torch.equal(opened.decode(latents), vae.decode(latents))
+
+    scaled = with_config(tmp_path / "decoder", tmp_path / "scaled", scaling_factor=0.7)
+    next(other.autoencoder.encoder.parameters()).add_(1e-6)
+    other.autoencoder.save_pretrained(tmp_path / "encoder")
+    for wrong in (scaled, tmp_path / "encoder"):
+        with pytest.raises(ValueError, match=f"{wrong.name} has another encoder than {original}"):
+            open_decoder(replace(config, decoder=str(wrong)), vae, 8)
+    with pytest.raises(ValueError, match="draws 8 pixels for a latent along a side, not 16"):
+        open_decoder(config, vae, 16)
+
+
+def test_drawing_is_decoding_with_gradients(autoencoder_folder: Path) -> None:
+    vae = VAEWrapper.from_pretrained(str(autoencoder_folder))
+    latents = 9 * torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    drawn = vae.draw(latents.requires_grad_(True))
+    assert drawn.requires_grad
+    torch.testing.assert_close((drawn / 2 + 0.5).clamp(0, 1), vae.decode(latents))
 
 
 @pytest.mark.parametrize(

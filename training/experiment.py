@@ -30,7 +30,7 @@ from models.custom_unet_celeba_ldm import build_unet, count_parameters
 from models.device import choose_device, choose_precision, require_accelerator, tune_kernels
 from models.loading import fingerprint
 from models.text_encoder import TextEncoder
-from models.vae_wrapper import VAEWrapper
+from models.vae_wrapper import VAEWrapper, open_decoder
 from training import checkpoints, run_folder
 from training.batches import Batches, require_batch
 from training.caption_states import ConditionSource, EncodedCaptions, KeptCaptions, file_name
@@ -128,6 +128,7 @@ class Experiment:
             "held_out_faces",
             "text_encoder",
             "vae",
+            "drawing_vae",
             "state",
             "latents",
             "held_out",
@@ -176,6 +177,12 @@ class Experiment:
         wanted = self.config.data.image_size // unet.latent_size
         _require_fit(name, "downsampling", vae.downsampling, wanted, "name another model")
         return vae.to(self.device)
+
+    @cached_property
+    def drawing_vae(self) -> VAEWrapper:
+        """The autoencoder whose decoder draws the pictures; training does not use it."""
+        upsampling = self.config.picture_size // self.config.unet.latent_size
+        return open_decoder(self.config.models, self.vae, upsampling).to(self.device)
 
     @cached_property
     def circumstances(self) -> Circumstances:
