@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from pretraining.faces import choose, open_images, open_splits
 from pretraining.growing import grown
 from pretraining.progress import Progress, watch
 from pretraining.sharpness import measure
-from settings import override, to_dict
+from settings import override
 
 MEASURED = 1000  # held-out faces at most
 
@@ -49,7 +50,7 @@ def make_decoder(arguments: argparse.Namespace) -> dict[str, Any]:
         "image_size": size,
         "picture_size": picture_size,
         "encoder": after.meaning[0],
-        "settings": to_dict(config),
+        "settings": asdict(config),
         "steps": trained.step,
         "measured_on": f"{len(shown)} faces of the test split, in a random order",
         "before": measure(before, *held_out),
