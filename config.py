@@ -318,7 +318,9 @@ class Config:
             )
         elif size % 2**halvings:
             yield f"latents of {size} cannot be halved {halvings} times; use fewer unet.widths"
-        if self.picture_size != self.data.image_size and not self.models.decoder:
+        if self.picture_size % size:
+            yield f"data.picture_size: {self.picture_size} is no multiple of the latents' {size}"
+        elif self.picture_size != self.data.image_size and not self.models.decoder:
             yield (
                 f"pictures of {self.picture_size} px from images of {self.data.image_size} px need "
                 "a decoder that draws them: name it in models.decoder, or leave data.picture_size"

@@ -29,7 +29,7 @@ RISE = 0.1  # share of the time in which the adversary's weight rises from zero
 class DecoderConfig(Section):
     """How a decoder is fine-tuned."""
 
-    minutes: float = setting(25.0, above=0)
+    minutes: float = setting(20.0, above=0)
     batch_size: int = setting(16, least=1)
     learning_rate: float = setting(5e-4, above=0)  # of the decoder and of the discriminator
     pyramid_weight: float = setting(1.0, least=0)  # of the Laplacian bands, beside the pixels' L1
