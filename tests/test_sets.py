@@ -114,7 +114,7 @@ def test_an_identity_autoencoder_gives_the_faces_back(
     """So its distance is the floor's: both are the same images."""
 
     class Same(torch.nn.Module):
-        def encode(self, images: torch.Tensor) -> object:
+        def posterior(self, images: torch.Tensor) -> object:
             return type("Posterior", (), {"mean": images})
 
         def decode(self, latents: torch.Tensor) -> torch.Tensor:
