@@ -70,7 +70,8 @@ def test_pictures_are_the_same_latents_drawn_by_the_decoder(
     drawn = model.generate(PROMPTS, SEEDS)
     assert drawn.shape == (2, 3, size, size)
     predict = plain.predictor(PROMPTS, plain.config.sampling.guidance_scale)
-    *_, latents = plain.trajectory(predict, SEEDS, plain.config.sampling)
+    how = plain.config.sampling
+    *_, latents = plain.trajectory(predict, SEEDS, how.sampler, how.steps)
     decoder = VAEWrapper.from_pretrained(decoders[size])
     torch.testing.assert_close(drawn, decoder.decode(latents), rtol=0, atol=1e-5)
     model.draw_with(None, None)
@@ -82,7 +83,7 @@ def test_a_run_that_names_a_decoder_is_opened_with_it(
 ) -> None:
     path = checkpoints.require_checkpoint(run)
     changed = TextToFace.from_run(run)
-    changes = [f"models.decoder={decoders[128]}", "data.picture_size=128", "training.seed=9"]
+    changes = [f"models.decoder={decoders[128]}", "data.picture_size=128", "name=trial"]
     changed.change_sampling(changes)
     stored = checkpoints.load_checkpoint(path)
     config = with_decoder(stored.config, decoders[128], 128)
