@@ -185,7 +185,10 @@ def _measured(metrics: Path, model: str, decoder: str | None) -> str:
 def _read_metrics(path: Path) -> dict[str, Any]:
     """The measured numbers; none, with a message, where the file is damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if not isinstance(results, dict) or not isinstance(results.get("protocol", {}), dict):
+            raise ValueError("it holds no results of an evaluation")
+        return results
     except ValueError as error:
         print(f"{path} is damaged and left out of the card ({error}): run metrics1, export again")
         return {}

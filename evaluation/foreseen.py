@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from config import Config
+from diffusion.sampling import build_sampler, set_timesteps
 from evaluation import (
     alignment,
     attribute_rates,
@@ -17,6 +18,8 @@ from evaluation.networks import Networks
 from evaluation.results import Results
 from evaluation.sets import FaceImages
 from evaluation.subject import Subject
+from evaluation.sweep import sweep_settings
+from inference.text_to_face import TextToFace
 
 LEAST_SWEPT = 40  # pictures a setting; fewer do not tell one setting from another
 ELSEWHERE = "the pictures were made elsewhere, and no model is at hand"
@@ -29,7 +32,13 @@ def foresee(
     subject: Subject,
     networks: Networks,
 ) -> None:
-    """Leave out of the results what has too few images, or lacks captions, a judge or a model."""
+    """Leave out of the results what has too few images, or lacks captions, a judge or a model.
+
+    Raises:
+        ValueError: the sampler cannot take a number of steps of the sweep.
+    """
+    if subject.model:
+        _require_steps(config, subject.model)
     _count(results, config, faces, subject)
     note = results.leave_out
     if networks.judge is None:
@@ -48,6 +57,14 @@ def foresee(
         longest = _too_long([caption.text for caption in subject.captions], clip)
         if longest:
             note(f"clip_score: {name}", f"longer than it takes, shorten it: {longest!r}")
+
+
+def _require_steps(config: Config, model: TextToFace) -> None:
+    for setting in sweep_settings(config.sampling, config.evaluation):
+        try:
+            set_timesteps(build_sampler(setting.sampler, model.objective), setting.steps)
+        except ValueError as error:
+            raise ValueError(f"evaluation.sweep_steps: {error}") from error
 
 
 def _count(

@@ -79,8 +79,11 @@ def open_networks(config: Config, results: Results, device: torch.device) -> Net
                     _open_space(name, found, plan.inception_weights), device
                 )
     if not found.spaces:
+        reason = "none of the feature networks could be opened"
+        if not plan.feature_networks:
+            reason = "evaluation.feature_networks names none"
         for section in ("distribution", "copying", "sweep"):
-            results.leave_out(section, "none of the feature networks could be opened")
+            results.leave_out(section, reason)
     if not found.clips:
         results.leave_out("clip_score", "no CLIP that scores is named, or none could be opened")
     return found

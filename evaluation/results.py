@@ -92,7 +92,10 @@ def read_results(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no {path}: run evaluate.py (or the notebook metrics1) first")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        results = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(results, dict):
+            raise ValueError(f"it holds {results!r:.40}")
+        return results
     except ValueError as error:  # of JSON, and of bytes that are no text
         raise ValueError(
             f"{path} is damaged ({error}): run evaluate.py again, it keeps pictures and features"

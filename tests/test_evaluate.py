@@ -276,13 +276,13 @@ def test_a_network_that_is_a_page_of_html_costs_its_own_numbers_only(
     broken = tmp_path / "broken_clip"
     shutil.copytree(clip, broken)
     (broken / "model.safetensors").write_text("<!DOCTYPE html><html>Sign in</html>")
-    names = (f"clip:{broken}", "dinov2:no/such", "clip:no/such", "judge")
+    names = (f"clip:{broken}", "dinov2:no/such", "judge")
     done.plan(feature_networks=names, clip_judges=(str(broken), clip))
     metrics = done.evaluate()
     assert list(metrics["distribution"]) == ["judge"]
     assert list(metrics["clip_score"]) == [clip]
     missing = metrics["not_measured"]
-    for name in names[:3]:
+    for name in names[:2]:
         assert missing[f"distribution: {name}"]
     assert "model.safetensors" in missing[f"clip_score: {broken}"]
     assert metrics["finished"] and set(metrics) >= SECTIONS
@@ -310,10 +310,20 @@ def test_without_any_network_the_rest_is_measured(done: Bench) -> None:
     done.plan(feature_networks=(), clip_judges=())
     metrics = done.evaluate()
     for section in ("distribution", "copying", "sweep"):
-        assert "none of the feature networks" in metrics["not_measured"][section]
+        assert "feature_networks names none" in metrics["not_measured"][section]
     assert "no CLIP" in metrics["not_measured"]["clip_score"]
     assert {"attribute_consistency", "composition", "memorization_by_loss"} <= set(metrics)
     assert (done.output / "report.html").is_file()
+
+
+def test_a_sweep_of_more_steps_than_there_are_is_refused_before_the_first_picture(
+    done: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done.plan(sweep_steps=(1, 2_000))
+    done.forbid_pictures()
+    with pytest.raises(SystemExit):
+        done.evaluate()
+    assert "error: evaluation.sweep_steps: 2000 steps: from 1 to 1000" in capsys.readouterr().err
 
 
 def test_without_a_judge_the_rest_is_measured(done: Bench) -> None:

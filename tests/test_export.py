@@ -185,10 +185,11 @@ def with_settings(run: Path, sampler: str, prediction_type: str) -> Path:
     return path
 
 
+@pytest.mark.parametrize("text", ['{"protocol": {"mod', "", "[]", '{"protocol": 3}'])
 def test_a_torn_metrics_file_is_said_and_left_out(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "metrics.json").write_text('{"protocol": {"mod')
+    (tmp_path / "metrics.json").write_text(text)
     path = checkpoints.require_checkpoint(run)
     card = export(path, tmp_path / "out", tmp_path / "metrics.json") / "README.md"
     assert "Nothing was measured" in card.read_text()

@@ -87,7 +87,7 @@ def test_values_become_plain_json() -> None:
         plain({"x": object()})
 
 
-@pytest.mark.parametrize("content", [b"", b'{"protocol": {', bytes(40), b"\xff\xfe"])
+@pytest.mark.parametrize("content", [b"", b'{"protocol": {', bytes(40), b"\xff\xfe", b"[]"])
 def test_a_torn_file_is_named_with_its_remedy(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "metrics.json"
     with pytest.raises(FileNotFoundError, match=r"run evaluate\.py"):

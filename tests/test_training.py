@@ -33,6 +33,7 @@ from training.batches import Batches
 from training.caption_states import KeptCaptions
 from training.experiment import Experiment
 from training.resuming import changed_settings, check_resume
+from training.signals import stop_on_signal
 from training.state import learning_rate_at, new_state
 from training.step import TIMESTEP_BINS, Ledger, Step
 
@@ -553,6 +554,18 @@ def test_a_finished_run_has_nothing_left_to_do(inputs: Inputs) -> None:
     assert_same(everything(again.state, again.folder), before)
     longer = inputs(num_epochs=3, lr_decay="constant")
     assert [step.number for step in loop.train(longer)] == [7, 8, 9]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no closed terminals on Windows")
+def test_a_closed_terminal_stops_no_run_under_nohup() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup starts a process
+    try:
+        with stop_on_signal() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop.is_set() and signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_the_second_signal_acts_at_once(inputs: Inputs) -> None:

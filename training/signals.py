@@ -18,8 +18,8 @@ STOP_SIGNALS = [
 def stop_on_signal() -> Iterator[threading.Event]:
     """Turn the first of these signals into a set event, so that the current step is finished.
 
-    A second one takes effect at once. Outside the main thread nothing is changed: Python delivers
-    no signals there.
+    A second one takes effect at once. One that is ignored stays so: under `nohup` a closed terminal
+    stops nothing. Outside the main thread nothing is changed: Python delivers no signals there.
     """
     stop, before = threading.Event(), {}
 
@@ -29,7 +29,8 @@ def stop_on_signal() -> Iterator[threading.Event]:
 
     if threading.current_thread() is threading.main_thread():
         for number in STOP_SIGNALS:
-            before[number] = signal.signal(number, handle)
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, handle)
     try:
         yield stop
     finally:
