@@ -1,6 +1,6 @@
 """One field of a config: what it may hold, whether a run may change it, how text becomes one.
 
-`config.py` declares every setting with `setting(...)`; a `Section` checks its fields when it is
+`sections.py` declares every setting with `setting(...)`; a `Section` checks its fields when it is
 made, so that no wrong value reaches the work.
 """
 
@@ -165,7 +165,7 @@ def _expected(config: Any, name: str, has_value: bool) -> str:
     if not near:
         last = difflib.get_close_matches(name, [n.rpartition(".")[2] for n in known], 1, 0.6)
         near = next((f" (did you mean {n!r}?)" for n in known if last and n.endswith(last[0])), "")
-    return f"no setting of that name{near}; config.py lists them all"
+    return f"no setting of that name{near}; docs/settings.md lists them all"
 
 
 def _parse(text: str, hint: Any) -> Any:

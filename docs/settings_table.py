@@ -1,6 +1,6 @@
-"""Writes the tables of docs/settings.md from config.py: `python -m docs.settings_table`.
+"""Writes the tables of docs/settings.md from sections.py: `python -m docs.settings_table`.
 
-A field's meaning is the comment above or behind it in config.py; range and rule are those of its
+A field's meaning is the comment above or behind it in sections.py; range and rule are those of its
 `setting(...)`. A test compares the page with what this module would write.
 """
 
@@ -13,13 +13,12 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
-import config
 from config import PRESETS, ROOT, Config
 from files import write_text
 from training.resuming import COMPARED_SECTIONS
 
 PAGE = ROOT / "docs" / "settings.md"
-BEGIN = "<!-- written by `python -m docs.settings_table`; edit config.py instead -->"
+BEGIN = "<!-- written by `python -m docs.settings_table`; edit sections.py instead -->"
 END = "<!-- end of what is written -->"
 NOT_OF_THE_RUN = "–"  # the section shapes no weights, so a checkpoint is not compared with it
 
@@ -32,7 +31,7 @@ def sections() -> dict[str, type]:
 
 def comments_of(kind: type) -> dict[str, str]:
     """The comment of each field of a class: the lines above it, and what ends its own lines."""
-    source = Path(config.__file__).read_text(encoding="utf-8")
+    source = Path(inspect.getfile(kind)).read_text(encoding="utf-8")
     lines = source.splitlines()
     body = next(n for n in ast.parse(source).body if getattr(n, "name", "") == kind.__name__).body
     return {

@@ -11,7 +11,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 from torch.nn import functional
 
-from config import Config, SamplingConfig
+from config import Config
 from diffusion import sampling
 from diffusion.objective import Objective, build_objective
 from inference import arguments
@@ -20,6 +20,7 @@ from models.device import autocast, cast_matrices, choose_precision, freed_memor
 from models.loading import fingerprint
 from models.text_encoder import TextEncoder
 from models.vae_wrapper import VAEWrapper, open_decoder
+from sections import SamplingConfig
 from settings import override
 from training import checkpoints
 from training.resuming import same_frozen_models

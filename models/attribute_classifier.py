@@ -15,9 +15,9 @@ import torchvision
 from torch import nn
 from torchvision.transforms.v2 import functional as transforms
 
-from config import ClassifierConfig
 from files import replacing
 from models.loading import read_archive
+from sections import ClassifierConfig
 from settings import from_dict
 
 # Statistics of ImageNet's pixels, which networks trained on it expect.

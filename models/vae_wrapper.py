@@ -14,8 +14,8 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import nn
 
-from config import ModelsConfig
 from models.loading import fingerprint, open_model
+from sections import ModelsConfig
 
 
 class Posterior(NamedTuple):

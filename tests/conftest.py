@@ -15,6 +15,7 @@ from custom_datasets.captions import describe
 from custom_datasets.drawn_faces import write_drawn_faces
 from models.custom_unet_celeba_ldm import build_unet
 from pretraining.clip import ClipSettings, build_clip, train_tokenizer
+from sections import ModelsConfig, UNetConfig
 from training import checkpoints
 from training.checkpoints import Checkpoint, Circumstances
 from training.state import new_state
@@ -105,10 +106,8 @@ def tiny_config(drawn_folder: Path, autoencoder_folder: Path, clip_folder: Path)
         data=dataclasses.replace(
             smoke.data, folder=str(drawn_folder), drawn_counts=DRAWN_COUNTS, image_size=IMAGE_SIZE
         ),
-        models=config.ModelsConfig(str(autoencoder_folder), str(clip_folder)),
-        unet=config.UNetConfig(
-            IMAGE_SIZE // 8, 4, (32, 32), 1, 8, TEXT_WIDTH, text_at_every_layer=True
-        ),
+        models=ModelsConfig(str(autoencoder_folder), str(clip_folder)),
+        unet=UNetConfig(IMAGE_SIZE // 8, 4, (32, 32), 1, 8, TEXT_WIDTH, text_at_every_layer=True),
         training=dataclasses.replace(
             smoke.training,
             num_epochs=2,

@@ -9,6 +9,7 @@ import pytest
 
 import config
 from config import PRESETS, TRAIN_CELEBA_LDM_CONFIG, Config, get_config
+from sections import EvaluationConfig
 from settings import from_dict
 
 SPECIFIED = {
@@ -67,7 +68,7 @@ def test_a_field_that_was_added_since_has_its_default() -> None:
     del values["training"]["micro_batch_size"], values["evaluation"]
     restored = from_dict(values, Config)
     assert restored.training == config.smoke().training
-    assert restored.evaluation == config.EvaluationConfig()
+    assert restored.evaluation == EvaluationConfig()
     del values["name"]
     with pytest.raises(ValueError, match="name"):
         from_dict(values, Config)
@@ -147,7 +148,7 @@ def test_changes_from_text_arrive_in_their_types() -> None:
         ("training.learnig_rate=1", "training.learning_rate"),
         ("trianing.seed=1", "training.seed"),
         ("batch_size=1", "training.batch_size"),
-        ("training=1", "config.py lists them all"),
+        ("training=1", "docs/settings.md lists them all"),
         ("training.seed", "write section.field=value"),
     ],
 )

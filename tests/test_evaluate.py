@@ -28,6 +28,7 @@ from evaluation.results import read_results
 from inference.text_to_face import TextToFace
 from models.custom_unet_celeba_ldm import build_unet
 from pretraining.clip import build_image_processor
+from sections import ModelsConfig, UNetConfig
 from training import checkpoints, experiment
 from training.checkpoints import Checkpoint, Circumstances
 from training.state import new_state
@@ -87,8 +88,8 @@ def prepared(
         smoke,
         name="test",
         data=dataclasses.replace(smoke.data, folder=str(root / "data" / "faces"), drawn_counts=()),
-        models=config_module.ModelsConfig(str(autoencoder_folder), clip),
-        unet=config_module.UNetConfig(8, 4, (32, 32), 1, 8, 32, text_at_every_layer=True),
+        models=ModelsConfig(str(autoencoder_folder), clip),
+        unet=UNetConfig(8, 4, (32, 32), 1, 8, 32, text_at_every_layer=True),
         training=dataclasses.replace(smoke.training, mixed_precision="no"),
         sampling=dataclasses.replace(smoke.sampling, steps=2),
         classifier=dataclasses.replace(

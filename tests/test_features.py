@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torchvision.transforms.v2.functional import pil_to_tensor
 from transformers import CLIPImageProcessorFast, Dinov2Config, Dinov2Model
 
-from config import ClassifierConfig
 from custom_datasets.celeba_files import ATTRIBUTES
 from evaluation.checks import (
     TooFewSamples,
@@ -35,6 +34,7 @@ from evaluation.features import (
     open_network,
 )
 from models.attribute_classifier import AttributeClassifier
+from sections import ClassifierConfig
 
 
 def reddish(n: int = 8) -> Tensor:

@@ -1,12 +1,12 @@
-"""The tables of docs/settings.md say what config.py says."""
+"""The tables of docs/settings.md say what sections.py says."""
 
 import dataclasses
 
 import pytest
 
-import config
 from config import Config
 from docs import settings_table
+from sections import TrainingConfig
 from settings import FREE, Section, setting
 
 
@@ -32,7 +32,7 @@ def test_a_changed_row_is_written_again() -> None:
 
 
 def test_comments_are_read_above_a_field_and_behind_it() -> None:
-    training = settings_table.comments_of(config.TrainingConfig)
+    training = settings_table.comments_of(TrainingConfig)
     assert training["micro_batch_size"].startswith("Samples in one forward pass; None:")
     assert training["learning_rate"] == "AdamW's, after warm-up."  # of a field of several lines
     assert training["batch_size"] == "Samples per step, of all processes together."

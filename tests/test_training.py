@@ -20,12 +20,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import config as config_module
-from config import Config, TrainingConfig, UNetConfig
+from config import Config
 from diffusion import determinism
 from diffusion.objective import Objective
 from files import InUse
 from models.custom_unet_celeba_ldm import build_unet
 from models.vae_wrapper import Posterior
+from sections import TrainingConfig, UNetConfig
 from training import checkpoints, loop, run_folder
 from training import experiment as experiment_module
 from training import state as training_state

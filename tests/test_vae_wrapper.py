@@ -9,9 +9,9 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 
-from config import ModelsConfig
 from models.loading import locate
 from models.vae_wrapper import Posterior, VAEWrapper, open_decoder
+from sections import ModelsConfig
 
 
 @pytest.fixture
