@@ -30,14 +30,15 @@ class DecoderConfig(Section):
     """How a decoder is fine-tuned."""
 
     minutes: float = setting(20.0, above=0)
-    batch_size: int = setting(16, least=1)
+    batch_size: int = setting(8, least=1)
     learning_rate: float = setting(5e-4, above=0)  # of the decoder and of the discriminator
     pyramid_weight: float = setting(1.0, least=0)  # of the Laplacian bands, beside the pixels' L1
     # Of the local strength of detail, whatever its place (`sharpness.strength`).
     detail_weight: float = setting(3.0, least=0)
     # Of the discriminator, in units of the loss of pixels (`balance`); 0: regression alone.
-    adversarial_weight: float = setting(0.5, least=0)
-    adversarial_from: float = setting(0.1, least=0, most=1)  # share of the time
+    adversarial_weight: float = setting(0.75, least=0)
+    # Share of the time after which the decoder heeds it; it learns from the start.
+    adversarial_from: float = setting(0.1, least=0, most=1)
     ema_decay: float = setting(0.999, least=0, most=1)  # ceiling of 1 - (1 + step)^-3/4
     # Blocks of each level, coarsest first, where an AutoencoderTiny has fewer: there they cost
     # little, and see the whole face. An AutoencoderKL keeps its own.
@@ -101,8 +102,9 @@ class _Training:
         loss = reconstruction_loss(shown, real, config.pyramid_weight, config.detail_weight)
         gradient = torch.autograd.grad(loss, shown)[0]
         losses = {"loss": loss.item()}
-        if config.adversarial_weight and done >= config.adversarial_from:
+        if config.adversarial_weight:
             losses["discriminator"] = self.adversary.learn(real, shown.detach(), rate)
+        if config.adversarial_weight and done >= config.adversarial_from:
             rise = min(1.0, (done - config.adversarial_from) / RISE)
             theirs = self.adversary.gradient(shown)
             factor = balance(drawn, self.last, gradient, theirs)

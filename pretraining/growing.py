@@ -31,7 +31,7 @@ def grown(
     own = vae.autoencoder.config.num_decoder_blocks
     blocks = [max(pair) for pair in zip_longest(own, least_blocks[: len(own)], fillvalue=0)]
     if has_more:
-        blocks = [*blocks[:-1], max(own), 0]
+        blocks = [*blocks, 0]
     return VAEWrapper(with_blocks(vae.autoencoder, blocks))
 
 
