@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,15 @@ class Bench:
 
         self.monkeypatch.setattr(TextToFace, "generate", refuse)
         self.monkeypatch.setattr(TextToFace, "decode", refuse)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """As each of two processes has: other numbers of threads add in other orders."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -541,7 +551,7 @@ def test_two_processes_give_the_numbers_of_one(fresh: Bench, whole: Path) -> Non
 
 
 def assert_same(found: Any, want: Any) -> None:
-    """Equal but for the rounding of sums in another number of threads."""
+    """Equal but for the rounding of sums over batches of another size."""
     if isinstance(want, dict):
         assert found.keys() == want.keys()
         for name in want:
