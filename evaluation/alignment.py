@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from evaluation.checks import require_pair
 from evaluation.estimate import Estimate, mean_interval
-from evaluation.features import Clip, clip_image_features, extract_features, open_clip
+from evaluation.features import Clip, open_clip
 from evaluation.resampling import derangement
 
 LEAST = 10  # prompts
@@ -123,30 +123,6 @@ def alignment_report(
         real_shuffled=ceiling and mean_interval(ceiling[1], faces),
         shortfall=ceiling and mean_interval(ceiling[0] - matched, faces),
     )
-
-
-def align_images(
-    clip: Clip,
-    images: Tensor,
-    captions: Sequence[str],
-    real: Tensor | None = None,
-    faces: np.ndarray | None = None,
-    device: str = "cpu",
-) -> AlignmentReport:
-    """`alignment_report` of images uint8 (N, 3, H, W).
-
-    Args:
-        real: uint8 (N, 3, H, W), the real face that each caption describes; None where the captions
-            describe no face.
-
-    Raises:
-        FileNotFoundError, ValueError, TooFewSamples: as `text_features` and `alignment_report`.
-    """
-    network = clip_image_features(clip)
-    words = text_features(clip, captions, device=device)
-    seen = extract_features(network, images, device=device)
-    truth = None if real is None else extract_features(network, real, device=device)
-    return alignment_report(seen, words, truth, faces)
 
 
 def table_lines(name: str, report: AlignmentReport) -> list[str]:

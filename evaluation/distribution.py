@@ -93,24 +93,6 @@ def _matrix_root(covariance: Tensor) -> Tensor:
     return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
 
-def frechet_from_statistics(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> float:
-    """Squared Frechet distance of N(mean_a, cov_a) and N(mean_b, cov_b).
-
-    |mean_a - mean_b|^2 + tr(A) + tr(B) - 2 tr((A B)^(1/2)), Dowson and Landau 1982. The last trace
-    is taken from the symmetric A^(1/2) B A^(1/2), which has the eigenvalues of A B, none negative.
-
-    Args:
-        mean_a, mean_b: (D,).
-        cov_a, cov_b: (D, D), or a scalar where D is 1.
-    """
-    mean_a, mean_b = torch.atleast_1d(mean_a.double()), torch.atleast_1d(mean_b.double())
-    cov_a, cov_b = torch.atleast_2d(cov_a.double()), torch.atleast_2d(cov_b.double())
-    root = _matrix_root(cov_a)  # (D, D)
-    product = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0)  # (D,)
-    spread = cov_a.trace() + cov_b.trace() - 2 * product.sqrt().sum()
-    return max(0.0, float((mean_a - mean_b).square().sum() + spread))  # -1e-12 is rounding
-
-
 def kernel_distance(
     a: Tensor, b: Tensor, subsets: int = 100, subset_size: int | None = None, seed: int = 0
 ) -> KernelDistance:

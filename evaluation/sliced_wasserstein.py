@@ -10,7 +10,15 @@ AT_ONCE = 250  # directions compared in one piece
 
 
 class MindReference:
-    """A reference set along random lines, prepared for many distances to it."""
+    """A reference set along random lines, prepared for many distances to it.
+
+    The distance of two sets of features is 3 D times their squared sliced 2-Wasserstein distance,
+    Berthet et al. 2026 (arXiv 2605.06797). Each random direction sees two sets of numbers, whose
+    optimal transport pairs them in their order. The factor brings it to the size of a Frechet
+    distance. It is MIND only with FID's Inception features, and depends on n, though less than FID.
+    Sets of different size are compared through their quantiles, without leaving samples out; of
+    equal size it is the paper's formula.
+    """
 
     def __init__(self, features: Tensor, directions: int = DIRECTIONS, seed: int = 0) -> None:
         """Project features (M, D).
@@ -25,7 +33,11 @@ class MindReference:
         self.ordered = (self.features @ self.lines).sort(dim=0).values  # (M, directions)
 
     def distance(self, features: Tensor) -> float:
-        """`mind` of features (N, D) and the reference."""
+        """The distance of features (N, D) and the reference.
+
+        Raises:
+            ValueError: see `checks.require_pair`.
+        """
         features, _ = require_pair(features, self.features)
         weights, places, others = _transport(len(features), len(self.ordered))
         total = 0.0
@@ -35,24 +47,6 @@ class MindReference:
             own = (features @ lines).sort(dim=0).values
             total += float(weights @ (own[places] - ordered[others]).square().sum(1))
         return 3 * features.shape[1] * total / self.lines.shape[1]
-
-
-def mind(a: Tensor, b: Tensor, directions: int = DIRECTIONS, seed: int = 0) -> float:
-    """3 D times the squared sliced 2-Wasserstein distance of two sets of features.
-
-    Berthet et al. 2026 (arXiv 2605.06797). Each random direction sees two sets of numbers, whose
-    optimal transport pairs them in their order. The factor brings it to the size of a Frechet
-    distance. It is MIND only with FID's Inception features, and depends on n, though less than FID.
-    Sets of different size are compared through their quantiles, without leaving samples out; of
-    equal size it is the paper's formula.
-
-    Args:
-        a, b: float (N, D) and (M, D).
-
-    Raises:
-        ValueError: see `checks.require_pair`.
-    """
-    return MindReference(b, directions, seed).distance(a)
 
 
 def _transport(n: int, m: int) -> tuple[Tensor, Tensor, Tensor]:

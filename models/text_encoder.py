@@ -87,10 +87,6 @@ class TextEncoder(nn.Module):
         """Captions -> hidden states (B, L, D); raises as `tokenize` does."""
         return self.encode(self.tokenize(captions).to(self.model.device))
 
-    def null(self) -> torch.Tensor:
-        """Hidden states of the empty caption, (1, L, D): the null condition."""
-        return self([""])
-
 
 def open_tokenizer(name: str) -> CLIPTokenizer:
     """Open the tokenizer of a CLIP by hub id or local folder.

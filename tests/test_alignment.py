@@ -12,7 +12,6 @@ from torchmetrics.functional.multimodal.clip_score import _clip_score_update
 from transformers import CLIPModel, CLIPProcessor
 
 from evaluation.alignment import (
-    align_images,
     alignment_report,
     clip_scores,
     shuffled_control,
@@ -94,8 +93,7 @@ def test_images_are_aligned_by_their_features(tiny_clip: Path) -> None:
     network, words = clip_image_features(clip), text_features(clip, captions)
     seen, truth = extract_features(network, images), extract_features(network, real)
     want = alignment_report(seen, words, truth)
-    assert align_images(clip, images, captions, real) == want
-    assert align_images(clip, images, captions) == alignment_report(seen, words)
+    assert alignment_report(seen, words).real is None
     matched, *_, last = table_lines("tiny", want)
     assert f"{want.matched.value:.2f}" in matched and "n = 12" in matched
     assert "real_shuffled" in last

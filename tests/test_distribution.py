@@ -15,7 +15,6 @@ from evaluation.checks import TooFewSamples
 from evaluation.distribution import (
     cmmd,
     frechet_distance,
-    frechet_from_statistics,
     kernel_distance,
     polynomial_mmd,
 )
@@ -47,24 +46,6 @@ def projected(images: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     weights = torch.randn(flat.shape[1], 24, dtype=torch.float64, generator=generator)
     return flat @ weights / 10
-
-
-def test_frechet_equals_closed_form_of_diagonal_gaussians() -> None:
-    means = torch.tensor([0.0, 1.0]), torch.tensor([3.0, -1.0])
-    expected = (9 + 4) + (1 - 2) ** 2 + (3 - 5) ** 2  # |m - m'|^2 + sum (s - s')^2
-    covs = torch.diag(torch.tensor([1.0, 9.0])), torch.diag(torch.tensor([4.0, 25.0]))
-    got = frechet_from_statistics(means[0], covs[0], means[1], covs[1])
-    assert got == pytest.approx(expected, rel=1e-12)
-
-
-def test_frechet_equals_closed_form_of_covariances_that_do_not_commute() -> None:
-    a = torch.tensor([[2.0, 0.9], [0.9, 1.0]], dtype=torch.float64)
-    b = torch.tensor([[1.0, -0.7], [-0.7, 3.0]], dtype=torch.float64)
-    # Of 2 x 2: (tr sqrt(M))^2 = tr M + 2 sqrt(det M).
-    root = ((a @ b).trace() + 2 * torch.linalg.det(a @ b).sqrt()).sqrt()
-    got = frechet_from_statistics(torch.zeros(2), a, torch.zeros(2), b)
-    assert got == pytest.approx(float(a.trace() + b.trace() - 2 * root), rel=1e-10)
-    assert not torch.allclose(a @ b, b @ a)
 
 
 @pytest.mark.parametrize("n", [400, 20])  # 20 samples of 32 dimensions: singular covariances

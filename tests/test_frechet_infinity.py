@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from gaussians import frechet
 from torch import Tensor
 
 from evaluation.checks import TooFewSamples
-from evaluation.distribution import frechet_distance, frechet_from_statistics
+from evaluation.distribution import frechet_distance
 from evaluation.frechet_infinity import frechet_infinity
 
 WIDTH = 24
@@ -23,7 +24,7 @@ def truth(scale: float = 1.2, shift: float = 0.1) -> float:
     """Distance of the pictures' own Gaussian to the one fitted to the reference."""
     mean = torch.full((WIDTH,), shift, dtype=torch.float64)
     own = torch.eye(WIDTH, dtype=torch.float64) * scale**2
-    return frechet_from_statistics(mean, own, REFERENCE.mean(0), torch.cov(REFERENCE.T))
+    return frechet(mean, own, REFERENCE.mean(0), torch.cov(REFERENCE.T))
 
 
 def test_the_line_ends_at_the_closed_form_and_few_pictures_do_not() -> None:

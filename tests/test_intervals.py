@@ -13,6 +13,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from gaussians import frechet
 from torch import Tensor
 
 from custom_datasets.celeba_files import ATTRIBUTES
@@ -21,7 +22,6 @@ from evaluation.attributes import attribute_report
 from evaluation.distribution import (
     FrechetReference,
     cmmd,
-    frechet_from_statistics,
     kernel_distance,
 )
 from evaluation.estimate import mean_interval, mean_of_two, proportion
@@ -185,7 +185,7 @@ def test_the_frechet_distance_of_infinitely_many_pictures() -> None:
     mean = torch.full((WIDTH,), 1.2, dtype=torch.float64)
     own = torch.eye(WIDTH, dtype=torch.float64) * 1.3**2
     fitted = (REFERENCE.mean(0), torch.cov(REFERENCE.T))
-    require_coverage(draw, {"line": frechet_from_statistics(mean, own, *fitted)})
+    require_coverage(draw, {"line": frechet(mean, own, *fitted)})
 
 
 def test_paired_differences_of_distances() -> None:

@@ -7,7 +7,7 @@ from evaluation.distribution import KernelDistance, frechet_distance
 from evaluation.features import INCEPTION, FeatureNetwork
 from evaluation.manifold import overlap
 from evaluation.set_distances import kernel_name, set_distances
-from evaluation.sliced_wasserstein import mind
+from evaluation.sliced_wasserstein import MindReference
 
 NETWORK = FeatureNetwork("a network", 8, lambda images: images.flatten(1).float())
 
@@ -20,7 +20,9 @@ def test_every_number_is_that_of_its_own_function() -> None:
     pictures, reference = normal(150, 0, 0.3), normal(200, 1)
     found = set_distances(NETWORK, pictures, reference)
     assert found["FD (a network)"].value == frechet_distance(pictures, reference)
-    assert found["sliced Wasserstein (a network)"].value == mind(pictures, reference)
+    assert found["sliced Wasserstein (a network)"].value == MindReference(reference).distance(
+        pictures
+    )
     assert found["coverage"].value == overlap(reference, pictures).coverage
     assert isinstance(found["KD (a network)"], KernelDistance)
     for name, estimate in found.items():

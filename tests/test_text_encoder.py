@@ -55,12 +55,6 @@ def test_words_and_their_order_matter(encoder: TextEncoder) -> None:
     assert (first - second).abs().max() > 0.01
 
 
-def test_null_is_the_empty_caption(encoder: TextEncoder) -> None:
-    assert encoder.null().shape == (1, 77, 32)
-    assert torch.equal(encoder.null(), encoder([""]))
-    assert not torch.allclose(encoder.null(), encoder(["a man"]))
-
-
 def test_a_caption_that_is_too_long_is_refused(encoder: TextEncoder) -> None:
     fitting, over = " ".join(["man"] * 75), " ".join(["man"] * 76)
     assert encoder.count_tokens(fitting) == 77 and encoder.count_tokens("") == 2
