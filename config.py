@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sections import TRAIN_CELEBA_LDM_CONFIG as TRAIN_CELEBA_LDM_CONFIG  # for `from config import`
 from sections import (
     ClassifierConfig,
     DataConfig,
@@ -24,17 +25,6 @@ from sections import (
 from settings import override
 
 ROOT = Path(__file__).resolve().parent
-
-# The experiment as specified; the preset `celeba_hq` is built from it.
-TRAIN_CELEBA_LDM_CONFIG: dict[str, Any] = {
-    "num_epochs": 100,
-    "learning_rate": 1e-5,
-    "batch_size": 32,
-    "num_train_timesteps": 1000,
-    "beta_schedule": "squaredcos_cap_v2",
-    "checkpoint_every_n_epochs": 10,
-    "cfg_dropout_prob": 0.1,
-}
 
 # Folders of a run folder, and so of `checkpoints/`, in which no run of that name can have its own.
 OWN_FOLDERS = ("logs", "samples")
@@ -134,14 +124,7 @@ class Config:
 
 def celeba_hq() -> Config:
     """The specified experiment, value for value; one GPU or several."""
-    specified = dict(TRAIN_CELEBA_LDM_CONFIG)
-    process = {name: specified.pop(name) for name in ("num_train_timesteps", "beta_schedule")}
-    return Config(
-        "celeba_hq",
-        data=DataConfig(source=CELEBA_HQ),
-        diffusion=DiffusionConfig(**process),
-        training=TrainingConfig(**specified),
-    )
+    return Config("celeba_hq", data=DataConfig(source=CELEBA_HQ))
 
 
 def celeba_hq_best() -> Config:

@@ -8,6 +8,17 @@ from dataclasses import dataclass
 
 from settings import ANNOUNCED, FREE, Section, nearest, setting
 
+# The experiment as specified; the preset `celeba_hq` keeps these defaults.
+TRAIN_CELEBA_LDM_CONFIG = {
+    "num_epochs": 100,
+    "learning_rate": 1e-5,
+    "batch_size": 32,
+    "num_train_timesteps": 1000,
+    "beta_schedule": "squaredcos_cap_v2",
+    "checkpoint_every_n_epochs": 10,
+    "cfg_dropout_prob": 0.1,
+}
+
 MOST_SEED = 2**63 - 1  # what every generator of random numbers takes
 
 # The feature networks that the evaluation knows, and the kinds that a model's name follows.
@@ -77,10 +88,10 @@ class DiffusionConfig(Section):
     """The forward process and what the denoiser predicts."""
 
     # T of Ho et al. 2020.
-    num_train_timesteps: int = setting(1000, least=2)
+    num_train_timesteps: int = setting(TRAIN_CELEBA_LDM_CONFIG["num_train_timesteps"], least=2)
     # Noise schedule, by diffusers' name; "squaredcos_cap_v2" is Nichol & Dhariwal's cosine.
     beta_schedule: str = setting(
-        "squaredcos_cap_v2",
+        TRAIN_CELEBA_LDM_CONFIG["beta_schedule"],
         choices=("squaredcos_cap_v2", "linear", "scaled_linear"),
     )
     # What the denoiser predicts: the noise, or v (Salimans & Ho 2022).
@@ -97,11 +108,13 @@ class TrainingConfig(Section):
     """The optimisation."""
 
     # On resume free while lr_decay is "constant".
-    num_epochs: int = setting(100, least=1)
+    num_epochs: int = setting(TRAIN_CELEBA_LDM_CONFIG["num_epochs"], least=1)
     # AdamW's, after warm-up.
-    learning_rate: float = setting(1e-5, resume=ANNOUNCED, above=0)
+    learning_rate: float = setting(
+        TRAIN_CELEBA_LDM_CONFIG["learning_rate"], resume=ANNOUNCED, above=0
+    )
     # Samples per step, of all processes together.
-    batch_size: int = setting(32, least=1)
+    batch_size: int = setting(TRAIN_CELEBA_LDM_CONFIG["batch_size"], least=1)
     # Multiplies the batch, and the learning rate by the rule below: an explicit choice for many
     # GPUs. Without it the run is the same on any number of them.
     scale_batch: int = setting(1, least=1)
@@ -112,9 +125,11 @@ class TrainingConfig(Section):
     # Recompute activations in the backward pass: less memory, about a third more time.
     gradient_checkpointing: bool = setting(False, resume=FREE)
     # Share of captions that become the empty one (Ho & Salimans 2022).
-    cfg_dropout_prob: float = setting(0.1, least=0, most=1)
+    cfg_dropout_prob: float = setting(TRAIN_CELEBA_LDM_CONFIG["cfg_dropout_prob"], least=0, most=1)
     # A checkpoint at the end of every n-th epoch.
-    checkpoint_every_n_epochs: int = setting(10, resume=FREE, least=1)
+    checkpoint_every_n_epochs: int = setting(
+        TRAIN_CELEBA_LDM_CONFIG["checkpoint_every_n_epochs"], resume=FREE, least=1
+    )
     # Also save within an epoch at this interval; a crash loses at most this much.
     save_every_minutes: float = setting(15.0, resume=FREE, least=0)
     # Newest checkpoints that are kept, in addition to those of every n-th epoch and the best.
