@@ -91,9 +91,7 @@ def measure(
     for start in range(0, len(positions), BATCH):
         chosen = np.asarray(positions[start : start + BATCH])
         real = pictures[chosen].to(device) / 255
-        with autocast(choose_precision("auto", device), device):
-            drawn = vae.decode(vae.encode(to_model_range(images[chosen].to(device))).mean)
-        drawn = enlarge(drawn, real.shape[-1])
+        drawn = enlarge(reconstructed(vae, images[chosen].to(device)), real.shape[-1])
         error = drawn - real
         values = (error.square(), error.abs(), detail_energy(drawn), detail_energy(real))
         sums += len(chosen) * torch.stack([value.mean().double().cpu() for value in values])
@@ -103,6 +101,15 @@ def measure(
         "absolute_error": 255 * absolute,
         "detail_ratio": drawn_detail / real_detail,
     }
+
+
+@torch.no_grad()
+def reconstructed(vae: VAEWrapper, images: Tensor) -> Tensor:
+    """Images uint8 (B, 3, S, S) through an autoencoder, in sampling's precision: float
+    (B, 3, H, H) in [0, 1].
+    """
+    with autocast(choose_precision("auto", images.device), images.device):
+        return vae.decode(vae.encode(to_model_range(images)).mean)
 
 
 def enlarge(images: Tensor, size: int) -> Tensor:
