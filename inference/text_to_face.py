@@ -17,6 +17,7 @@ from diffusion.objective import Objective, build_objective
 from inference import arguments
 from models.custom_unet_celeba_ldm import build_unet
 from models.device import autocast, cast_matrices, choose_precision, freed_memory_kept
+from models.graphs import Graphs
 from models.loading import fingerprint
 from models.text_encoder import TextEncoder
 from models.vae_wrapper import VAEWrapper, open_decoder
@@ -237,6 +238,13 @@ class TextToFace:
                 f"{len(hidden_states)} captions for {len(latents)} latents (guidance doubles both):"
                 " give the predictor one prompt a seed"
             )
+        return self._graphs(latents, timesteps, hidden_states)
+
+    @cached_property
+    def _graphs(self) -> Graphs:
+        return Graphs(self.unet, self._predict)
+
+    def _predict(self, latents: Tensor, timesteps: Tensor, hidden_states: Tensor) -> Tensor:
         with autocast(self.precision, latents.device):
             return self.unet(latents, timesteps, hidden_states, return_dict=False)[0]
 

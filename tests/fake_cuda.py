@@ -5,6 +5,7 @@ hold no values, and refuse to meet tensors of another device. CPU tensors comput
 host reads from the device is made up, and is noted with its place in the repository.
 """
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -123,6 +124,7 @@ def fake_cuda() -> Iterator[FakeCuda]:
         mock.patch(
             "torch.inference_mode", lambda mode=True: torch.no_grad() if mode else nullcontext()
         ),
+        mock.patch.dict(os.environ, LDM_GRAPHS="0"),  # a graph needs a real device
         mock.patch.object(Tensor, "backward", backward),
         mock.patch.object(Tensor, "pin_memory", lambda tensor: mode.pin(tensor)),
         # As of a real tensor: one copy, then a list. torch reads a fake one value by value.

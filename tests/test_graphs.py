@@ -1,0 +1,132 @@
+"""Graphs of a network's forward pass: when one is captured, kept and dropped; and, on CUDA, that
+results stay the same to the bit.
+"""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models import graphs
+from models.custom_unet_celeba_ldm import build_unet
+from models.device import autocast
+from models.graphs import MOST_GRAPHS, Graphs
+from sections import UNetConfig
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+class Recorder:
+    """Stands in for a device: counts plain calls, captures and replays."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network, self.events = network, []
+
+    def forward(self, given: Tensor) -> Tensor:
+        self.events.append("plain")
+        return self.network(given)
+
+    def capture(self, forward: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> object:
+        self.events.append("capture")
+        held, output = tuple(given.clone() for given in inputs), self.network(*inputs)
+
+        def replay() -> None:
+            self.events.append("replay")
+            output.copy_(self.network(*held))
+
+        return graphs._Graph(SimpleNamespace(replay=replay), held, output)
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    recorder = Recorder(nn.Linear(3, 3).requires_grad_(False))
+    monkeypatch.setattr(graphs, "can_graph", lambda inputs: True)
+    monkeypatch.setattr(graphs, "_capture", recorder.capture)
+    return recorder
+
+
+def test_the_second_call_is_captured_and_later_ones_replay_it(recorder: Recorder) -> None:
+    call = Graphs(recorder.network, recorder.forward)
+    for _ in range(3):
+        given = torch.randn(2, 3)
+        torch.testing.assert_close(call(given), recorder.network(given))
+    assert recorder.events == ["plain", "capture", "replay", "replay"]
+
+
+def test_an_output_stays_when_the_graph_runs_again(recorder: Recorder) -> None:
+    call, first, second = Graphs(recorder.network, recorder.forward), *torch.randn(2, 2, 3)
+    call(first)
+    before = call(first)
+    call(second)
+    torch.testing.assert_close(before, recorder.network(first))
+
+
+@pytest.mark.parametrize("change", ["shape", "dtype", "layout"])
+def test_inputs_of_another_kind_are_another_graph(recorder: Recorder, change: str) -> None:
+    recorder.network = nn.Identity()
+    call, given = Graphs(recorder.network, recorder.forward), torch.randn(3, 3)
+    others = {"shape": given[:2], "dtype": given.double(), "layout": given.T}
+    call(given), call(given)
+    call(others[change])
+    assert recorder.events == ["plain", "capture", "replay", "plain"]
+
+
+def test_weights_that_changed_in_place_count_and_moved_ones_are_captured_anew(
+    recorder: Recorder,
+) -> None:
+    call, given = Graphs(recorder.network, recorder.forward), torch.randn(2, 3)
+    call(given), call(given)
+    recorder.network.weight.mul_(2)
+    torch.testing.assert_close(call(given), recorder.network(given))
+    recorder.events.clear()
+    recorder.network.weight.data = recorder.network.weight.clone()
+    call(given), call(given)
+    assert recorder.events == ["plain", "capture", "replay"]
+
+
+def test_few_graphs_are_kept(recorder: Recorder) -> None:
+    call = Graphs(recorder.network, recorder.forward)
+    for size in range(1, MOST_GRAPHS + 3):
+        call(torch.zeros(size, 3)), call(torch.zeros(size, 3))
+    assert len(call.graphs) == MOST_GRAPHS
+    recorder.events.clear()
+    call(torch.zeros(1, 3))  # the first was dropped
+    assert recorder.events == ["plain"]
+
+
+def test_without_cuda_with_gradients_or_switched_off_there_is_no_graph(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    on_cuda = (SimpleNamespace(is_cuda=True),)
+    with torch.no_grad():
+        assert graphs.can_graph(on_cuda)
+        assert not graphs.can_graph((torch.zeros(1),))
+        monkeypatch.setenv("LDM_GRAPHS", "0")
+        assert not graphs.can_graph(on_cuda)
+        monkeypatch.delenv("LDM_GRAPHS")
+    assert not graphs.can_graph(on_cuda)
+
+
+@needs_cuda
+@torch.no_grad()
+def test_a_unet_predicts_the_same_to_the_bit() -> None:
+    unet = build_unet(UNetConfig(8, 4, (32, 64), 1, 8, 32, text_at_every_layer=True))
+    unet = unet.eval().requires_grad_(False).cuda()
+
+    def predict(latents: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
+        with autocast("bf16", latents.device):
+            return unet(latents, timesteps, states, return_dict=False)[0]
+
+    call = Graphs(unet, predict)
+    for timestep in (900, 500, 100):
+        given = torch.randn(4, 4, 8, 8), torch.full((4,), timestep), torch.randn(4, 7, 32)
+        given = tuple(value.cuda() for value in given)
+        assert torch.equal(call(*given), predict(*given))
+    with mock.patch.dict("os.environ", LDM_GRAPHS="0"):
+        plain = call(*given)
+    unet.conv_out.weight.mul_(2)
+    assert torch.equal(call(*given), predict(*given))
+    assert not torch.equal(call(*given), plain)
