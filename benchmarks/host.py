@@ -24,6 +24,7 @@ from config import celeba_hq, demo
 from models.text_encoder import TextEncoder
 from training import loop
 from training.batches import Batch, Batches
+from training.caption_tokens import CaptionTokens
 from training.experiment import Experiment
 from training.gradients import Gradients
 from training.log import Log
@@ -131,7 +132,8 @@ def batch_times(batch: int, rounds: int) -> dict[str, float]:
     """Milliseconds to make a batch, which its own thread does while a step is computed."""
     with experiment(2, batch) as opened:
         batches: Batches = opened.batches
-        batches.tokenize = opened.text_encoder.tokenize  # as on a GPU
+        tokenize, count = opened.text_encoder.tokenize, batches.caption_count
+        batches.tokens = CaptionTokens(batches.caption_of, tokenize, count)  # as on a GPU
         taken = []
         for step in range(rounds):
             start = milliseconds()

@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -345,6 +345,27 @@ def test_the_shares_of_processes_are_the_batch(inputs: Inputs, processes: int) -
     assert np.concatenate([share.positions for share in shares]).tolist() == (
         whole.positions.tolist()
     )
+
+
+def test_a_batch_for_a_device_holds_the_tokens_of_its_captions(inputs: Inputs) -> None:
+    """Those of the captions that the same batch has on a CPU; each text is tokenized once."""
+    opened, asked = inputs(), []
+
+    def tokenize(captions: Sequence[str]) -> torch.Tensor:
+        asked.extend(captions)
+        return opened.text_encoder.tokenize(captions)
+
+    config = opened.config
+    for_device = Batches(
+        opened.latents, caption, opened.objective, config.data, config.training, tokenize
+    )
+    for step in [*range(8), *range(8)]:
+        plain, batch = opened.batches[step], for_device[step]
+        assert torch.equal(batch.tokens, opened.text_encoder.tokenize(plain.captions))
+        assert torch.equal(batch.packed[:, : plain.packed.shape[1]], plain.packed)
+        assert np.array_equal(batch.caption_rows, plain.caption_rows) and not batch.captions
+    rows = {row for step in range(8) for row in opened.batches[step].caption_rows.tolist()}
+    assert len(asked) == 1 + len(rows)  # and the empty one, for the length
 
 
 def test_a_batch_is_a_function_of_its_number(inputs: Inputs) -> None:

@@ -3,7 +3,7 @@
 Shapes: b samples of this process, C latent channels, h x w latents, L caption tokens, N = C h w.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -15,6 +15,7 @@ from custom_datasets.latent_cache import LatentSource
 from diffusion.determinism import positions_at, sample_generator, share_of
 from diffusion.objective import Objective
 from sections import DataConfig, TrainingConfig
+from training.caption_tokens import CaptionTokens
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Batch:
 
     step: int
     positions: np.ndarray  # (b,) of the faces
-    captions: tuple[str, ...]  # (b,); empty where dropped
+    # (b,); empty where dropped; () where the device encodes captions itself
+    captions: tuple[str, ...]
     # (b,) number of the caption, position * wordings + wording; the last number: the empty one
     caption_rows: np.ndarray
     packed: Tensor  # float32 (b, 2N + 2 + L or 0)
@@ -111,7 +113,8 @@ class Batches:
         latents: posteriors of the training faces.
         caption: (position, wording) -> a face's caption.
         objective: draws the timesteps; its tables are on the CPU.
-        tokenize: captions -> tokens (b, L), where the device encodes captions itself.
+        tokenize: captions -> tokens (b, L), where the device encodes captions itself; their texts
+            are then left out of the batch.
         process, processes: the share of each batch that is made here.
         pin: put batches into memory that a GPU reads directly.
 
@@ -126,17 +129,19 @@ class Batches:
         objective: Objective,
         data: DataConfig,
         training: TrainingConfig,
-        tokenize: Callable[[tuple[str, ...]], Tensor] | None = None,
+        tokenize: Callable[[Sequence[str]], Tensor] | None = None,
         process: int = 0,
         processes: int = 1,
         pin: bool = False,
     ) -> None:
         self.latents, self.caption, self.objective = latents, caption, objective
-        self.data, self.training, self.tokenize, self.pin = data, training, tokenize, pin
+        self.data, self.training, self.pin = data, training, pin
         require_batch(len(latents), training, processes)
         batch = training.global_batch_size
         self.places = share_of(batch, process, processes)
         self.steps_per_epoch = len(latents) // batch
+        count = self.caption_count
+        self.tokens = CaptionTokens(self.caption_of, tokenize, count) if tokenize else None
 
     def __getitem__(self, step: int) -> Batch:
         """This process's share of the batch of a step (counted from 0)."""
@@ -147,7 +152,8 @@ class Batches:
         shape = tuple(posterior.mean.shape[1:])
         normal = [generator.standard_normal((2, *shape), np.float32) for generator in generators]
         normal = torch.from_numpy(np.stack(normal))  # (b, 2, C, h, w)
-        rows, captions = self._captions(positions, step, drop < self.training.cfg_dropout_prob)
+        rows = self._caption_rows(positions, step, drop < self.training.cfg_dropout_prob)
+        captions = () if self.tokens else tuple(map(self.caption_of, rows.tolist()))
         timesteps = self.objective.timesteps(torch.from_numpy(time))
         columns = [
             posterior.sample(normal[:, 0]).flatten(1),
@@ -155,8 +161,8 @@ class Batches:
             timesteps[:, None],
             self.objective.weight(timesteps)[:, None],
         ]
-        if self.tokenize:
-            columns.append(self.tokenize(captions))
+        if self.tokens:
+            columns.append(self.tokens(rows))
         packed = torch.cat([column.float() for column in columns], dim=1)
         return Batch(step, positions, captions, rows, self._pinned(packed), shape)
 
@@ -170,15 +176,16 @@ class Batches:
         """Captions of all faces in all wordings, and the empty one."""
         return len(self.latents) * self.data.caption_wordings + 1
 
-    def _captions(
-        self, positions: np.ndarray, step: int, dropped: np.ndarray
-    ) -> tuple[np.ndarray, tuple[str, ...]]:
-        """Numbers and texts of the captions; the empty one where dropped (Ho & Salimans 2022)."""
+    def caption_of(self, row: int) -> str:
+        """A caption by its number."""
+        wordings = self.data.caption_wordings
+        return "" if row == self.caption_count - 1 else self.caption(*divmod(row, wordings))
+
+    def _caption_rows(self, positions: np.ndarray, step: int, dropped: np.ndarray) -> np.ndarray:
+        """Numbers of the captions; that of the empty one where dropped (Ho & Salimans 2022)."""
         wordings = self.data.caption_wordings
         wording = step // self.steps_per_epoch % wordings
-        rows = np.where(dropped, self.caption_count - 1, positions * wordings + wording)
-        pairs = zip(positions.tolist(), dropped.tolist(), strict=True)
-        return rows, tuple("" if drop else self.caption(face, wording) for face, drop in pairs)
+        return np.where(dropped, self.caption_count - 1, positions * wordings + wording)
 
     def _pinned(self, packed: Tensor) -> Tensor:
         return packed.pin_memory() if self.pin else packed
