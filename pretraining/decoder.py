@@ -10,19 +10,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 
 from custom_datasets.celeba_hq_dataset import Images, to_model_range
 from custom_datasets.latent_cache import LatentSource
 from models.device import autocast, freed_memory_kept, has_bfloat16
 from models.vae_wrapper import VAEWrapper
-from pretraining.adversary import BETAS, Adversary, balance
+from pretraining.adversary import BETAS, Adversary
 from pretraining.progress import Clock, Progress, learning_rate_at
 from pretraining.sharpness import reconstruction_loss
 from settings import Section, setting
 
-RISE = 0.1  # share of the time in which the adversary's weight rises from zero
+RISE = 0.1  # share of the time in which the discriminators' weight rises from zero
 
 
 @dataclass(frozen=True)
@@ -31,18 +30,18 @@ class DecoderConfig(Section):
 
     minutes: float = setting(20.0, above=0)
     batch_size: int = setting(8, least=1)
-    learning_rate: float = setting(5e-4, above=0)  # of the decoder and of the discriminator
+    learning_rate: float = setting(4e-4, above=0)  # of the decoder and of the discriminators
     pyramid_weight: float = setting(1.0, least=0)  # of the Laplacian bands, beside the pixels' L1
-    # Of the local strength of detail, whatever its place (`sharpness.strength`).
-    detail_weight: float = setting(3.0, least=0)
-    # Of the discriminator, in units of the loss of pixels (`balance`); 0: regression alone.
-    adversarial_weight: float = setting(0.75, least=0)
-    # Share of the time after which the decoder heeds it; it learns from the start.
+    # Of deceiving the discriminators and of matching their features (`adversary.Adversary`); both
+    # 0: regression alone.
+    adversarial_weight: float = setting(0.1, least=0)
+    matching_weight: float = setting(2.0, least=0)
+    # Share of the time after which the decoder heeds them; they learn from the start.
     adversarial_from: float = setting(0.1, least=0, most=1)
-    ema_decay: float = setting(0.999, least=0, most=1)  # ceiling of 1 - (1 + step)^-3/4
-    # Blocks of each level, coarsest first, where an AutoencoderTiny has fewer: there they cost
-    # little, and see the whole face. An AutoencoderKL keeps its own.
-    least_blocks: tuple[int, ...] = setting((9, 6), least=0)
+    ema_decay: float = setting(0.998, least=0, most=1)  # ceiling of 1 - (1 + step)^-3/4
+    # Blocks of each level, coarsest first, where an AutoencoderTiny has fewer: on coarse levels
+    # they cost little, and see the whole face. An AutoencoderKL keeps its own.
+    least_blocks: tuple[int, ...] = setting((9, 6, 4, 2, 1), least=0)
     seed: int = setting(0, least=0)
 
 
@@ -88,35 +87,33 @@ class _Training:
         self.averages = decoder_weights(self.averaged)
         for weight in self.weights:
             weight.requires_grad_(True)
-        self.last = last_layer(self.vae)
         self.optimizer = torch.optim.AdamW(self.weights, config.learning_rate, betas=BETAS)
-        self.adversary = Adversary(config.learning_rate, device, self.precision)
+        channels = vae.latent_channels
+        self.adversary = Adversary(channels, config.learning_rate, device, self.precision)
 
     def take_step(self, latents: Tensor, real: Tensor, done: float) -> dict[str, float]:
-        """One update of decoder, average and, when its time has come, adversary."""
+        """One update of decoder and average, and of the discriminators."""
         config = self.config
         rate = learning_rate_at(config.learning_rate, self.step, done)
         with autocast(self.precision, latents.device):
             drawn = self.vae.draw(latents)
-        shown = drawn.detach().requires_grad_(True)
-        loss = reconstruction_loss(shown, real, config.pyramid_weight, config.detail_weight)
-        gradient = torch.autograd.grad(loss, shown)[0]
+        loss = reconstruction_loss(drawn, real, config.pyramid_weight)
         losses = {"loss": loss.item()}
-        if config.adversarial_weight:
-            losses["discriminator"] = self.adversary.learn(real, shown.detach(), rate)
-        if config.adversarial_weight and done >= config.adversarial_from:
+        if config.adversarial_weight or config.matching_weight:
+            losses["discriminator"], seen = self.adversary.learn(real, drawn, latents, rate)
             rise = min(1.0, (done - config.adversarial_from) / RISE)
-            theirs = self.adversary.gradient(shown)
-            factor = balance(drawn, self.last, gradient, theirs)
-            gradient = gradient + rise * config.adversarial_weight * factor * theirs
-        self._update(drawn, gradient, rate)
+            if rise >= 0:
+                deceived, matched = self.adversary.losses(drawn, latents, seen)
+                theirs = config.adversarial_weight * deceived + config.matching_weight * matched
+                loss = loss + rise * theirs
+        self._update(loss, rate)
         return losses
 
-    def _update(self, drawn: Tensor, gradient: Tensor, rate: float) -> None:
+    def _update(self, loss: Tensor, rate: float) -> None:
         """average += w (weights - average), with the weight of `training.state`."""
         self.optimizer.param_groups[0]["lr"] = rate
         self.optimizer.zero_grad()
-        drawn.backward(gradient)
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
         self.optimizer.step()
         self.step += 1
@@ -129,10 +126,3 @@ def decoder_weights(vae: VAEWrapper) -> list[nn.Parameter]:
     """The weights that turn latents into pictures, and nothing else."""
     parts = (vae.autoencoder.decoder, getattr(vae.autoencoder, "post_quant_conv", None))
     return [weight for part in parts if part is not None for weight in part.parameters()]
-
-
-def last_layer(vae: VAEWrapper) -> nn.Parameter:
-    """The weights of the convolution whose output is the picture."""
-    decoder = vae.autoencoder.decoder
-    is_tiny = isinstance(vae.autoencoder, AutoencoderTiny)
-    return (decoder.layers[-1] if is_tiny else decoder.conv_out).weight

@@ -28,10 +28,9 @@ def grown(
     has_more = require_sizes(vae, image_size, picture_size)
     if not isinstance(vae.autoencoder, AutoencoderTiny):
         return vae
-    own = vae.autoencoder.config.num_decoder_blocks
-    blocks = [max(pair) for pair in zip_longest(own, least_blocks[: len(own)], fillvalue=0)]
-    if has_more:
-        blocks = [*blocks, 0]
+    levels = [*vae.autoencoder.config.num_decoder_blocks, *([0] if has_more else [])]
+    least = least_blocks[: len(levels)]
+    blocks = [max(pair) for pair in zip_longest(levels, least, fillvalue=0)]
     return VAEWrapper(with_blocks(vae.autoencoder, blocks))
 
 
@@ -60,9 +59,8 @@ def require_sizes(vae: VAEWrapper, image_size: int, picture_size: int) -> bool:
 def with_blocks(autoencoder: AutoencoderTiny, blocks: Sequence[int]) -> AutoencoderTiny:
     """The same autoencoder whose decoder has so many blocks at each level, coarsest first.
 
-    It may have one level more, and so draw twice as large. That level should have no block: one
-    costs four times as much there, and 64 channels describe well the four pixels that a position
-    of the level before becomes.
+    It may have one level more, and so draw twice as large. A block costs four times as much as on
+    the level before.
     """
     config = dict(autoencoder.config)
     del config["block_out_channels"]  # the decoder's once more
