@@ -85,6 +85,7 @@ def export(checkpoint_path: Path, out: Path, metrics: Path, changes: Sequence[st
     Raises:
         FileNotFoundError: the frozen models are not available.
         FileExistsError: `out` holds something that was not exported.
+        ValueError: the run is guided by another model than itself.
     """
     if out.is_dir() and any(out.iterdir()) and not (out / "model_index.json").is_file():
         raise FileExistsError(
@@ -93,6 +94,11 @@ def export(checkpoint_path: Path, out: Path, metrics: Path, changes: Sequence[st
     checkpoint = checkpoints.load_checkpoint(checkpoint_path)
     model = TextToFace.from_checkpoint(checkpoint_path, for_sampling=False)
     model.change_sampling(changes)
+    if model.config.sampling.guide_epoch:
+        raise ValueError(
+            "sampling.guide_epoch: a StableDiffusionPipeline is guided by the empty caption alone; "
+            "export with --set sampling.guide_epoch=none"
+        )
     tokenizer = model.text_encoder.tokenizer
     tokenizer.model_max_length = model.text_encoder.max_tokens  # the pipeline pads to it
     pipeline = StableDiffusionPipeline(

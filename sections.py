@@ -186,6 +186,10 @@ class SamplingConfig(Section):
     guidance_scale: float = setting(3.0, least=0)  # 1: the conditional model; 0: no caption
     # Share of the timesteps in which guidance acts; outside, the empty caption costs nothing.
     guidance_interval: tuple[float, ...] = setting((0.0, 1.0), least=0, most=1)
+    # Epoch of the same run whose averaged weights, under the same caption, guide in place of the
+    # empty caption (autoguidance, Karras et al. 2024); its checkpoint has to be kept. Samples
+    # while training are guided by the empty caption.
+    guide_epoch: int | None = setting(None, least=1, off="None: the empty caption guides")
     # Prompts of the sample grid during training, with fixed seeds.
     prompts: tuple[str, ...] = setting(
         (

@@ -71,6 +71,7 @@ def guide(
     null_hidden_states: Tensor,
     guidance_scale: float,
     interval: tuple[float, float] | None = None,
+    weak_denoiser: Denoiser | None = None,
 ) -> Predictor:
     """Bind text and guidance to a denoiser: (latents (B, C, h, w), t) -> guided prediction.
 
@@ -84,22 +85,31 @@ def guide(
         interval: timesteps (low, high) in which guidance acts, low <= t <= high; outside, only
             the conditional prediction is computed, at half the cost (Kynkäänniemi et al. 2024).
             None: always.
+        weak_denoiser: makes the prediction that guidance leads away from, in place of `denoiser`
+            (autoguidance, Karras et al. 2024): a worse model, under the same or another caption.
     """
     null = null_hidden_states.expand(len(hidden_states), -1, -1)
     both = torch.cat([null, hidden_states])  # (2B, L, D)
 
-    def predict_once(latents: Tensor, timestep: int, text: Tensor) -> Tensor:
+    def predict_once(
+        latents: Tensor, timestep: int, text: Tensor, model: Denoiser = denoiser
+    ) -> Tensor:
         timesteps = torch.full((len(latents),), timestep, device=latents.device)
-        return denoiser(latents, timesteps, text).float()
+        return model(latents, timesteps, text).float()
+
+    def predict_both(latents: Tensor, timestep: int) -> tuple[Tensor, Tensor]:
+        if weak_denoiser is None:
+            return predict_once(torch.cat([latents, latents]), timestep, both).chunk(2)
+        weak = predict_once(latents, timestep, null, weak_denoiser)
+        return weak, predict_once(latents, timestep, hidden_states)
 
     def predict(latents: Tensor, timestep: int) -> Tensor:
         is_guided = interval is None or interval[0] <= timestep <= interval[1]
         if guidance_scale == 1 or not is_guided:
             return predict_once(latents, timestep, hidden_states)
         if guidance_scale == 0:
-            return predict_once(latents, timestep, null)
-        halves = predict_once(torch.cat([latents, latents]), timestep, both).chunk(2)
-        unconditional, conditional = halves
+            return predict_once(latents, timestep, null, weak_denoiser or denoiser)
+        unconditional, conditional = predict_both(latents, timestep)
         return unconditional + guidance_scale * (conditional - unconditional)
 
     return predict

@@ -25,9 +25,9 @@ from tqdm import tqdm
 
 from diffusion import objective, sampling
 from files import replacing
-from inference import text_to_face
+from inference import autoguidance, text_to_face
 from inference.text_to_face import TextToFace
-from models import custom_unet_celeba_ldm, text_encoder, vae_wrapper
+from models import custom_unet_celeba_ldm, graphs, text_encoder, vae_wrapper
 from sections import SamplingConfig
 
 BATCH = 32  # pictures that are made together
@@ -48,9 +48,12 @@ class Request:
     def protocol(self) -> dict[str, object]:
         """How the pictures are made; stored with every number computed from them."""
         decoder = {"decoder": self.decoder} if self.decoder else {}
+        epoch = self.sampling.guide_epoch
+        guide = {"guided_by": f"the same run after epoch {epoch}"} if epoch else {}
         return {
             "model": self.model,
             **decoder,
+            **guide,
             "weights": "EMA",
             "sampler": self.sampling.sampler,
             "steps": self.sampling.steps,
@@ -182,7 +185,8 @@ def sampler_code() -> str:
     Comments, docstrings and layout do not count. After any other change the pictures are made
     again, so that fixed code is not measured by its old pictures.
     """
-    modules = (objective, sampling, text_to_face, text_encoder, custom_unet_celeba_ldm, vae_wrapper)
+    modules = (objective, sampling, autoguidance, text_to_face)
+    modules += (text_encoder, custom_unet_celeba_ldm, graphs, vae_wrapper)
     parts = [diffusers.__version__, *map(_statements, modules)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 

@@ -15,9 +15,10 @@ from config import Config
 from diffusion import sampling
 from diffusion.objective import Objective, build_objective
 from inference import arguments
+from inference.autoguidance import open_weak_unet
 from models.custom_unet_celeba_ldm import build_unet
 from models.device import autocast, cast_matrices, choose_precision, freed_memory_kept
-from models.graphs import Graphs
+from models.graphs import Graphs, graphed_unet
 from models.loading import fingerprint
 from models.text_encoder import TextEncoder
 from models.vae_wrapper import VAEWrapper, open_decoder
@@ -43,6 +44,8 @@ class TextToFace:
         vae: the autoencoder whose decoder draws the pictures.
         precision: autocast precision, see `models.device.choose_precision`; None: the run's wish,
             as far as this device can.
+        folder: of the run's checkpoints, one of which `sampling.guide_epoch` may name; None: the
+            empty caption guides.
     """
 
     def __init__(
@@ -52,8 +55,11 @@ class TextToFace:
         text_encoder: TextEncoder,
         vae: VAEWrapper,
         precision: str | None = None,
+        folder: Path | None = None,
     ) -> None:
         self.config, self.unet, self.text_encoder, self.vae = config, unet, text_encoder, vae
+        self.folder = folder
+        self.weak: tuple[int, Graphs] | None = None  # epoch and model of autoguidance
         self.precision = precision or sampling_precision(config, self.device)
 
     @classmethod
@@ -112,7 +118,7 @@ class TextToFace:
         if for_sampling:
             cast_matrices(unet, sampling_precision(config, device))
         models = (m.to(device).eval().requires_grad_(False) for m in (unet, text_encoder, vae))
-        return cls(config, *models)
+        return cls(config, *models, folder=path.parent)
 
     @classmethod
     def of(cls, experiment: "Experiment") -> "TextToFace":
@@ -221,11 +227,14 @@ class TextToFace:
             self.config.sampling, guidance_scale, guidance_interval=guidance_interval
         )
         negative = arguments.read_negative_prompt(negative_prompt)
-        null = self.encode_text(negative) if negative else self.null_states
+        weak = self._weak_denoiser()
+        null = hidden_states if weak else self.null_states
+        if negative:
+            null = self.encode_text(negative)
         low, high = how.guidance_interval
         count = self.objective.num_train_timesteps
         interval = None if (low, high) == (0, 1) else (count * low, count * high)
-        return sampling.guide(self.denoise, hidden_states, null, how.guidance_scale, interval)
+        return sampling.guide(self.denoise, hidden_states, null, how.guidance_scale, interval, weak)
 
     def denoise(self, latents: Tensor, timesteps: Tensor, hidden_states: Tensor) -> Tensor:
         """One evaluation of the UNet under autocast.
@@ -242,11 +251,18 @@ class TextToFace:
 
     @cached_property
     def _graphs(self) -> Graphs:
-        return Graphs(self.unet, self._predict)
+        return graphed_unet(self.unet, self.precision)
 
-    def _predict(self, latents: Tensor, timesteps: Tensor, hidden_states: Tensor) -> Tensor:
-        with autocast(self.precision, latents.device):
-            return self.unet(latents, timesteps, hidden_states, return_dict=False)[0]
+    def _weak_denoiser(self) -> Graphs | None:
+        """The model that autoguidance leads away from; opened once."""
+        epoch = self.config.sampling.guide_epoch
+        if epoch is None or self.folder is None:
+            return None
+        if self.weak is None or self.weak[0] != epoch:
+            unet = open_weak_unet(self.folder, epoch).to(self.device)
+            cast_matrices(unet, self.precision)
+            self.weak = epoch, graphed_unet(unet, self.precision)
+        return self.weak[1]
 
     def trajectory(
         self, predict: sampling.Predictor, seeds: Sequence[int], sampler: str, steps: int

@@ -13,7 +13,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
+
+from models.device import autocast
 
 MOST_GRAPHS = 4  # kept of one network: guidance within an interval takes two
 
@@ -84,3 +87,17 @@ def _capture(forward: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> _Gra
     with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         output = forward(*held)
     return _Graph(graph, held, output)
+
+
+def graphed_unet(unet: UNet2DConditionModel, precision: str) -> Graphs:
+    """(latents (B, C, h, w), timesteps (B,), hidden states (B, L, D)) -> prediction (B, C, h, w).
+
+    Args:
+        precision: autocast precision, see `models.device.choose_precision`.
+    """
+
+    def predict(latents: Tensor, timesteps: Tensor, hidden_states: Tensor) -> Tensor:
+        with autocast(precision, latents.device):
+            return unet(latents, timesteps, hidden_states, return_dict=False)[0]
+
+    return Graphs(unet, predict)

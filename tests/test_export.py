@@ -76,6 +76,13 @@ def test_diffusers_alone_finds_the_same_pictures(run: Path, exported: Path, tmp_
     np.testing.assert_allclose(theirs, ours, atol=2e-3)
 
 
+def test_what_a_pipeline_cannot_do_is_refused(run: Path, tmp_path: Path) -> None:
+    arguments = checkpoints.require_checkpoint(run), tmp_path / "out", tmp_path / "none.json"
+    with pytest.raises(ValueError, match="guided by the empty caption alone"):
+        export(*arguments, ["sampling.guide_epoch=1"])
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_is_written(exported: Path) -> None:
     assert not list(exported.rglob("*.bin")) and list(exported.rglob("*.safetensors"))
     index = json.loads((exported / "model_index.json").read_text())

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from models import graphs
 from models.custom_unet_celeba_ldm import build_unet
-from models.device import autocast
-from models.graphs import MOST_GRAPHS, Graphs
+from models.graphs import MOST_GRAPHS, Graphs, graphed_unet
 from sections import UNetConfig
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -116,11 +115,8 @@ def test_a_unet_predicts_the_same_to_the_bit() -> None:
     unet = build_unet(UNetConfig(8, 4, (32, 64), 1, 8, 32, text_at_every_layer=True))
     unet = unet.eval().requires_grad_(False).cuda()
 
-    def predict(latents: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
-        with autocast("bf16", latents.device):
-            return unet(latents, timesteps, states, return_dict=False)[0]
-
-    call = Graphs(unet, predict)
+    call = graphed_unet(unet, "bf16")
+    predict = call.forward
     for timestep in (900, 500, 100):
         given = torch.randn(4, 4, 8, 8), torch.full((4,), timestep), torch.randn(4, 7, 32)
         given = tuple(value.cuda() for value in given)

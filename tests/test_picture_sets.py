@@ -68,6 +68,7 @@ def test_an_interrupted_set_goes_on_where_it_stopped(tmp_path: Path) -> None:
         {"sampling": dataclasses.replace(SAMPLING, steps=6)},
         {"sampling": dataclasses.replace(SAMPLING, sampler="dpm++")},
         {"sampling": dataclasses.replace(SAMPLING, guidance_interval=(0.0, 1.0))},
+        {"sampling": dataclasses.replace(SAMPLING, guide_epoch=2)},
         {"model": "epoch_4.pt"},
         {"prompts": (*PROMPTS[:9], "face 3")},
         {"seeds": tuple(range(101, 111))},

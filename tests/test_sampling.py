@@ -521,3 +521,25 @@ def test_guidance_outside_its_interval_is_the_conditional_prediction_alone() -> 
     for t in (100, 500, 999):
         within(latents, t)
     assert sizes == [2, 4, 2]
+
+
+@pytest.mark.parametrize("scale", [-1.0, 0.0, 0.5, 1.0, 3.0])
+def test_autoguidance_leads_away_from_the_weak_model(scale: float) -> None:
+    """weak + s (strong - weak), each asked once and only where s needs it."""
+    asked = []
+
+    def model(name: str, factor: float) -> Callable[..., torch.Tensor]:
+        def denoiser(x: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+            asked.append(name)
+            return factor * x + text.mean(dim=(1, 2)).view(-1, 1, 1, 1)
+
+        return denoiser
+
+    strong, weak = model("strong", 2.0), model("weak", 5.0)
+    latents, text, other = torch.randn(2, *SHAPE), torch.randn(2, 3, 5), torch.randn(1, 3, 5)
+    predict = sampling.guide(strong, text, other, scale, (0, 500), weak)
+    got, needed = predict(latents, 300), {0.0: {"weak"}, 1.0: {"strong"}}
+    assert sorted(asked) == sorted(needed.get(scale, {"weak", "strong"}))
+    against, towards = weak(latents, 300, other), strong(latents, 300, text)
+    torch.testing.assert_close(got, against + scale * (towards - against))
+    assert torch.equal(predict(latents, 501), towards)  # outside of the interval

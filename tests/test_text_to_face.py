@@ -340,6 +340,61 @@ def test_the_configs_guidance_interval_is_used(text_to_face: TextToFace) -> None
     assert torch.equal(asked, alone)
 
 
+# --- autoguidance ---
+
+
+@pytest.fixture
+def two_epochs(run: Path) -> Path:
+    """A run whose second epoch has other averaged weights than its first."""
+    first = checkpoints.load_checkpoint(checkpoints.require_checkpoint(run))
+    ema = {name: 1.1 * value for name, value in first.ema.items()}
+    second = dataclasses.replace(first, epoch=2, step=6, ema=ema)
+    checkpoints.save_checkpoint(checkpoints.checkpoint_path(run, 2, 6, True), second)
+    return run
+
+
+def test_an_earlier_epoch_guides(two_epochs: Path) -> None:
+    model, weak = (
+        TextToFace.from_checkpoint(checkpoints.checkpoint_path(two_epochs, *progress, True))
+        for progress in ((2, 6), (1, 3))
+    )
+    model.change_sampling(["sampling.guide_epoch=1"])
+    latents, timesteps = torch.randn(2, *model.latent_shape), torch.full((2,), 500)
+    states = model.encode_text(PROMPTS[:2])
+    with torch.no_grad():
+        towards, against, negative = (
+            who.denoise(latents, timesteps, text)
+            for who, text in (
+                (model, states),
+                (weak, states),
+                (weak, model.encode_text(["a man", "a man"])),
+            )
+        )
+        guided = model.predictor(PROMPTS[:2], 3.0)(latents, 500)
+        led_away = model.predictor(PROMPTS[:2], 3.0, "a man")(latents, 500)
+    torch.testing.assert_close(guided, against + 3 * (towards - against))
+    torch.testing.assert_close(led_away, negative + 3 * (towards - negative))
+    with_guide = model.generate(PROMPTS[:2], SEEDS[:2], 3.0)
+    model.change_sampling(["sampling.guide_epoch=none"])
+    assert not torch.equal(model.generate(PROMPTS[:2], SEEDS[:2], 3.0), with_guide)
+
+
+def test_a_model_that_guides_itself_is_the_conditional_one(two_epochs: Path) -> None:
+    model = TextToFace.from_run(two_epochs)
+    alone = model.generate(PROMPTS[:1], [8], 1.0)
+    model.change_sampling(["sampling.guide_epoch=2"])
+    torch.testing.assert_close(model.generate(PROMPTS[:1], [8], 7.0), alone, atol=1e-4, rtol=0)
+
+
+def test_an_epoch_without_a_checkpoint_cannot_guide(two_epochs: Path) -> None:
+    model = TextToFace.from_run(two_epochs)
+    model.change_sampling(["sampling.guide_epoch=5"])
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint of epoch 5 .*those of epochs 1, 2"):
+        model.generate(PROMPTS[:1], [8])
+    model.change_sampling(["sampling.guide_epoch=1"])
+    model.generate(PROMPTS[:1], [8])
+
+
 def test_casting_the_matrices_once_changes_no_bit(run: Path) -> None:
     path = checkpoints.require_checkpoint(run)
     checkpoint = checkpoints.load_checkpoint(path)
