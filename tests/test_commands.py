@@ -12,13 +12,17 @@ from types import ModuleType
 import pytest
 import torch
 from code_copy import copy_code
+from matplotlib.figure import Figure
 from PIL import Image
 from torchvision.transforms.v2 import functional as transforms
 
 import config
+import docs.faces
 import sample
 import train
 from command_line import command, parser, whole
+from custom_datasets.captions import describe
+from custom_datasets.celeba_hq_dataset import CelebAHQ
 from inference.text_to_face import TextToFace
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -256,6 +260,28 @@ def call(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
 
 def read(path: Path) -> torch.Tensor:
     return transforms.pil_to_tensor(Image.open(path)) / 255
+
+
+def test_the_figure_shows_the_first_faces_of_test_captions(
+    home: Path, run: Path, drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = {}
+
+    def show(pictures: list[torch.Tensor], captions: list[str], **_: object) -> Figure:
+        shown["pictures"], shown["captions"] = pictures, captions
+        return Figure()
+
+    test = CelebAHQ(drawn_folder, "test", 64)
+    monkeypatch.setattr(docs.faces, "open_faces", lambda config, split: test)
+    monkeypatch.setattr(docs.faces, "show_images", show)
+    out = tmp_path / "faces.png"
+    monkeypatch.setattr(sys, "argv", ["faces", str(out), "--preset", "smoke"])
+    docs.faces.main()
+    assert out.stat().st_size
+    told = {describe(row, int(i)) for row, i in zip(test.attributes, test.indices, strict=True)}
+    assert len(shown["captions"]) == 6 and set(shown["captions"]) == told
+    wanted = TextToFace.from_run(run).generate(shown["captions"], range(6))
+    assert torch.equal(torch.stack(shown["pictures"]), wanted)
 
 
 def test_each_picture_is_a_file_and_that_of_generate(
