@@ -154,12 +154,15 @@ def laptop() -> Config:
         data=DataConfig(image_size=128, encoding="fast", loader_workers=2),
         models=ModelsConfig("madebyollin/taesd", "assets/demo_clip"),
         unet=UNetConfig(16, 4, (128, 256, 256), 1, 4, 128, text_at_every_layer=True),
-        diffusion=DiffusionConfig(prediction_type="v_prediction", snr_gamma=5.0),
+        diffusion=DiffusionConfig(
+            prediction_type="v_prediction", snr_gamma=5.0, timestep_sampling="weight"
+        ),
         training=TrainingConfig(
-            num_epochs=36,
-            learning_rate=4e-4,
+            num_epochs=32,
+            learning_rate=8e-4,
             batch_size=32,
             checkpoint_every_n_epochs=5,
+            keep_every_n_epochs=5,
             warmup_steps=200,
             lr_decay="cosine",
         ),
