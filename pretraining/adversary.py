@@ -56,8 +56,8 @@ class PatchDiscriminator(nn.Module):
         features = [_active(self.first(seen))]
         for layer in self.halving:
             features.append(_active(layer(features[-1])))
-        words = F.interpolate(self.latents(latents), features[-1].shape[-2:], mode="nearest")
-        features.append(_active(self.joined(features[-1] + words)))
+        told = F.interpolate(self.latents(latents), features[-1].shape[-2:], mode="nearest")
+        features.append(_active(self.joined(features[-1] + told)))
         return Judgement(features, self.logits(features[-1]).float())
 
 
