@@ -29,7 +29,7 @@ tour: $(VENV)/run-time
 test: $(VENV)/development
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest --numprocesses=2
 
 # The quick suite in an environment of its own with the oldest releases that requirements.txt allows;
 # all else is the newest that fits them. These releases have wheels for Python 3.11 and 3.12.
