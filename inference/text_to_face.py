@@ -15,17 +15,19 @@ from config import Config
 from diffusion import sampling
 from diffusion.objective import Objective, build_objective
 from inference import arguments
-from inference.autoguidance import open_weak_unet
-from models.custom_unet_celeba_ldm import build_unet
-from models.device import autocast, cast_matrices, choose_precision, freed_memory_kept
+from inference.opening import (
+    open_averaged_unet,
+    open_frozen_models,
+    open_weak_unet,
+    sampling_precision,
+)
+from models.device import autocast, cast_matrices, freed_memory_kept
 from models.graphs import Graphs, graphed_unet
-from models.loading import fingerprint
 from models.text_encoder import TextEncoder
 from models.vae_wrapper import VAEWrapper, open_decoder
 from sections import SamplingConfig
 from settings import override
 from training import checkpoints
-from training.resuming import same_frozen_models
 
 if TYPE_CHECKING:  # sampling alone does not load the training loop
     from training.experiment import Experiment
@@ -102,23 +104,12 @@ class TextToFace:
                 f"path: {path} is not a checkpoint's file; from_run opens the newest of a folder"
             )
         checkpoint = checkpoints.load_checkpoint(path)
-        config = checkpoint.config
-        unet = build_unet(config.unet)
-        checkpoints.load_weights(unet, checkpoint.ema, path)
-        text_encoder = TextEncoder.from_pretrained(config.models.text_encoder)
-        vae = VAEWrapper.from_pretrained(config.models.autoencoder)
-        frozen = f"{fingerprint(text_encoder)}-{fingerprint(vae)}"
-        stored = checkpoint.circumstances.frozen
-        if not same_frozen_models(stored, frozen, text_encoder, vae):
-            raise ValueError(
-                f"{path} was trained with other weights of {config.models.autoencoder} or "
-                f"{config.models.text_encoder} than the present ones: restore those, or train again"
-            )
-        vae = open_decoder(config.models, vae, config.picture_size // config.unet.latent_size)
+        config, unet = checkpoint.config, open_averaged_unet(path, checkpoint)
         if for_sampling:
             cast_matrices(unet, sampling_precision(config, device))
-        models = (m.to(device).eval().requires_grad_(False) for m in (unet, text_encoder, vae))
-        return cls(config, *models, folder=path.parent)
+        models = (unet, *open_frozen_models(path, checkpoint))
+        on_device = (model.to(device).eval().requires_grad_(False) for model in models)
+        return cls(config, *on_device, folder=path.parent)
 
     @classmethod
     def of(cls, experiment: "Experiment") -> "TextToFace":
@@ -352,9 +343,3 @@ class TextToFace:
                 ": lower guidance_scale, or open an older checkpoint if these weights diverged"
             )
         return pictures
-
-
-def sampling_precision(config: Config, device: torch.device) -> str:
-    """The run's precision where this device has it, else the best that it has."""
-    wanted = config.training.mixed_precision
-    return wanted if wanted == "no" else choose_precision("auto", device)

@@ -166,6 +166,12 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=progress_in_name, reverse=True)
 
 
+def finished_epochs(folder: Path) -> dict[int, Path]:
+    """The checkpoints at the end of an epoch, by its number counted from 1."""
+    found = ((*progress_in_name(path), path) for path in checkpoints(folder))
+    return {epoch: path for epoch, within, path in found if not within}
+
+
 def newest_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint by its name; None where there is none."""
     return next(iter(checkpoints(folder)), None)
@@ -230,8 +236,7 @@ def superfluous(saved: Path, last: int, every_n_epochs: int, best: int | None) -
 
 def best_epoch(folder: Path, loss_of_epoch: Callable[[int], float | None]) -> int | None:
     """The epoch (counted from 1) with the lowest loss, of those that have a checkpoint."""
-    epochs = [epoch for epoch, within in map(progress_in_name, checkpoints(folder)) if not within]
-    losses = {epoch: loss_of_epoch(epoch) for epoch in epochs}
+    losses = {epoch: loss_of_epoch(epoch) for epoch in finished_epochs(folder)}
     known = {epoch: loss for epoch, loss in losses.items() if loss is not None}
     return min(known, key=known.__getitem__, default=None)
 
