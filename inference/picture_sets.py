@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from diffusion import objective, sampling
 from files import replacing
-from inference import opening, text_to_face
+from inference import opening, text_to_face, text_to_latents
 from inference.text_to_face import TextToFace
 from models import custom_unet_celeba_ldm, graphs, text_encoder, vae_wrapper
 from sections import SamplingConfig
@@ -185,7 +185,7 @@ def sampler_code() -> str:
     Comments, docstrings and layout do not count. After any other change the pictures are made
     again, so that fixed code is not measured by its old pictures.
     """
-    modules = (objective, sampling, opening, text_to_face)
+    modules = (objective, sampling, opening, text_to_latents, text_to_face)
     modules += (text_encoder, custom_unet_celeba_ldm, graphs, vae_wrapper)
     parts = [diffusers.__version__, *map(_statements, modules)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]

@@ -1,8 +1,7 @@
 """Words in, faces out: text encoder, guided sampler and decoder of one run, together."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,16 +12,10 @@ from torch.nn import functional
 
 from config import Config
 from diffusion import sampling
-from diffusion.objective import Objective, build_objective
 from inference import arguments
-from inference.opening import (
-    open_averaged_unet,
-    open_frozen_models,
-    open_weak_unet,
-    sampling_precision,
-)
+from inference.opening import open_averaged_unet, open_frozen_models, sampling_precision
+from inference.text_to_latents import TextToLatents
 from models.device import autocast, cast_matrices, freed_memory_kept
-from models.graphs import Graphs, graphed_unet
 from models.text_encoder import TextEncoder
 from models.vae_wrapper import VAEWrapper, open_decoder
 from sections import SamplingConfig
@@ -36,7 +29,7 @@ HOW_PICTURES_ARE_MADE = ("sampling.", "models.decoder", "data.picture_size")
 DECODE_BATCH = 8  # at full size each picture takes half a gigabyte in the decoder
 
 
-class TextToFace:
+class TextToFace(TextToLatents):
     """Makes pictures from prompts with the weights of one run.
 
     Every method takes numbers of Python, numpy or torch, and refuses what it cannot use before any
@@ -44,10 +37,7 @@ class TextToFace:
 
     Args:
         vae: the autoencoder whose decoder draws the pictures.
-        precision: autocast precision, see `models.device.choose_precision`; None: the run's wish,
-            as far as this device can.
-        folder: of the run's checkpoints, one of which `sampling.guide_epoch` may name; None: the
-            empty caption guides.
+        precision, folder: see `TextToLatents`.
     """
 
     def __init__(
@@ -59,10 +49,8 @@ class TextToFace:
         precision: str | None = None,
         folder: Path | None = None,
     ) -> None:
-        self.config, self.unet, self.text_encoder, self.vae = config, unet, text_encoder, vae
-        self.folder = folder
-        self.weak: tuple[int, Graphs] | None = None  # epoch and model of autoguidance
-        self.precision = precision or sampling_precision(config, self.device)
+        super().__init__(config, unet, text_encoder, precision, folder)
+        self.vae = vae
 
     @classmethod
     def from_run(cls, folder: Path | str, device: torch.device | str | None = None) -> "TextToFace":
@@ -161,109 +149,6 @@ class TextToFace:
         upsampling = config.picture_size // config.unet.latent_size
         self.vae = open_decoder(models, vae, upsampling).to(self.device)
         self.config = config
-
-    @property
-    def device(self) -> torch.device:
-        """Where the UNet is."""
-        return next(self.unet.parameters()).device
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """(C, h, w) of one latent."""
-        size = self.config.unet.latent_size
-        return (self.config.unet.latent_channels, size, size)
-
-    @cached_property
-    def objective(self) -> Objective:
-        """What the denoiser was trained to predict."""
-        return build_objective(self.config.diffusion)
-
-    @cached_property
-    def null_states(self) -> Tensor:
-        """Hidden states (1, L, D) of the empty caption."""
-        return self.encode_text([""])
-
-    def encode_text(self, prompts: str | Sequence[str]) -> Tensor:
-        """Hidden states (B, L, D) of prompts, in the precision that training gave them."""
-        with autocast(self.precision, self.device):
-            return self.text_encoder(arguments.read_prompts(prompts))
-
-    def predictor(
-        self,
-        prompts: str | Sequence[str],
-        guidance_scale: float,
-        negative_prompt: str = "",
-        guidance_interval: Sequence[float] | None = None,
-    ) -> sampling.Predictor:
-        """The guided denoiser of these prompts, (latents, t) -> prediction, one prompt a latent.
-
-        Args:
-            negative_prompt: takes the place of the empty caption.
-            guidance_interval: as in `SamplingConfig`; None takes the run's.
-        """
-        hidden_states = self.encode_text(prompts)
-        return self.predictor_from_states(
-            hidden_states, guidance_scale, negative_prompt, guidance_interval
-        )
-
-    def predictor_from_states(
-        self,
-        hidden_states: Tensor,
-        guidance_scale: float,
-        negative_prompt: str = "",
-        guidance_interval: Sequence[float] | None = None,
-    ) -> sampling.Predictor:
-        """As `predictor`, for hidden states (B, L, D) that lie, say, between two prompts."""
-        how = arguments.read_sampling(
-            self.config.sampling, guidance_scale, guidance_interval=guidance_interval
-        )
-        negative = arguments.read_negative_prompt(negative_prompt)
-        weak = self._weak_denoiser()
-        null = hidden_states if weak else self.null_states
-        if negative:
-            null = self.encode_text(negative)
-        low, high = how.guidance_interval
-        count = self.objective.num_train_timesteps
-        interval = None if (low, high) == (0, 1) else (count * low, count * high)
-        return sampling.guide(self.denoise, hidden_states, null, how.guidance_scale, interval, weak)
-
-    def denoise(self, latents: Tensor, timesteps: Tensor, hidden_states: Tensor) -> Tensor:
-        """One evaluation of the UNet under autocast.
-
-        Raises:
-            ValueError: not one caption a latent.
-        """
-        if len(latents) != len(hidden_states):
-            raise ValueError(
-                f"{len(hidden_states)} captions for {len(latents)} latents (guidance doubles both):"
-                " give the predictor one prompt a seed"
-            )
-        return self._graphs(latents, timesteps, hidden_states)
-
-    @cached_property
-    def _graphs(self) -> Graphs:
-        return graphed_unet(self.unet, self.precision)
-
-    def _weak_denoiser(self) -> Graphs | None:
-        """The model that autoguidance leads away from; opened once."""
-        epoch = self.config.sampling.guide_epoch
-        if epoch is None or self.folder is None:
-            return None
-        if self.weak is None or self.weak[0] != epoch:
-            unet = open_weak_unet(self.folder, epoch).to(self.device)
-            cast_matrices(unet, self.precision)
-            self.weak = epoch, graphed_unet(unet, self.precision)
-        return self.weak[1]
-
-    def trajectory(
-        self, predict: sampling.Predictor, seeds: Sequence[int], sampler: str, steps: int
-    ) -> Iterator[Tensor]:
-        """Latents (B, C, h, w) before the first and after every step."""
-        scheduler = sampling.build_sampler(sampler, self.objective)
-        numbers = arguments.read_seeds(seeds)
-        yield from sampling.trajectory(
-            predict, scheduler, self.latent_shape, numbers, steps, self.device
-        )
 
     def generate(
         self,
