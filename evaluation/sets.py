@@ -141,11 +141,16 @@ def request_for(
 
 
 def untrained(model: TextToFace, seed: int = 0) -> TextToFace:
-    """The same model with random weights: the worst that a number should ever show."""
+    """The same model with random weights: the worst that a number should ever show.
+
+    The empty caption guides it, since there is no early epoch of it.
+    """
     torch.manual_seed(seed)
+    own = replace(model.config.sampling, guide_epoch=None)
+    config = replace(model.config, sampling=own)
     unet = build_unet(model.config.unet).to(model.device).eval().requires_grad_(False)
     cast_matrices(unet, model.precision)
-    return TextToFace(model.config, unet, model.text_encoder, model.vae, model.precision)
+    return TextToFace(config, unet, model.text_encoder, model.vae, model.precision)
 
 
 def control_request(request: Request) -> Request:
@@ -155,7 +160,7 @@ def control_request(request: Request) -> Request:
         request,
         prompts=request.prompts[:CONTROL_COUNT],
         seeds=request.seeds[:CONTROL_COUNT],
-        sampling=replace(request.sampling, steps=steps),
+        sampling=replace(request.sampling, steps=steps, guide_epoch=None),
         model=f"untrained, shaped as {request.model}",
     )
 

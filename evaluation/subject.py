@@ -1,7 +1,7 @@
 """The pictures that are judged: a run's own, or a folder of pictures made elsewhere."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +44,7 @@ def own_pictures(config: Config, test: FaceImages, folder: Path, device: torch.d
     checkpoint = checkpoints.require_checkpoint(config.run_folder)
     model = TextToFace.from_checkpoint(checkpoint, device)
     model.draw_with(config.models.decoder, config.data.picture_size)
+    model.config = replace(model.config, sampling=config.sampling)
     captions = test.captions(config.evaluation.count)
     name = checkpoints.identity(checkpoint)
     request = sets.request_for(captions, model, config.sampling, name)

@@ -101,11 +101,16 @@ def generate_set(
     Under `accelerate launch` each process makes its share; all return the whole set.
 
     Raises:
-        ValueError: the numbers of prompts and seeds differ.
+        ValueError: the numbers of prompts and seeds differ, or another model guides than requested.
     """
     if len(request.prompts) != len(request.seeds):
         raise ValueError(f"{len(request.prompts)} prompts for {len(request.seeds)} seeds")
-    how = request.sampling
+    how, guide_epoch = request.sampling, model.config.sampling.guide_epoch
+    if how.guide_epoch != guide_epoch:
+        raise ValueError(
+            f"sampling.guide_epoch is {how.guide_epoch} in the request and {guide_epoch} in the "
+            "model: set both alike, since the request names the pictures and the model makes them"
+        )
 
     def make(chosen: Sequence[int]) -> Tensor:
         return model.generate(

@@ -26,6 +26,8 @@ from custom_datasets.splits import write_about
 from evaluation import conclusion, judge, results
 from evaluation.report import FLOOR, GENERATED, RECONSTRUCTED, UNTRAINED
 from evaluation.results import read_results
+from evaluation.sets import in_random_order
+from evaluation.subject import own_pictures
 from inference.text_to_face import TextToFace
 from models.custom_unet_celeba_ldm import build_unet
 from pretraining.clip import build_image_processor
@@ -427,6 +429,16 @@ def test_all_faces_as_reference_leave_no_floor(done: Bench) -> None:
     clip, own = metrics["distribution"].values()
     assert clip["n_reference"] == sum(SPLITS.values()) and FLOOR not in clip["sets"]
     assert FLOOR in own["sets"]
+
+
+def test_the_guide_that_is_asked_for_makes_the_pictures(done: Bench, tmp_path: Path) -> None:
+    """The checkpoint's own settings name no guide; `--set sampling.guide_epoch=1` does."""
+    how = dataclasses.replace(done.values.sampling, guide_epoch=1)
+    asked = dataclasses.replace(done.values, sampling=how)
+    faces = in_random_order(experiment.CelebAHQ(done.values.data.folder, "test", SIZE))
+    subject = own_pictures(asked, faces, tmp_path, torch.device("cpu"))
+    assert subject.model.config.sampling == subject.request.sampling == how
+    assert subject.made["guided_by"] == "the same run after epoch 1"
 
 
 # --- pictures made elsewhere ---

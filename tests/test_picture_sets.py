@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,8 +23,9 @@ REQUEST = Request(PROMPTS, tuple(range(100, 110)), SAMPLING, "epoch_3.pt", "cpu"
 class Painter:
     """Paints a picture that tells its prompt and seed; may break down after some pictures."""
 
-    def __init__(self, patience: int = 1000) -> None:
+    def __init__(self, patience: int = 1000, sampling: SamplingConfig = SAMPLING) -> None:
         self.patience, self.painted = patience, []
+        self.config = SimpleNamespace(sampling=sampling)
 
     def generate(self, prompts: Sequence[str], seeds: Sequence[int], *how: Any, **more: Any):
         assert how == (2.0, 5, "ddim") and more["guidance_interval"] == (0.1, 0.9)
@@ -157,3 +159,14 @@ def test_processes_deal_whole_batches(
 def test_prompts_without_seeds_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="10 prompts for 9 seeds"):
         generate_set(Painter(), dataclasses.replace(REQUEST, seeds=tuple(range(9))), tmp_path)
+
+
+@pytest.mark.parametrize(("asked", "own"), [(2, None), (None, 2), (2, 3)])
+def test_a_model_under_another_guide_than_requested_makes_no_picture(
+    asked: int | None, own: int | None, tmp_path: Path
+) -> None:
+    request = dataclasses.replace(REQUEST, sampling=SamplingConfig(guide_epoch=asked))
+    painter = Painter(sampling=SamplingConfig(guide_epoch=own))
+    with pytest.raises(ValueError, match=f"guide_epoch is {asked} in the request and {own} in"):
+        generate_set(painter, request, tmp_path)
+    assert not painter.painted

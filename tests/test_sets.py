@@ -1,5 +1,6 @@
 """The sets of an evaluation: their order, their captions, and faces through the autoencoder."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -138,9 +139,10 @@ def test_a_request_says_who_makes_the_pictures(model: TextToFace, faces: CelebAH
 
 
 def test_the_untrained_control_is_small(model: TextToFace) -> None:
-    sampling = model.config.sampling
+    sampling = dataclasses.replace(model.config.sampling, guide_epoch=1)
     request = Request(*(("a man",) * 2000, tuple(range(2000)), sampling, "epoch_1.pt", "cpu", "no"))
     control = sets.control_request(request)
+    assert "guided_by" in request.protocol() and "guided_by" not in control.protocol()
     assert len(control.prompts) == len(control.seeds) == 250
     assert control.sampling.steps == min(10, sampling.steps)
     assert control.model != request.model and control.key() != request.key()
