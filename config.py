@@ -128,7 +128,7 @@ def celeba_hq() -> Config:
 
 
 def celeba_hq_best() -> Config:
-    """The same data and models, with the objective of `laptop` and `demo`; untried at full size."""
+    """The same data and models, with the objective of `demo`; untried at full size."""
     training = TrainingConfig(
         num_epochs=500,
         learning_rate=2e-4,
@@ -147,7 +147,7 @@ def celeba_hq_best() -> Config:
 
 
 def laptop() -> Config:
-    """Real faces at 128 px through TAESD, for two CPU cores; time grows with their number."""
+    """Real faces at 128 px through TAESD, for two CPU cores; more faces take longer."""
     return Config(
         "laptop",
         # float32 would take three times as long to encode as bfloat16 does on a CPU.

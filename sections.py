@@ -99,7 +99,8 @@ class DiffusionConfig(Section):
     # Gamma of min-SNR weighting (Hang et al. 2023); None: every sample weighs the same.
     snr_gamma: float | None = setting(None, above=0, off="None switches the weighting off")
     # How t is drawn: "uniform", or "weight": in proportion to the min-SNR weight, which then is
-    # left out of the loss. Both have the same expectation; "weight" puts all of a batch to work.
+    # left out of the loss. Both give the same expected gradient; "weight" spends fewer
+    # samples on timesteps of low weight.
     timestep_sampling: str = setting("uniform", choices=("uniform", "weight"))
 
 
@@ -184,7 +185,8 @@ class SamplingConfig(Section):
     sampler: str = setting("ddim", choices=("ddpm", "ddim", "dpm++"))
     steps: int = setting(50, least=1)  # evaluations of the denoiser
     guidance_scale: float = setting(3.0, least=0)  # 1: the conditional model; 0: no caption
-    # Share of the timesteps in which guidance acts; outside, the empty caption costs nothing.
+    # Share of the timesteps in which guidance acts; outside, the UNet runs without
+    # the empty caption, so a step costs half.
     guidance_interval: tuple[float, ...] = setting((0.0, 1.0), least=0, most=1)
     # Epoch of the same run whose averaged weights, under the same caption, guide in place of the
     # empty caption (autoguidance, Karras et al. 2024); its checkpoint has to be kept. Samples

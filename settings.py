@@ -87,11 +87,11 @@ def _out_of_range(number: float, allowed: Mapping[str, Any]) -> str:
     if not abs(number) <= sys.float_info.max:  # nor nan, nor an integer that no float can hold
         return "not a finite number"
     if least is not None and number < least:
-        return f"too small: use {least:g} or more"
+        return f"too small: use {least} or more"
     if above is not None and number <= above:
-        return f"too small: use more than {above:g}"
+        return f"too small: use more than {above}"
     if most is not None and number > most:
-        return f"too large: use {most:g} or less"
+        return f"too large: use {most} or less"
     return ""
 
 

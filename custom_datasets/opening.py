@@ -1,5 +1,7 @@
 """Opens the faces that a preset names, from nothing where it can: drawn, fetched, screened."""
 
+import os
+
 from config import Config
 from custom_datasets.celeba_hq_dataset import CelebAHQ
 from custom_datasets.drawn_faces import write_drawn_faces
@@ -23,7 +25,8 @@ def open_faces(config: Config, split: str | None, image_size: int | None = None)
     if data.drawn_counts:
         write_drawn_faces(folder, tuple(data.drawn_counts), workers=data.loader_workers)
     else:
-        ensure_faces(folder, data.source)
+        # A folder that the user names is theirs: if it is misspelt, nothing is imported into it.
+        ensure_faces(folder, None if os.environ.get("CELEBA_HQ_DIR") else data.source)
     faces = CelebAHQ(folder, split, image_size or data.image_size)
     return screen(faces, config.cache_folder / "screened", data.loader_workers)
 

@@ -66,9 +66,9 @@ def allowed(field: dataclasses.Field, hint: Any) -> str:
     if str in (hint, *options) and not parts:
         parts.append("text")
     if least is not None and most is not None:
-        parts.append(f"{least:g} to {most:g}")
+        parts.append(f"{least} to {most}")
     elif least is not None or above is not None:
-        parts.append(f"{least:g} or more" if least is not None else f"more than {above:g}")
+        parts.append(f"{least} or more" if least is not None else f"more than {above}")
     values = ", ".join(parts + ["None"] * (NoneType in options))
     return f"list: {values}" if get_origin(hint) is tuple else values
 

@@ -1,8 +1,9 @@
 """Make the frozen models: `python -m pretraining autoencoder|clip|decoder [--faces FOLDER]`.
 
 Without `--faces` it draws its own, from another seed than the demo's faces; `autoencoder` and
-`clip` write into `assets/`: that is how the demo's were made. With `--faces` it makes them from any
-CelebA-HQ folder. `decoder` fine-tunes the decoder of an autoencoder, whose latents stay the same.
+`clip` then write into `assets/`: that is how the demo's were made. With `--faces`, a CelebA-HQ
+folder, `--out` names another folder. `decoder --from MODEL --out FOLDER` fine-tunes the decoder of
+an autoencoder, whose latents stay the same.
 """
 
 import argparse
@@ -87,10 +88,16 @@ def read_arguments() -> argparse.Namespace:
     kinds = parser.add_subparsers(dest="what", required=True)
     for what in ("autoencoder", "clip"):
         options, out = kinds.add_parser(what, parents=[shared]), f"assets/demo_{what}"
-        options.add_argument("--out", type=Path, default=ROOT / out, help=f"default: {out}")
+        options.add_argument("--out", type=Path, help=f"default, of drawn faces only: {out}")
+        options.set_defaults(shipped=ROOT / out)
         options.add_argument("--go-on", action="store_true", help="start from the weights in --out")
     _add_decoder(kinds.add_parser("decoder", parents=[shared]))
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.out is None:
+        if arguments.faces:
+            parser.error("--out: name a folder; assets/ holds the demo's models, of drawn faces")
+        arguments.out = arguments.shipped
+    return arguments
 
 
 def _add_decoder(options: argparse.ArgumentParser) -> None:

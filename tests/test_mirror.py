@@ -1,8 +1,10 @@
 """The mirror: whole files only, each once, and a fresh machine goes on from them."""
 
 import dataclasses
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -135,6 +137,58 @@ def test_a_mirror_without_the_run_is_a_fresh_start(tmp_path: Path) -> None:
         str(tmp_path / "drive"), "x", tmp_path / "run", checkpoints.load_checkpoint
     )
     assert found is None
+
+
+class Hub:
+    """The hub's client over a folder, for one private repository."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def repo_exists(self, repository: str) -> bool:
+        return self.folder.exists()
+
+    def create_repo(self, repository: str, *, private: bool, exist_ok: bool) -> None:
+        assert private and exist_ok
+        self.folder.mkdir(exist_ok=True)
+
+    def list_repo_files(self, repository: str) -> list[str]:
+        files = (path for path in self.folder.rglob("*") if path.is_file())
+        return [path.relative_to(self.folder).as_posix() for path in files]
+
+    def get_paths_info(self, repository: str, path: str) -> list[SimpleNamespace]:
+        return [SimpleNamespace(size=(self.folder / path).stat().st_size)]
+
+    def upload_file(self, *, path_or_fileobj: Path, path_in_repo: str, repo_id: str) -> None:
+        (self.folder / path_in_repo).parent.mkdir(exist_ok=True)
+        shutil.copy(path_or_fileobj, self.folder / path_in_repo)
+
+    def hf_hub_download(self, repository: str, name: str) -> str:
+        return str(self.folder / name)
+
+    def delete_file(self, path: str, repository: str) -> None:
+        (self.folder / path).unlink()
+
+
+def test_two_runs_share_a_repository_of_the_hub(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has a folder there, and deletes only what it has pruned itself."""
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: Hub(tmp_path / "hub"))
+    path = checkpoints.newest_checkpoint(run)
+    first, second = (Mirror("hf:owner/name", name) for name in ("first", "second"))
+    first.copy(run, path)
+    first.wait()
+    later = path.with_name("celeba_ldm_unet_checkpoint_epoch_2.pt")
+    path.rename(later)
+    second.copy(run, later)
+    second.wait()
+    content = later.read_bytes()
+    assert first.store.names() == [path.name] and second.store.names() == [later.name]
+    for name, expected in (("first", path.name), ("second", later.name)):
+        fresh = tmp_path / f"fresh {name}"
+        found = mirror.restore("hf:owner/name", name, fresh, checkpoints.load_checkpoint)
+        assert found == fresh / expected and found.read_bytes() == content
 
 
 class Unreachable:

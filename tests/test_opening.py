@@ -7,6 +7,7 @@ import pytest
 
 import config as config_module
 from config import Config
+from custom_datasets import fetching
 from custom_datasets.celeba_files import ATTRIBUTE_FILE
 from custom_datasets.opening import find_faces, has_split, open_faces
 
@@ -26,6 +27,17 @@ def test_faces_that_are_not_there_are_left_out_aloud(
     assert "left out: no CelebA-HQ at" in capsys.readouterr().out
     with pytest.raises(FileNotFoundError):
         open_faces(real, "test")
+
+
+def test_nothing_is_imported_into_a_folder_that_the_user_names(
+    real: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be misspelt, and the faces may lie beside it."""
+    data = dataclasses.replace(real.data, source="eurecom-ds/celeba-hq-256")
+    monkeypatch.setattr(fetching, "import_copy", lambda *_: pytest.fail("imported"))
+    monkeypatch.setenv("CELEBA_HQ_DIR", str(tmp_path / "celeba_hp"))
+    with pytest.raises(FileNotFoundError, match=r"no faces: .*celeba_hp"):
+        open_faces(dataclasses.replace(real, data=data), "train")
 
 
 def test_damaged_faces_are_no_reason_to_leave_them_out(real: Config) -> None:

@@ -59,6 +59,17 @@ def test_psnr_is_over_all_images(autoencoder_folder: Path, drawn_folder: Path) -
 
 
 @pytest.mark.parametrize("what", ["autoencoder", "clip"])
+def test_models_of_other_faces_do_not_replace_the_shipped_ones(
+    what: str, drawn_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(command, "make_autoencoder", lambda _: pytest.fail("began"))
+    monkeypatch.setattr(command, "make_clip", lambda _: pytest.fail("began"))
+    with pytest.raises(SystemExit):
+        run(monkeypatch, what, "--faces", str(drawn_folder))
+    assert "--out: name a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["autoencoder", "clip"])
 def test_the_command_makes_a_model_that_opens(
     what: str, drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

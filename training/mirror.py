@@ -82,37 +82,45 @@ class FolderStore:
 
 
 class HubStore:
-    """Copies in a private repository on the Hugging Face hub, which verifies uploads by hash."""
+    """Copies in a run's folder of a private repository on the Hugging Face hub, which verifies
+    uploads by hash.
+    """
 
-    def __init__(self, repository: str) -> None:
+    def __init__(self, repository: str, run: str) -> None:
         from huggingface_hub import HfApi
 
-        self.repository, self.api = repository, HfApi()
+        self.repository, self.folder, self.api = repository, f"{run}/", HfApi()
 
     def names(self) -> list[str]:
         """The files there; none where the repository does not exist yet."""
         if not self.api.repo_exists(self.repository):
             return []
-        return self.api.list_repo_files(self.repository)
+        there = self.api.list_repo_files(self.repository)
+        return [name.removeprefix(self.folder) for name in there if name.startswith(self.folder)]
 
     def holds(self, path: Path) -> bool:
         """Whether the file of this name there is as large; its content is not asked for."""
-        (found,) = self.api.get_paths_info(self.repository, path.name)
+        (found,) = self.api.get_paths_info(self.repository, self.folder + path.name)
         return found.size == path.stat().st_size
 
     def put(self, path: Path) -> None:
         """Upload a file."""
         self.api.create_repo(self.repository, private=True, exist_ok=True)
-        self.api.upload_file(path_or_fileobj=path, path_in_repo=path.name, repo_id=self.repository)
+        self.api.upload_file(
+            path_or_fileobj=path,
+            path_in_repo=self.folder + path.name,
+            repo_id=self.repository,
+        )
 
     def get(self, name: str, path: Path) -> None:
         """Download a file, atomically."""
         with replacing(path) as temporary:
-            shutil.copyfile(self.api.hf_hub_download(self.repository, name), temporary)
+            downloaded = self.api.hf_hub_download(self.repository, self.folder + name)
+            shutil.copyfile(downloaded, temporary)
 
     def delete(self, name: str) -> None:
         """Delete a file there."""
-        self.api.delete_file(name, self.repository)
+        self.api.delete_file(self.folder + name, self.repository)
 
 
 def open_store(mirror: str, run: str) -> Store:
@@ -121,7 +129,7 @@ def open_store(mirror: str, run: str) -> Store:
     A relative path is relative to the repository, so that it means one folder in a notebook too.
     """
     if mirror.startswith(HUB):
-        return HubStore(mirror.removeprefix(HUB))
+        return HubStore(mirror.removeprefix(HUB), run)
     return FolderStore(ROOT / Path(mirror).expanduser() / run)
 
 

@@ -93,7 +93,7 @@ def same_frozen_models(stored: str, here: str, text_encoder: TextEncoder, vae: V
 def changed_settings(old: Config, new: Config) -> tuple[list[str], list[str]]:
     """Settings that differ and are refused, and those that differ and are announced.
 
-    Each as "training.seed: 0 there, 1 here"; `config.py` declares the rule of each field.
+    Each as "training.seed: 0 there, 1 here"; `sections.py` declares the rule of each field.
     """
     refused, announced = [], []
     for name in COMPARED_SECTIONS:
