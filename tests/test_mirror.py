@@ -104,6 +104,9 @@ def test_a_checkpoint_is_copied_once_and_what_is_pruned_is_deleted(
     path.replace(later)
     there.copy(run, later)
     there.wait()
+    assert there.store.names() == [path.name, later.name]  # gone here, but not pruned
+    there.copy(run, later, [path])
+    there.wait()
     assert there.store.names() == [later.name]
 
 
@@ -137,6 +140,58 @@ def test_a_mirror_without_the_run_is_a_fresh_start(tmp_path: Path) -> None:
         str(tmp_path / "drive"), "x", tmp_path / "run", checkpoints.load_checkpoint
     )
     assert found is None
+
+
+def test_what_a_fresh_machine_did_not_fetch_stays(run: Path, tmp_path: Path) -> None:
+    """It fetches the newest checkpoint alone; the mirror keeps every n-th epoch and the best."""
+    drive, path = str(tmp_path / "drive"), checkpoints.newest_checkpoint(run)
+    later = path.with_name("celeba_ldm_unet_checkpoint_epoch_2.pt")
+    shutil.copy(path, later)
+    first = Mirror(drive, "a run")
+    first.copy(run, later)
+    first.wait()
+    fresh = tmp_path / "fresh"
+    assert mirror.restore(drive, "a run", fresh, checkpoints.load_checkpoint) == fresh / later.name
+    second = Mirror(drive, "a run")
+    second.copy(fresh, fresh / later.name)
+    second.wait()
+    assert second.store.names() == [path.name, later.name]
+
+
+def test_what_could_not_be_deleted_is_deleted_the_next_time(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, path = Mirror(str(tmp_path / "drive"), "a run"), checkpoints.newest_checkpoint(run)
+    there.copy(run, path)
+    there.wait()
+    later = path.with_name("celeba_ldm_unet_checkpoint_epoch_2.pt")
+    path.replace(later)
+    with monkeypatch.context() as away:
+        away.setattr(FolderStore, "names", lambda _: (_ for _ in ()).throw(OSError("away")))
+        there.copy(run, later, [path])
+        there.wait()
+    assert there.store.names() == [path.name]
+    there.copy(run, later)
+    there.wait()
+    assert there.store.names() == [later.name]
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_a_mirror_without_a_usable_checkpoint_does_not_begin_the_run_again(
+    other: bool, run: Path, tmp_path: Path
+) -> None:
+    there, path = Mirror(str(tmp_path / "drive"), "a run"), checkpoints.newest_checkpoint(run)
+    there.copy(run, path)
+    there.wait()
+    kind, fresh = (checkpoints.OtherVersion if other else ValueError), tmp_path / "fresh"
+
+    def open_it(_: Path) -> None:
+        raise kind("written by another version" if other else "damaged")
+
+    reason = "another version" if other else "none of the 1 checkpoints in the mirror"
+    with pytest.raises(kind, match=reason):
+        mirror.restore(str(tmp_path / "drive"), "a run", fresh, open_it)
+    assert not list(fresh.glob("*.pt")) and there.store.names() == [path.name]
 
 
 class Hub:
@@ -189,6 +244,16 @@ def test_two_runs_share_a_repository_of_the_hub(
         fresh = tmp_path / f"fresh {name}"
         found = mirror.restore("hf:owner/name", name, fresh, checkpoints.load_checkpoint)
         assert found == fresh / expected and found.read_bytes() == content
+
+
+def test_checkpoints_in_no_runs_folder_of_the_hub_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: Hub(tmp_path / "hub"))
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "celeba_ldm_unet_checkpoint_epoch_2.pt").touch()
+    with pytest.raises(ValueError, match=r"epoch_2\.pt in no run's folder: move them into x/"):
+        mirror.restore("hf:owner/name", "x", tmp_path / "run", checkpoints.load_checkpoint)
 
 
 class Unreachable:

@@ -7,7 +7,7 @@ the hub) receives whole files only.
 
 import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
@@ -92,10 +92,19 @@ class HubStore:
         self.repository, self.folder, self.api = repository, f"{run}/", HfApi()
 
     def names(self) -> list[str]:
-        """The files there; none where the repository does not exist yet."""
+        """The files there; none where the repository does not exist yet.
+
+        Raises:
+            ValueError: checkpoints lie beside the folders of runs, as this code once left them.
+        """
         if not self.api.repo_exists(self.repository):
             return []
         there = self.api.list_repo_files(self.repository)
+        if stray := [name for name in there if "/" not in name and _is_checkpoint(name)]:
+            raise ValueError(
+                f"{self.repository} holds {', '.join(stray)} in no run's folder: move them into "
+                f"{self.folder} there if they are this run's, else into another folder"
+            )
         return [name.removeprefix(self.folder) for name in there if name.startswith(self.folder)]
 
     def holds(self, path: Path) -> bool:
@@ -140,20 +149,25 @@ class Mirror:
         self.where, self.store = mirror, open_store(mirror, run)
         self.thread = ThreadPoolExecutor(1, "mirror")
         self.last: Future[None] | None = None
+        self.pruned: set[str] = set()  # and to be deleted there
 
-    def copy(self, folder: Path, checkpoint: Path) -> None:
-        """Begin to copy what the mirror lacks of a run's checkpoints, with its small files; deletes
-        there what the run folder does not hold. A mirror that cannot be reached costs a message;
-        the next checkpoint tries again.
+    def copy(self, folder: Path, checkpoint: Path, pruned: Sequence[Path] = ()) -> None:
+        """Begin to copy what the mirror lacks of a run's checkpoints, with its small files, and to
+        delete there what the run has pruned. A mirror that cannot be reached costs a message; the
+        next checkpoint tries again.
+
+        Other checkpoints there stay: a machine that was restored has the newest one alone.
         """
-        self.last = self.thread.submit(self._copy, folder, checkpoint)
+        names = {path.name for path in pruned}
+        self.last = self.thread.submit(self._copy, folder, checkpoint, names)
 
     def wait(self) -> None:
         """Wait until the last checkpoint is copied."""
         if self.last:
             self.last.result()
 
-    def _copy(self, folder: Path, checkpoint: Path) -> None:
+    def _copy(self, folder: Path, checkpoint: Path, pruned: set[str]) -> None:
+        self.pruned |= pruned
         try:
             kept = {path.name: path for path in checkpoints.checkpoints(folder)}
             there = self.store.names()
@@ -163,9 +177,9 @@ class Mirror:
             for name in SMALL_FILES:
                 if (folder / name).is_file():
                     self.store.put(folder / name)
-            for name in there:
-                if checkpoints.progress_in_name(Path(name)) >= (0, 0) and name not in kept:
-                    self.store.delete(name)
+            for name in self.pruned.intersection(there) - kept.keys():
+                self.store.delete(name)
+            self.pruned.clear()
         except Exception as error:
             # No error of a drive or a network may stop the run, which is on the local disk.
             print(f"{checkpoint.name} was not copied to the mirror {self.where}: {error}")
@@ -182,6 +196,8 @@ def restore(mirror: str, run: str, folder: Path, is_whole: Callable[[Path], obje
 
     Raises:
         ConnectionError: the mirror cannot be read, so that the run would begin again.
+        OtherVersion: its newest whole checkpoint was written by another version of the code.
+        ValueError: it holds checkpoints, and none of them is whole.
     """
     if checkpoints.checkpoints(folder):
         return None
@@ -193,23 +209,36 @@ def restore(mirror: str, run: str, folder: Path, is_whole: Callable[[Path], obje
             f"training.mirror {mirror} cannot be read ({error}). It may hold checkpoints of this "
             "run: connect to it, or start without it (training.mirror=none)"
         ) from error
-    names = {Path(name): checkpoints.progress_in_name(Path(name)) for name in there}
-    for name in sorted(names, key=names.__getitem__, reverse=True):
-        if names[name] < (0, 0):
-            break
-        store.get(str(name), folder / name)
+    found = sorted(filter(_is_checkpoint, there), key=_progress, reverse=True)
+    for name in found:
+        store.get(name, folder / name)
         try:
             is_whole(folder / name)
+        except checkpoints.OtherVersion:
+            (folder / name).unlink()
+            raise
         except ValueError as error:
             print(f"passed over in the mirror: {error}")
             (folder / name).unlink()
             continue
-        for small in SMALL_FILES:
-            if Path(small) in names:
-                store.get(small, folder / small)
+        for small in set(SMALL_FILES).intersection(there):
+            store.get(small, folder / small)
         print(f"{name} was restored from the mirror {mirror}")
         return folder / name
+    if found:
+        raise ValueError(
+            f"none of the {len(found)} checkpoints in the mirror {mirror} is whole: delete them "
+            "there to start the run again, or start without it (training.mirror=none)"
+        )
     return None
+
+
+def _progress(name: str) -> tuple[int, int]:
+    return checkpoints.progress_in_name(Path(name))
+
+
+def _is_checkpoint(name: str) -> bool:
+    return _progress(name) >= (0, 0)
 
 
 def fetch(mirror: str, run: str, path: Path) -> None:

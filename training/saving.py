@@ -54,10 +54,11 @@ class Saving:
         run_folder.sync(experiment.folder)
         checkpoints.save_checkpoint(path, self._checkpoint(epoch))
         last, every = settings.keep_last, settings.keep_every_n_epochs
-        for old in checkpoints.superfluous(path, last, every, self._best_epoch()):
+        pruned = checkpoints.superfluous(path, last, every, self._best_epoch())
+        for old in pruned:
             old.unlink()
         if self.mirror:
-            self.mirror.copy(experiment.folder, path)
+            self.mirror.copy(experiment.folder, path, pruned)
 
     def _checkpoint(self, epoch: int) -> Checkpoint:
         state, experiment = self.experiment.state, self.experiment
