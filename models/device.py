@@ -33,10 +33,16 @@ def choose_device() -> torch.device:
     Under `accelerate launch` each process takes the GPU of its local rank, and `--cpu` the CPU.
 
     Raises:
-        ValueError: LDM_DEVICE names a device that is not available.
+        ValueError: LDM_DEVICE names a device that is not available, or one card of several.
         RuntimeError: the installed torch has no kernels for this GPU; says what to install.
     """
-    kind = os.environ.get("LDM_DEVICE", "").partition(":")[0] or _first_available()
+    wanted = os.environ.get("LDM_DEVICE", "")
+    if ":" in wanted:
+        raise ValueError(
+            f"LDM_DEVICE={wanted}: names a kind, without a number; CUDA_VISIBLE_DEVICES=1 (or "
+            "ZE_AFFINITY_MASK=1) chooses a card"
+        )
+    kind = wanted or _first_available()
     if kind not in available_kinds():
         raise ValueError(
             f"LDM_DEVICE={kind}: not one of the devices here ({', '.join(available_kinds())})"

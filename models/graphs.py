@@ -79,13 +79,14 @@ def can_graph(inputs: tuple[Tensor, ...]) -> bool:
 def _capture(forward: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> _Graph:
     """Record a call; libraries have chosen their kernels in the call before it."""
     held = tuple(given.clone() for given in inputs)
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # its workspaces are reserved before the recording
-        forward(*held)
-    torch.cuda.current_stream().wait_stream(stream)
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-        output = forward(*held)
+    with torch.cuda.device(inputs[0].device):  # a stream of the current one would record nothing
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # its workspaces are reserved before the recording
+            forward(*held)
+        torch.cuda.current_stream().wait_stream(stream)
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            output = forward(*held)
     return _Graph(graph, held, output)
 
 

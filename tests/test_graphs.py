@@ -110,16 +110,20 @@ def test_without_cuda_with_gradients_or_switched_off_there_is_no_graph(
 
 
 @needs_cuda
+@pytest.mark.parametrize("which", ["the current device", "another device"])
 @torch.no_grad()
-def test_a_unet_predicts_the_same_to_the_bit() -> None:
+def test_a_unet_predicts_the_same_to_the_bit(which: str) -> None:
+    device = torch.device("cuda", 1 if which == "another device" else 0)
+    if device.index >= torch.cuda.device_count():
+        pytest.skip("needs two CUDA devices")
     unet = build_unet(UNetConfig(8, 4, (32, 64), 1, 8, 32, text_at_every_layer=True))
-    unet = unet.eval().requires_grad_(False).cuda()
+    unet = unet.eval().requires_grad_(False).to(device)
 
     call = graphed_unet(unet, "bf16")
     predict = call.forward
     for timestep in (900, 500, 100):
         given = torch.randn(4, 4, 8, 8), torch.full((4,), timestep), torch.randn(4, 7, 32)
-        given = tuple(value.cuda() for value in given)
+        given = tuple(value.to(device) for value in given)
         assert torch.equal(call(*given), predict(*given))
     with mock.patch.dict("os.environ", LDM_GRAPHS="0"):
         plain = call(*given)

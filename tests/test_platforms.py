@@ -138,6 +138,9 @@ def test_the_environment_insists_on_a_device(
     monkeypatch.setenv("LDM_DEVICE", "mps")
     with pytest.raises(ValueError, match=r"LDM_DEVICE=mps.*\(cuda, cpu\)"):
         choose_device()
+    monkeypatch.setenv("LDM_DEVICE", "cuda:1")
+    with pytest.raises(ValueError, match=r"LDM_DEVICE=cuda:1: names a kind.*CUDA_VISIBLE_DEVICES"):
+        choose_device()
     monkeypatch.delenv("LDM_DEVICE")
     monkeypatch.setenv("LOCAL_RANK", "3")
     assert str(choose_device()) == "cuda:3"
