@@ -7,6 +7,7 @@ to `report.html` beside it. Pictures and features are kept: the same command res
 
 import os
 import sys
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -23,6 +24,11 @@ from models.device import choose_device
 PATIENCE = timedelta(hours=12)
 
 
+# What the checkpoint decides.
+TRAINED = ("training.", "unet.", "diffusion.", "models.autoencoder", "models.text_encoder")
+TRAINED += ("data.image_size",)
+
+
 @command
 def main() -> None:
     """Judge what the command line names."""
@@ -37,6 +43,7 @@ def main() -> None:
         print(*difference_lines(differences), page, sep="\n")
         return
     config, device = config_from(arguments), choose_device()
+    refuse_changes_of_training(arguments.changes)
     processes = PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
     if not processes.is_main_process:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115, until the process ends
@@ -49,6 +56,20 @@ def main() -> None:
     print("\nIn short")
     for line in conclude(evaluation):
         print(line)
+
+
+def refuse_changes_of_training(changes: Sequence[str]) -> None:
+    """Refuse settings that a trained model cannot take, and that would do nothing.
+
+    Raises:
+        ValueError: names the change.
+    """
+    for change in changes:
+        if change.strip().startswith(TRAINED):
+            raise ValueError(
+                f"{change!r}: the checkpoint decides it. Of a trained model sampling.*, "
+                "evaluation.*, models.decoder and data.picture_size can change"
+            )
 
 
 if __name__ == "__main__":

@@ -260,7 +260,8 @@ class EvaluationConfig(Section):
     )
     # File of the attribute classifier; None: the run's own. Runs that are compared share one.
     judge: str | None = setting(None)
-    inception_weights: str | None = setting(None)  # torch-fidelity's file; None: downloaded once
+    # torch-fidelity's file, relative to the repository; None: downloaded once.
+    inception_weights: str | None = setting(None)
     sweep_count: int = setting(200, least=1)  # pictures per setting of the sweep
     sweep_scales: tuple[float, ...] = setting((1.0, 2.0, 3.0, 5.0), least=0)  # of guidance
     sweep_steps: tuple[int, ...] = setting((10, 25, 50), least=1)  # of the preset's sampler

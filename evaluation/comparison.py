@@ -17,6 +17,7 @@ from torch import Tensor
 
 from evaluation.distribution import FrechetReference
 from evaluation.estimate import Estimate, mean_interval
+from evaluation.feature_cache import same_network
 from evaluation.manifold import Manifold
 from evaluation.report import GENERATED
 from evaluation.resampling import jackknife_interval, paired_jackknife_interval
@@ -89,8 +90,8 @@ def _distances(
         if not _share_reference(first, second, space):
             continue
         sides = [samples.features(space) for samples in (first, second)]
-        reference = sides[0][1]
-        a, b = (side[0][torch.from_numpy(at)] for side, at in zip(sides, rows, strict=True))
+        reference = sides[0].reference
+        a, b = (side.generated[torch.from_numpy(at)] for side, at in zip(sides, rows, strict=True))
         prepared = FrechetReference(reference)
 
         def distance(features: Tensor, _: Tensor, prepared: FrechetReference = prepared) -> float:
@@ -152,8 +153,10 @@ def _independent(first: Samples, second: Samples) -> Iterator[Difference]:
 
 def _share_reference(first: Samples, second: Samples, space: str) -> bool:
     """Whether both were measured against the same faces, in features of the same network."""
-    sides = [samples.features(space) for samples in (first, second)]
-    return None not in sides and torch.equal(sides[0][1], sides[1][1])
+    one, other = (samples.features(space) for samples in (first, second))
+    if one is None or other is None or not same_network(one.probe, other.probe):
+        return False
+    return torch.equal(one.reference, other.reference)
 
 
 def _estimate(value: Mapping[str, Any]) -> Estimate:

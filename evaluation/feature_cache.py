@@ -95,6 +95,9 @@ def _stored(path: Path, probe: Tensor) -> Tensor | None:
     except SafetensorError as error:
         print(f"the stored features {path} are damaged ({error}) and are extracted again")
         return None
-    same = stored["probe"].shape == probe.shape
-    is_same = same and torch.allclose(stored["probe"], probe, rtol=1e-3, atol=1e-4)
-    return stored["features"] if is_same else None
+    return stored["features"] if same_network(stored["probe"], probe) else None
+
+
+def same_network(first: Tensor, second: Tensor) -> bool:
+    """Whether two answers to the probe are those of one network, up to rounding."""
+    return first.shape == second.shape and torch.allclose(first, second, rtol=1e-3, atol=1e-4)

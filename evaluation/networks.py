@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from config import Config
+from config import ROOT, Config
 from evaluation.copying_spaces import copying_spaces
 from evaluation.features import (
     Clip,
@@ -60,7 +60,8 @@ class Networks:
 
 def open_networks(config: Config, results: Results, device: torch.device) -> Networks:
     """Open everything that the preset names; what fails is left out of the results by name."""
-    found, plan = Networks(), config.evaluation
+    found, plan, weights = Networks(), config.evaluation, config.evaluation.inception_weights
+    weights = str(ROOT / Path(weights).expanduser()) if weights else None
     with _noted(results, "attribute_consistency", f"distribution: {JUDGE}"):
         judge, found.judge_facts = AttributeClassifier.load(config.judge_path)
         if "validation" not in found.judge_facts:
@@ -75,9 +76,7 @@ def open_networks(config: Config, results: Results, device: torch.device) -> Net
     for name in plan.feature_networks:
         with _noted(results, f"distribution: {name}"):
             if name != JUDGE or found.judge:
-                found.spaces[name] = _tried(
-                    _open_space(name, found, plan.inception_weights), device
-                )
+                found.spaces[name] = _tried(_open_space(name, found, weights), device)
     if not found.spaces:
         reason = "none of the feature networks could be opened"
         if not plan.feature_networks:

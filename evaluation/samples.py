@@ -6,15 +6,24 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from evaluation.feature_cache import same_network
 from evaluation.results import read_results
 from files import replacing, write_text
 
 CAPTIONS, NUMBERS = "captions.csv", "samples.safetensors"
+
+
+class KeptFeatures(NamedTuple):
+    """Features of one space, with the network's answer to a fixed probe."""
+
+    generated: Tensor  # (N, D)
+    reference: Tensor  # (M, D)
+    probe: Tensor
 
 
 @dataclass(frozen=True)
@@ -27,16 +36,20 @@ class Samples:
     captions: list[str]  # one a picture; empty texts where they are not known
     numbers: dict[str, Tensor]  # of each picture, (N,), by name
 
-    def features(self, space: str) -> tuple[Tensor, Tensor] | None:
-        """Features of the pictures (N, D) and of the reference (M, D); None where not kept."""
+    def features(self, space: str) -> KeptFeatures | None:
+        """Features of the pictures and of their reference; None where not kept, or where one file
+        was written anew by another network since.
+        """
         names = self.metrics.get("features", {}).get(space)
         if not names:
             return None
         paths = [self.folder / names[which] for which in ("generated", "reference")]
         if not all(path.is_file() for path in paths):
             return None
-        generated, reference = (load_file(path)["features"] for path in paths)
-        return generated, reference
+        generated, reference = map(load_file, paths)
+        if not same_network(generated["probe"], reference["probe"]):
+            return None
+        return KeptFeatures(generated["features"], reference["features"], reference["probe"])
 
 
 def write_captions(folder: Path, pictures: Sequence[Path], captions: Sequence[str]) -> None:

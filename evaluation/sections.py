@@ -114,6 +114,8 @@ def clip_score(evaluation: Evaluation) -> list[str]:
 def attribute_consistency(evaluation: Evaluation) -> list[str]:
     """Does the picture show what was asked?"""
     results, subject, test = evaluation.results, evaluation.subject, evaluation.faces["test"]
+    if evaluation.networks.judge:  # it judges without captions too
+        results.add("judge", "", evaluation.networks.judge_facts)
     if results.lacks("attribute_consistency"):
         return []
     predicted, described = evaluation.decided(evaluation.pictures), subject.described
@@ -133,7 +135,6 @@ def attribute_consistency(evaluation: Evaluation) -> list[str]:
     consistency = results.measure("attribute_consistency", "", measure)
     counts = stated_counts(predicted, stated, evaluation.reliable)
     evaluation.note_samples({name: torch.from_numpy(n) for name, n in counts._asdict().items()})
-    results.add("judge", "", evaluation.networks.judge_facts)
     return attributes.table_lines(consistency) if consistency else []
 
 

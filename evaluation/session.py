@@ -57,6 +57,7 @@ class Evaluation:
         if self.is_main:
             captions = [caption.text for caption in self.subject.captions]
             write_captions(self.folder, pictures.paths, captions)
+            write_numbers(self.folder, self._samples)  # none yet, in place of an earlier set's
         return pictures
 
     @property

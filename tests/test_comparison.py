@@ -30,6 +30,7 @@ def measured(
     judge: str = "a judge",
     right: int = 3,
     score: float = 20.0,
+    probe: float = 1.0,
 ) -> Samples:
     """An evaluation of pictures with these features, as it is kept."""
     results = Results(folder / "metrics.json", {"preset": folder.name, "model": "a"})
@@ -38,7 +39,8 @@ def measured(
     results.add("clip_score", "clip", {"gap": {"value": 1, "low": 0.5, "high": 1.5}})
     results.add("judge", "", {"name": judge})
     for name, values in (("generated", features), ("reference", REFERENCE)):
-        save_file({"features": values.contiguous()}, folder / f"{name}.safetensors")
+        kept = {"features": values.contiguous(), "probe": torch.full((2, 6), probe)}
+        save_file(kept, folder / f"{name}.safetensors")
     files = {name: f"{name}.safetensors" for name in ("generated", "reference")}
     results.add("features", "space", files)
     numbers: dict[str, Any] = {
@@ -81,6 +83,18 @@ def test_a_small_difference_shows_in_pairs_only(tmp_path: Path) -> None:
     assert len(difference_lines(list(found.values()))) == len(found) + 1
 
 
+def test_distances_of_two_networks_are_not_compared(tmp_path: Path) -> None:
+    """A judge that was trained again writes the reference's features anew, under the same name."""
+    first, second = (
+        measured(tmp_path / name, NOISE, probe=probe) for name, probe in (("a", 1.0), ("b", 2.0))
+    )
+    names = {one.name for one in compare(first, second)}
+    assert "CLIP score, clip" in names and not any("FD" in name for name in names)
+    (tmp_path / "a" / "reference.safetensors").unlink()
+    (tmp_path / "b" / "reference.safetensors").rename(tmp_path / "a" / "reference.safetensors")
+    assert first.features("space") is None
+
+
 def test_the_same_pictures_do_not_differ(tmp_path: Path) -> None:
     sides = [measured(tmp_path / name, NOISE) for name in ("first", "second")]
     found = compare(*sides)
@@ -110,7 +124,8 @@ def test_what_two_judges_or_two_references_said_is_not_compared(tmp_path: Path) 
     first = measured(tmp_path / "first", NOISE)
     second = measured(tmp_path / "second", NOISE, judge="another judge")
     assert not any("stated" in one.name for one in compare(first, second))
-    save_file({"features": OTHER.contiguous()}, tmp_path / "second" / "reference.safetensors")
+    kept = {"features": OTHER.contiguous(), "probe": torch.ones(2, 6)}
+    save_file(kept, tmp_path / "second" / "reference.safetensors")
     assert [one.name for one in compare(first, second)] == ["CLIP score, clip"]
 
 

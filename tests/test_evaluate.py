@@ -23,9 +23,10 @@ import evaluate
 from config import Config
 from custom_datasets.celeba_files import IMAGE_FOLDER, write_attributes, write_partition
 from custom_datasets.splits import write_about
-from evaluation import conclusion, judge, results
+from evaluation import conclusion, judge, networks, results
 from evaluation.report import FLOOR, GENERATED, RECONSTRUCTED, UNTRAINED
-from evaluation.results import read_results
+from evaluation.results import Results, read_results
+from evaluation.samples import read_samples
 from evaluation.sets import in_random_order
 from evaluation.subject import own_pictures
 from inference.text_to_face import TextToFace
@@ -441,6 +442,28 @@ def test_the_guide_that_is_asked_for_makes_the_pictures(done: Bench, tmp_path: P
     assert subject.made["guided_by"] == "the same run after epoch 1"
 
 
+@pytest.mark.parametrize("change", ["unet.attention_heads=4", "training.mixed_precision=no"])
+def test_what_the_checkpoint_decides_is_not_taken_in_silence(
+    done: Bench, change: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done.forbid_pictures()
+    with pytest.raises(SystemExit):
+        done.evaluate("--set", change)
+    assert f"'{change}': the checkpoint decides it" in capsys.readouterr().err
+
+
+def test_inceptions_file_is_relative_to_the_repository(
+    done: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(networks, "ROOT", done.root)
+    monkeypatch.setattr(networks, "_open_space", lambda _, __, weights: asked.append(weights))
+    monkeypatch.setattr(networks, "_tried", lambda *_: None)
+    done.plan(feature_networks=("inception",), inception_weights="data/inception.pth")
+    networks.open_networks(done.values, Results(done.root / "m.json", {}), torch.device("cpu"))
+    assert asked == [str(done.root / "data" / "inception.pth")]
+
+
 # --- pictures made elsewhere ---
 
 
@@ -488,6 +511,8 @@ def test_pictures_without_captions_are_judged_as_far_as_it_goes(
     assert metrics["protocol"]["format"].startswith("PNG, 96x96: 110")
     assert next(iter(metrics["copying"].values()))["copies"] is True
     assert {"distribution", "composition"} <= set(metrics)
+    assert metrics["judge"]["validation"]  # it saw the pictures, if not the words
+    assert read_samples(done.output / "judged" / "peer").numbers == {}
 
 
 def test_a_caption_that_clip_cannot_take_is_told_before_the_work(
