@@ -29,8 +29,7 @@ def main() -> None:
         from inference.text_to_face import TextToFace
         from models.device import choose_device
 
-        model = TextToFace.from_run(config.run_folder, choose_device())
-        model.change_sampling(arguments.changes)
+        model = TextToFace.from_run(config.run_folder, choose_device(), arguments.changes)
         preview = open_preview(arguments.preview, model) if arguments.preview else None
         # From here on only the page itself is asked whether it is there. gradio would ask by way of
         # HTTP_PROXY, and a SOCKS proxy already ends its import.

@@ -24,6 +24,7 @@ from files import write_text
 from inference.text_to_face import TextToFace
 from models.loading import fingerprint
 from models.text_encoder import save_text_weights, save_tokenizer
+from sections import SamplingConfig
 from training import checkpoints
 
 CARD = """---
@@ -80,25 +81,20 @@ def export(checkpoint_path: Path, out: Path, metrics: Path, changes: Sequence[st
 
     Args:
         metrics: `metrics.json` of the run; the card says so where there is none.
-        changes: see `TextToFace.change_sampling`; a decoder is exported in the autoencoder's place.
+        changes: see `sampled_otherwise`; a decoder is exported in the autoencoder's place.
 
     Raises:
         FileNotFoundError: the frozen models are not available.
         FileExistsError: `out` holds something that was not exported.
-        ValueError: the run is guided by another model than itself.
+        ValueError: pictures are made in a way that a pipeline does not know.
     """
     if out.is_dir() and any(out.iterdir()) and not (out / "model_index.json").is_file():
         raise FileExistsError(
             f"{out} is not empty and was not exported by this command: name another folder"
         )
     checkpoint = checkpoints.load_checkpoint(checkpoint_path)
-    model = TextToFace.from_checkpoint(checkpoint_path, for_sampling=False)
-    model.change_sampling(changes)
-    if model.config.sampling.guide_epoch:
-        raise ValueError(
-            "sampling.guide_epoch: a StableDiffusionPipeline is guided by the empty caption alone; "
-            "export with --set sampling.guide_epoch=none"
-        )
+    model = TextToFace.from_checkpoint(checkpoint_path, for_sampling=False, changes=changes)
+    _require_plain_guidance(model.config.sampling)
     tokenizer = model.text_encoder.tokenizer
     tokenizer.model_max_length = model.text_encoder.max_tokens  # the pipeline pads to it
     pipeline = StableDiffusionPipeline(
@@ -115,10 +111,26 @@ def export(checkpoint_path: Path, out: Path, metrics: Path, changes: Sequence[st
     save_text_weights(pipeline.text_encoder, out / "text_encoder")
     save_tokenizer(tokenizer, out / "tokenizer")
     decoder = fingerprint(model.vae) if model.config.models.decoder else None
-    measured = _measured(metrics, checkpoints.identity(checkpoint_path), decoder)
+    measured = _measured(
+        metrics, checkpoints.identity(checkpoint_path), decoder, model.config.sampling
+    )
     checkpoint = replace(checkpoint, config=model.config)
     write_text(out / "README.md", model_card(checkpoint, measured))
     return out
+
+
+def _require_plain_guidance(sampling: SamplingConfig) -> None:
+    """A StableDiffusionPipeline is guided by the empty caption at every step."""
+    if sampling.guide_epoch:
+        raise ValueError(
+            "sampling.guide_epoch: a StableDiffusionPipeline is guided by the empty caption alone; "
+            "export with --set sampling.guide_epoch=none"
+        )
+    if sampling.guidance_interval != (0, 1):
+        raise ValueError(
+            f"sampling.guidance_interval {sampling.guidance_interval}: a StableDiffusionPipeline "
+            "is guided at every step; export with --set sampling.guidance_interval=0,1"
+        )
 
 
 def model_card(checkpoint: checkpoints.Checkpoint, measured: str) -> str:
@@ -169,12 +181,26 @@ def _table(values: dict[str, object]) -> str:
     return "\n".join(["| setting | value |", "|---|---|", *rows])
 
 
-def _measured(metrics: Path, model: str, decoder: str | None) -> str:
-    """The distances and the consistency of `metrics.json`, each with its control."""
+def _measured(metrics: Path, model: str, decoder: str | None, sampling: SamplingConfig) -> str:
+    """The distances and the consistency of `metrics.json`, each with its control, if they are of
+    pictures that were made as the pipeline makes them.
+    """
     results = _read_metrics(metrics)
     protocol = results.get("protocol", {})
-    if (protocol.get("model"), protocol.get("decoder")) != (model, decoder):
-        return "Nothing was measured of these weights: run the notebook `metrics1`, export again."
+    exported = {
+        "model": model,
+        "decoder": decoder,
+        "sampler": sampling.sampler,
+        "steps": sampling.steps,
+        "guidance_scale": sampling.guidance_scale,
+        "guidance_interval": [0, 1],
+        "guided_by": None,
+    }
+    if any(protocol.get(name) != value for name, value in exported.items()):
+        return (
+            "Nothing was measured of these weights under these settings: run the notebook "
+            "`metrics1`, export again."
+        )
     lines = ["| number | value | 95% | n |", "|---|---|---|---|"]
     for comparison in results.get("distribution", {}).values():
         for name, row in comparison["sets"].items():

@@ -29,8 +29,7 @@ def main() -> None:
         from inference.text_to_face import TextToFace
         from models.device import choose_device
 
-        model = TextToFace.from_run(config.run_folder, choose_device())
-    model.change_sampling(arguments.changes)
+        model = TextToFace.from_run(config.run_folder, choose_device(), arguments.changes)
     name, grid = file_name(arguments.prompt), []
     for begin in range(0, arguments.count, TOGETHER):
         end = min(begin + TOGETHER, arguments.count)

@@ -32,6 +32,7 @@ from training.loop import train
 from training.run_folder import read_losses
 
 WARM_UP, TRIAL = 10, 40  # steps
+NO_RECIPE = ("evaluation.", "sampling.", "classifier.")  # changes that no training depends on
 
 
 @command
@@ -55,7 +56,7 @@ def run_leg(preset: Config, leg: str, changes: Sequence[str], minutes: int) -> d
     name = f"{preset.name}-{leg}"
     judge = f"evaluation.judge={preset.judge_path.relative_to(ROOT)}"
     config = get_config(preset.name, [judge, *changes, f"name={name}"])
-    plan = _plan(config, minutes)
+    plan = _plan(config, minutes, changes)
     config = replace(config, training=replace(config.training, num_epochs=plan["epochs"]))
     with Experiment(config) as experiment:
         for step in train(experiment.open_all()):
@@ -77,20 +78,28 @@ def run_leg(preset: Config, leg: str, changes: Sequence[str], minutes: int) -> d
     return record
 
 
-def _plan(config: Config, minutes: int) -> dict[str, int]:
-    """How many epochs fill the minutes, by a trial of this very leg; decided once."""
-    path = config.run_folder / "plan.json"
+def _plan(config: Config, minutes: int, changes: Sequence[str]) -> dict[str, Any]:
+    """How many epochs fill the minutes, by a trial of this very leg; decided once.
+
+    Raises:
+        ValueError: the leg was begun with another length or another recipe.
+    """
+    if any(change.startswith("training.num_epochs") for change in changes):
+        raise ValueError("training.num_epochs: --minutes decides the length of a leg")
+    recipe = [change for change in changes if not change.startswith(NO_RECIPE)]
+    wanted, path = {"minutes": minutes, "recipe": recipe}, config.run_folder / "plan.json"
     if newest_checkpoint(config.run_folder) and path.is_file():
         plan = json.loads(path.read_text())
-        if plan["minutes"] != minutes:
+        begun = {name: plan.get(name) for name in wanted}
+        if begun != wanted:
             raise ValueError(
-                f"{config.name} was planned for {plan['minutes']} minutes: use --minutes "
-                f"{plan['minutes']} to resume it, or another --leg"
+                f"{config.name} was begun with {begun}, not {wanted}: resume it as it was begun, "
+                "or name another --leg"
             )
         return plan
     with tempfile.TemporaryDirectory() as folder, Experiment(config, Path(folder)) as trial:
         seconds, length = seconds_a_step(trial), trial.batches.steps_per_epoch
-    plan = {"minutes": minutes, "epochs": max(1, round(60 * minutes / seconds / length))}
+    plan = wanted | {"epochs": max(1, round(60 * minutes / seconds / length))}
     write_json(path, plan)
     return plan
 
@@ -150,12 +159,23 @@ def read_legs(preset: str) -> list[dict[str, Any]]:
 
 
 def table_lines(legs: Sequence[dict[str, Any]]) -> list[str]:
-    """The legs as the lines of a table in Markdown."""
+    """The legs as the lines of tables in Markdown, one for each distance and number of pictures."""
     if not legs:
         return ["no leg was run: name one with --leg"]
+    kinds = dict.fromkeys((leg["distance"], leg["n"]) for leg in legs)
+    return [
+        line
+        for kind in kinds
+        for line in _table([leg for leg in legs if (leg["distance"], leg["n"]) == kind])
+    ]
+
+
+def _table(legs: Sequence[dict[str, Any]]) -> list[str]:
+    """Legs with one distance and one number of pictures."""
     first = legs[0]
     floor, decoded = (_cell(first[name]) for name in ("floor", "reconstructed"))
     return [
+        "",
         f"{first['distance']}, n = {first['n']}; floor {floor}, reconstructions {decoded}",
         "",
         "| leg | changes | seed | minutes | images/s | images | distance | consistency "

@@ -32,17 +32,18 @@ def open_faces(config: Config, split: str | None, image_size: int | None = None)
 
 
 def find_faces(config: Config, split: str) -> CelebAHQ | None:
-    """The usable faces of a split if this machine has them; else None, and the reason is printed.
+    """The usable faces of a split, at the size of the pictures, if this machine has them; else
+    None, and the reason is printed.
 
     For what is a little less without faces. Fetches none, and draws those that the preset draws.
     """
     if not config.data.drawn_counts:
         try:
-            CelebAHQ(config.data_folder, split, config.data.image_size)
+            CelebAHQ(config.data_folder, split, config.picture_size)
         except FileNotFoundError as error:
             print(f"left out: {error}")
             return None
-    return open_faces(config, split)
+    return open_faces(config, split, config.picture_size)
 
 
 def has_split(faces: CelebAHQ, split: str, says: bool = True) -> bool:

@@ -26,8 +26,7 @@ def main() -> None:
     options.add_argument("out", type=Path, help="a PNG")
     arguments = options.parse_args()
     config = config_from(arguments)
-    model = TextToFace.from_run(config.run_folder, choose_device())
-    model.change_sampling(arguments.changes)
+    model = TextToFace.from_run(config.run_folder, choose_device(), arguments.changes)
     test = open_faces(config, "test")
     captions = [
         describe(test.attributes[position], int(test.indices[position]))

@@ -17,6 +17,7 @@ import torch
 from PIL.PngImagePlugin import PngInfo
 from torchvision.transforms.v2 import functional as transforms
 
+from config import Config
 from custom_datasets.captions import join_words
 from diffusion.sampling import SAMPLERS
 from inference import arguments
@@ -89,10 +90,21 @@ def write_prompt(who: str, age: str, has: list[str], wears: list[str], mouth: st
     return ", ".join([subject + with_what, *actions])
 
 
-def save_picture(picture: torch.Tensor, wish: Wish, seed: int, folder: Path, model: str) -> str:
-    """Write a picture (3, H, W) in [0, 1] as PNG with what made it; returns the path."""
+def save_picture(picture: torch.Tensor, wish: Wish, seed: int, folder: Path, config: Config) -> str:
+    """Write a picture (3, H, W) in [0, 1] as PNG with what made it; returns the path.
+
+    Args:
+        config: of the model that made it.
+    """
+    made = {
+        "seed": seed,
+        "model": config.name,
+        "guidance_interval": config.sampling.guidance_interval,
+        "guide_epoch": config.sampling.guide_epoch,
+        "decoder": config.models.decoder,
+    }
     facts = PngInfo()
-    facts.add_text("parameters", json.dumps(asdict(wish) | {"seed": seed, "model": model}))
+    facts.add_text("parameters", json.dumps(asdict(wish) | made))
     path = folder / f"face_{seed}.png"
     transforms.to_pil_image(picture).save(path, pnginfo=facts)
     return str(path)
@@ -134,7 +146,7 @@ def draw(
         part = folder / str(step)
         part.mkdir(parents=True)
         files = [
-            save_picture(picture, wish, wish.seed + i, part, model.config.name)
+            save_picture(picture, wish, wish.seed + i, part, model.config)
             for i, picture in enumerate(pictures)
         ]
         yield files, f"step {step} of {wish.steps}" if step < wish.steps else "done"

@@ -13,9 +13,16 @@ from training.tracking import log_pictures
 
 
 def save_samples(experiment: Experiment, step: int) -> None:
-    """Draw the preset's prompts with the averaged weights into `samples/` and the tracker."""
+    """Draw the preset's prompts with the averaged weights into `samples/` and the tracker.
+
+    Pictures that are not finite, or for which memory is lacking, cost a message, not the run.
+    """
     prompts = experiment.config.sampling.prompts
-    images = TextToFace.of(experiment).generate(prompts, range(len(prompts)))
+    try:
+        images = TextToFace.of(experiment).generate(prompts, range(len(prompts)))
+    except (FloatingPointError, torch.OutOfMemoryError) as error:
+        print(f"no samples at step {step}: {error}")
+        return
     folder = experiment.folder / "samples"
     folder.mkdir(exist_ok=True)
     log_pictures(experiment.accelerator, images, step)

@@ -53,26 +53,37 @@ class TextToFace(TextToLatents):
         self.vae = vae
 
     @classmethod
-    def from_run(cls, folder: Path | str, device: torch.device | str | None = None) -> "TextToFace":
+    def from_run(
+        cls,
+        folder: Path | str,
+        device: torch.device | str | None = None,
+        changes: Sequence[str] = (),
+    ) -> "TextToFace":
         """Open the newest checkpoint of a run folder with its EMA weights.
 
         Args:
             folder: such as "checkpoints/demo", relative to the current folder or the repository.
                 The file of one checkpoint opens that one.
             device: None: `choose_device`.
+            changes: see `change_sampling`; made before the decoder is opened.
 
         Raises:
             FileNotFoundError: no checkpoint, or its frozen models are not available.
-            ValueError: the checkpoint is damaged, or the device is not available.
+            ValueError: the checkpoint is damaged, the device is not available, or a change is
+                refused.
         """
         device, path = arguments.read_device(device), arguments.read_path(folder, "folder")
         if not path.is_file():
             path = checkpoints.require_checkpoint(path)
-        return cls.from_checkpoint(path, device)
+        return cls.from_checkpoint(path, device, changes=changes)
 
     @classmethod
     def from_checkpoint(
-        cls, path: Path | str, device: torch.device | str | None = None, for_sampling: bool = True
+        cls,
+        path: Path | str,
+        device: torch.device | str | None = None,
+        for_sampling: bool = True,
+        changes: Sequence[str] = (),
     ) -> "TextToFace":
         """Rebuild the model that a checkpoint describes, with its EMA weights.
 
@@ -80,11 +91,12 @@ class TextToFace(TextToLatents):
             device: None: `choose_device`.
             for_sampling: keep the UNet's matrices in the precision that it computes in. False keeps
                 them as they were trained.
+            changes: see `change_sampling`; made before the decoder is opened.
 
         Raises:
             FileNotFoundError: it does not exist, or its frozen models are not available.
-            ValueError: the checkpoint is damaged, its frozen models have changed, or the device is
-                not available.
+            ValueError: the checkpoint is damaged, its frozen models have changed, the device is
+                not available, or a change is refused.
         """
         device, path = arguments.read_device(device), arguments.read_path(path, "path")
         if not path.is_file():
@@ -92,6 +104,7 @@ class TextToFace(TextToLatents):
                 f"path: {path} is not a checkpoint's file; from_run opens the newest of a folder"
             )
         checkpoint = checkpoints.load_checkpoint(path)
+        checkpoint = replace(checkpoint, config=sampled_otherwise(checkpoint.config, changes))
         config, unet = checkpoint.config, open_averaged_unet(path, checkpoint)
         if for_sampling:
             cast_matrices(unet, sampling_precision(config, device))
@@ -111,22 +124,8 @@ class TextToFace(TextToLatents):
         )
 
     def change_sampling(self, changes: Sequence[str]) -> None:
-        """Make pictures in another way than the run says.
-
-        Args:
-            changes: such as "sampling.steps=10" or "models.decoder=..."; "name=..." does nothing.
-
-        Raises:
-            ValueError: a change of another setting, which a trained model cannot take.
-        """
-        for change in changes:
-            if not change.strip().startswith((*HOW_PICTURES_ARE_MADE, "name=")):
-                raise ValueError(
-                    f"{change!r}: of a trained model only sampling.*, models.decoder and "
-                    "data.picture_size can change; other settings need another training"
-                )
-        own = [change for change in changes if change.strip().startswith(HOW_PICTURES_ARE_MADE)]
-        config = override(self.config, own)
+        """Make pictures in another way than the run says; see `sampled_otherwise`."""
+        config = sampled_otherwise(self.config, changes)
         self.draw_with(config.models.decoder, config.data.picture_size)
         self.config = config
 
@@ -228,3 +227,22 @@ class TextToFace(TextToLatents):
                 ": lower guidance_scale, or open an older checkpoint if these weights diverged"
             )
         return pictures
+
+
+def sampled_otherwise(config: Config, changes: Sequence[str]) -> Config:
+    """The settings of a trained model that makes its pictures in another way.
+
+    Args:
+        changes: such as "sampling.steps=10" or "models.decoder=..."; "name=..." does nothing.
+
+    Raises:
+        ValueError: a change of another setting, which a trained model cannot take.
+    """
+    for change in changes:
+        if not change.strip().startswith((*HOW_PICTURES_ARE_MADE, "name=")):
+            raise ValueError(
+                f"{change!r}: of a trained model only sampling.*, models.decoder and "
+                "data.picture_size can change; other settings need another training"
+            )
+    own = [change for change in changes if change.strip().startswith(HOW_PICTURES_ARE_MADE)]
+    return override(config, own)

@@ -93,6 +93,7 @@ def test_pictures_are_those_of_generate_and_carry_what_made_them(
         image = Image.open(path)
         facts = json.loads(image.text["parameters"])
         assert (facts["prompt"], facts["seed"], facts["steps"]) == ("a man", seed, 4)
+        assert (facts["guidance_interval"], facts["guide_epoch"]) == ([0, 1], None)
         got = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(64, 64, 3)
         assert (got.permute(2, 0, 1).float() - picture * 255).abs().max() < 1.01
 

@@ -126,6 +126,20 @@ def test_larger_pictures_need_a_decoder() -> None:
     assert get_config("laptop").picture_size == 128
 
 
+def test_a_decoder_that_is_gone_is_replaced_before_it_is_opened(
+    run: Path, decoders: dict[int, str]
+) -> None:
+    path = checkpoints.require_checkpoint(run)
+    checkpoint = checkpoints.load_checkpoint(path)
+    config = with_decoder(checkpoint.config, "data/gone", None)
+    checkpoints.save_checkpoint(path, dataclasses.replace(checkpoint, config=config))
+    with pytest.raises(FileNotFoundError, match="gone"):
+        TextToFace.from_run(run)
+    model = TextToFace.from_run(run, "cpu", [f"models.decoder={decoders[64]}"])
+    assert model.generate(PROMPTS, SEEDS).shape == (2, 3, 64, 64)
+    assert TextToFace.from_run(run, "cpu", ["models.decoder=none"]).config.models.decoder is None
+
+
 def test_a_face_is_changed_at_the_size_of_pictures(run: Path, decoders: dict[int, str]) -> None:
     model = TextToFace.from_run(run)
     model.draw_with(decoders[128], 128)

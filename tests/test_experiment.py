@@ -15,6 +15,7 @@ import settings
 from config import Config
 from custom_datasets.captions import describe
 from custom_datasets.latent_cache import ImageLatents, LatentCache
+from inference.samples import save_samples
 from inference.text_to_face import TextToFace
 from models.vae_wrapper import VAEWrapper
 from training import checkpoints, tracking
@@ -132,6 +133,17 @@ def test_the_sampler_shows_the_averaged_weights_as_they_are(exact: Config) -> No
     assert (before - after).abs().max() > 1e-4
     loaded = TextToFace.from_run(opened.folder).generate(["a woman"], [1])
     torch.testing.assert_close(loaded, after, rtol=0, atol=1e-6)
+
+
+def test_samples_that_cannot_be_drawn_do_not_end_the_run(
+    exact: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened = opening(exact)
+    with torch.no_grad():
+        opened.state.ema_unet.conv_out.weight.fill_(float("nan"))
+    save_samples(opened, 3)
+    assert "no samples at step 3: a picture of preset" in capsys.readouterr().out
+    assert not (opened.folder / "samples").exists()
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from config import ROOT
 from diffusion.objective import build_objective
 from diffusion.sampling import build_sampler
+from evaluation.sets import request_for
 from export import export
 from inference.text_to_face import TextToFace
 from models.loading import fingerprint
@@ -80,6 +82,8 @@ def test_what_a_pipeline_cannot_do_is_refused(run: Path, tmp_path: Path) -> None
     arguments = checkpoints.require_checkpoint(run), tmp_path / "out", tmp_path / "none.json"
     with pytest.raises(ValueError, match="guided by the empty caption alone"):
         export(*arguments, ["sampling.guide_epoch=1"])
+    with pytest.raises(ValueError, match=r"guidance_interval \(0\.2, 0\.8\).*at every step"):
+        export(*arguments, ["sampling.guidance_interval=0.2,0.8"])
     assert not (tmp_path / "out").exists()
 
 
@@ -148,16 +152,41 @@ def test_the_card_says_what_was_measured_of_these_weights(run: Path, tmp_path: P
     results = {
         "distribution": {"x": {"sets": {"generated": {"FD (judge)": estimate}}}},
         "attribute_consistency": {"headline": {"generated": estimate, "shuffled": None}},
-        "protocol": {"model": checkpoints.identity(path), "seeds": "0 to 399"},
+        "protocol": protocol_of_pictures(path) | {"seeds": "0 to 399"},
     }
     (tmp_path / "metrics.json").write_text(json.dumps(results))
     card = (export(path, tmp_path / "b", tmp_path / "metrics.json") / "README.md").read_text()
     assert "| FD (judge), generated | 12.346 | 11.000 to 13.000 | 400 |" in card
     assert "seeds: 0 to 399" in card
-    results["protocol"]["model"] = "celeba_ldm_unet_checkpoint_epoch_1.pt of another run"
+
+
+def protocol_of_pictures(path: Path) -> dict[str, Any]:
+    """What an evaluation of this checkpoint writes of its pictures."""
+    model = TextToFace.from_checkpoint(path)
+    request = request_for([], model, model.config.sampling, checkpoints.identity(path))
+    return dataclasses.replace(request, seeds=(0,)).protocol()
+
+
+@pytest.mark.parametrize(
+    "difference",
+    [
+        {"model": "celeba_ldm_unet_checkpoint_epoch_1.pt of another run"},
+        {"decoder": "0123456789ab"},
+        {"guided_by": "the same run after epoch 1"},
+        {"guidance_interval": (0.2, 0.8)},
+        {"guidance_scale": 9.0},
+        {"steps": 3},
+        {"sampler": "ddpm"},
+    ],
+)
+def test_the_card_leaves_out_what_was_measured_of_other_pictures(
+    difference: dict[str, Any], run: Path, tmp_path: Path
+) -> None:
+    path = checkpoints.require_checkpoint(run)
+    results = {"protocol": protocol_of_pictures(path) | difference}
     (tmp_path / "metrics.json").write_text(json.dumps(results))
-    other = (export(path, tmp_path / "c", tmp_path / "metrics.json") / "README.md").read_text()
-    assert "Nothing was measured of these weights" in other
+    card = (export(path, tmp_path / "c", tmp_path / "metrics.json") / "README.md").read_text()
+    assert "Nothing was measured of these weights" in card
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++"])
@@ -205,7 +234,7 @@ def test_a_torn_metrics_file_is_said_and_left_out(
 
 def test_what_could_not_be_measured_is_left_out_of_the_card(run: Path, tmp_path: Path) -> None:
     path = checkpoints.require_checkpoint(run)
-    results = {"protocol": {"model": checkpoints.identity(path)}}
+    results = {"protocol": protocol_of_pictures(path)}
     (tmp_path / "metrics.json").write_text(json.dumps(results))
     card = export(path, tmp_path / "out", tmp_path / "metrics.json") / "README.md"
     assert f"Protocol: model: {checkpoints.identity(path)}" in card.read_text()

@@ -57,3 +57,7 @@ def test_faces_that_are_there_are_found(
     assert len(open_faces(tiny_config, None)) == 36
     assert open_faces(tiny_config, "val", 32)[0].image.shape == (3, 32, 32)
     assert has_split(faces, "val")
+    larger = dataclasses.replace(tiny_config.data, picture_size=128)
+    models = dataclasses.replace(tiny_config.models, decoder="of twice the size")
+    twice = dataclasses.replace(tiny_config, data=larger, models=models)
+    assert find_faces(twice, "test")[0].image.shape == (3, 128, 128)  # to be edited at this size

@@ -70,6 +70,11 @@ def test_a_leg_trains_for_its_time_is_measured_and_resumes(
     AcceleratorState._reset_state(reset_partial_state=True)
     again = recipes.run_leg(config, "faster", changes, minutes=1)
     assert again["generated"] == record["generated"] and again["images"] == record["images"]
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.raises(ValueError, match=r"was begun with .*=1e-3.*another --leg"):
+        recipes.run_leg(config, "faster", ["training.learning_rate=1e-2"], minutes=1)
+    with pytest.raises(ValueError, match="--minutes decides"):
+        recipes.run_leg(config, "longer", ["training.num_epochs=9"], minutes=1)
     (leg,) = recipes.read_legs(preset)
     assert leg["changes"] == changes
     table = recipes.table_lines([leg])
@@ -83,3 +88,16 @@ def test_legs_are_listed_by_distance(tmp_path: Path, monkeypatch: pytest.MonkeyP
         record = {"leg": name, "generated": {"value": value}}
         recipes.write_json(tmp_path / "outputs" / "recipes" / "demo" / f"{name}.json", record)
     assert [leg["leg"] for leg in recipes.read_legs("demo")] == ["near", "middle", "far"]
+
+
+def test_legs_that_were_measured_otherwise_are_in_tables_of_their_own() -> None:
+    estimate = {"value": 2.0, "low": 1.0, "high": 3.0}
+    leg = dict.fromkeys(("generated", "floor", "reconstructed", "consistency", "of_ceiling"))
+    leg |= {"leg": "first", "changes": [], "seed": 0, "minutes": 1.0, "images_per_second": 1.0}
+    leg |= {"images": 10, "distance": "FD (a)", "n": 400, "generated": estimate}
+    others = [{"leg": "second", "n": 1000}, {"leg": "third", "distance": "FD (b)"}, {"leg": "last"}]
+    lines = recipes.table_lines([leg, *(leg | other for other in others)])
+    heads = [line.partition(";")[0] for line in lines if line.startswith("FD")]
+    assert heads == ["FD (a), n = 400", "FD (a), n = 1000", "FD (b), n = 400"]
+    names = [line.split(" | ")[0] for line in lines if line.startswith("| ")]
+    assert names[:3] == ["| leg", "| first", "| last"]
