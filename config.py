@@ -158,7 +158,7 @@ def laptop() -> Config:
             prediction_type="v_prediction", snr_gamma=5.0, timestep_sampling="weight"
         ),
         training=TrainingConfig(
-            num_epochs=32,
+            num_epochs=24,
             learning_rate=8e-4,
             batch_size=32,
             checkpoint_every_n_epochs=5,
