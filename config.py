@@ -128,7 +128,7 @@ def celeba_hq() -> Config:
 
 
 def celeba_hq_best() -> Config:
-    """The same data and models, with the objective of `demo`; untried at full size."""
+    """The same data and models, with the objective of `laptop`; untried at full size."""
     training = TrainingConfig(
         num_epochs=500,
         learning_rate=2e-4,
@@ -140,7 +140,9 @@ def celeba_hq_best() -> Config:
     return Config(
         "celeba_hq_best",
         data=DataConfig(source=CELEBA_HQ),
-        diffusion=DiffusionConfig(prediction_type="v_prediction", snr_gamma=5.0),
+        diffusion=DiffusionConfig(
+            prediction_type="v_prediction", snr_gamma=5.0, timestep_sampling="weight"
+        ),
         training=training,
         sampling=SamplingConfig(sampler="dpm++", steps=25, guidance_scale=2.0),
     )
