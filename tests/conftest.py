@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import signal
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's client is imported
@@ -24,6 +25,11 @@ DRAWN_COUNTS = (24, 6, 6)
 IMAGE_SIZE = 64
 TEXT_WIDTH = 32
 REAL_FACES = Path(__file__).resolve().parents[2] / "shared" / "celeba_hq"
+
+
+def pytest_configure() -> None:
+    """Heed SIGINT: a shell that starts pytest in the background ignores it for all its children."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
