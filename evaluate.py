@@ -22,11 +22,10 @@ from models.device import choose_device
 
 # The others wait for the main process while it computes numbers, longer than the usual limit.
 PATIENCE = timedelta(hours=12)
-
-
-# What the checkpoint decides.
-TRAINED = ("training.", "unet.", "diffusion.", "models.autoencoder", "models.text_encoder")
-TRAINED += ("data.image_size",)
+TRAINED = (  # what the checkpoint decides
+    *("training.", "unet.", "diffusion."),
+    *("models.autoencoder", "models.text_encoder", "data.image_size"),
+)
 
 
 @command

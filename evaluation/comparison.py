@@ -21,7 +21,7 @@ from evaluation.feature_cache import same_network
 from evaluation.manifold import Manifold
 from evaluation.report import GENERATED
 from evaluation.resampling import jackknife_interval, paired_jackknife_interval
-from evaluation.samples import Samples
+from evaluation.samples import KeptFeatures, Samples
 from evaluation.stated_share import Counts, change_of_share, share_of_stated
 
 LEAST = 10  # pairs
@@ -87,9 +87,9 @@ def _distances(
 ) -> Iterator[Difference]:
     """Frechet distances of the paired pictures, where both have one reference and one network."""
     for space, comparison in first.metrics.get("distribution", {}).items():
-        if not _share_reference(first, second, space):
+        sides = _with_one_reference(first, second, space)
+        if not sides:
             continue
-        sides = [samples.features(space) for samples in (first, second)]
         reference = sides[0].reference
         a, b = (side.generated[torch.from_numpy(at)] for side, at in zip(sides, rows, strict=True))
         prepared = FrechetReference(reference)
@@ -142,7 +142,9 @@ def _independent(first: Samples, second: Samples) -> Iterator[Difference]:
     """Numbers of both at one n against one reference, as of two independent sets."""
     for space, comparison in first.metrics.get("distribution", {}).items():
         other = second.metrics.get("distribution", {}).get(space)
-        if not other or other["n"] != comparison["n"] or not _share_reference(first, second, space):
+        if not other or other["n"] != comparison["n"]:
+            continue
+        if not _with_one_reference(first, second, space):
             continue
         for number, value in comparison["sets"][GENERATED].items():
             a, b = (_estimate(each) for each in (value, other["sets"][GENERATED][number]))
@@ -151,12 +153,14 @@ def _independent(first: Samples, second: Samples) -> Iterator[Difference]:
             yield Difference(name, a, b, _change(a, b), False, lower_is_better=not is_overlap)
 
 
-def _share_reference(first: Samples, second: Samples, space: str) -> bool:
-    """Whether both were measured against the same faces, in features of the same network."""
-    one, other = (samples.features(space) for samples in (first, second))
+def _with_one_reference(
+    first: Samples, second: Samples, space: str
+) -> tuple[KeptFeatures, KeptFeatures] | None:
+    """The features of both, if one network measured both against the same faces."""
+    one, other = first.features(space), second.features(space)
     if one is None or other is None or not same_network(one.probe, other.probe):
-        return False
-    return torch.equal(one.reference, other.reference)
+        return None
+    return (one, other) if torch.equal(one.reference, other.reference) else None
 
 
 def _estimate(value: Mapping[str, Any]) -> Estimate:

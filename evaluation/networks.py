@@ -60,8 +60,9 @@ class Networks:
 
 def open_networks(config: Config, results: Results, device: torch.device) -> Networks:
     """Open everything that the preset names; what fails is left out of the results by name."""
-    found, plan, weights = Networks(), config.evaluation, config.evaluation.inception_weights
-    weights = str(ROOT / Path(weights).expanduser()) if weights else None
+    found, plan = Networks(), config.evaluation
+    named = plan.inception_weights
+    weights = str(ROOT / Path(named).expanduser()) if named else None
     with _noted(results, "attribute_consistency", f"distribution: {JUDGE}"):
         judge, found.judge_facts = AttributeClassifier.load(config.judge_path)
         if "validation" not in found.judge_facts:
