@@ -1,6 +1,7 @@
 """Train a small CLIP (both towers) and its tokenizer on faces and their captions."""
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,7 +169,7 @@ def train_clip(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        model.logit_scale.data.clamp_(max=torch.tensor(100.0).log())
+        model.logit_scale.data.clamp_(max=math.log(100))
         step, done = step + 1, clock.done()
         yield Progress(model, step, {"loss": loss.item()}, done)
 

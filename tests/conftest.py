@@ -34,9 +34,13 @@ def pytest_configure() -> None:
 
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test sees where the user's own data or models lie."""
-    for name in ("LDM_PRESET", "CELEBA_HQ_DIR", "LDM_MODELS_DIR", "LDM_DEVICE"):
+    """No test sees where the user's own data or models lie, or computes on a GPU unasked.
+
+    Equality to the bit, which many tests state, is the CPU's; a test that needs a GPU names it.
+    """
+    for name in ("LDM_PRESET", "CELEBA_HQ_DIR", "LDM_MODELS_DIR"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("LDM_DEVICE", "cpu")
 
 
 @pytest.fixture(scope="session")

@@ -39,6 +39,7 @@ from training.experiment import Experiment
 from training.state import new_state
 
 pytestmark = [
+    pytest.mark.skipif(torch.cuda.is_available(), reason="stands in for CUDA where there is none"),
     pytest.mark.skipif(
         not torch.backends.cuda.is_built(),
         reason="needs a torch that is built for CUDA, as PyPI's for Linux is; it needs no GPU",

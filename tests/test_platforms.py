@@ -124,7 +124,10 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> object:
     ("kinds", "wanted"),
     [((), "cpu"), (("mps",), "mps"), (("xpu", "mps"), "xpu:0"), (("cuda", "xpu"), "cuda:0")],
 )
-def test_the_device_is_the_first_there_is(machine: object, kinds: tuple, wanted: str) -> None:
+def test_the_device_is_the_first_there_is(
+    machine: object, kinds: tuple, wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LDM_DEVICE")
     machine(*kinds)
     assert str(choose_device()) == wanted
 
@@ -171,6 +174,7 @@ def test_a_card_without_kernels_is_told_so(
 
 
 def test_large_pictures_do_not_silently_begin_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LDM_DEVICE")
     with pytest.raises(RuntimeError, match=r"no GPU was found.*LDM_DEVICE=cpu"):
         require_accelerator(CPU, 256)
     require_accelerator(CPU, 128)
