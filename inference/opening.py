@@ -7,10 +7,11 @@ from diffusers import UNet2DConditionModel
 
 from config import Config
 from models.custom_unet_celeba_ldm import build_unet
+from models.decoder import open_decoder
 from models.device import choose_precision
 from models.loading import fingerprint
 from models.text_encoder import TextEncoder
-from models.vae_wrapper import VAEWrapper, open_decoder
+from models.vae_wrapper import VAEWrapper
 from training import checkpoints
 from training.checkpoints import Checkpoint
 from training.resuming import same_frozen_models

@@ -15,9 +15,10 @@ from diffusion import sampling
 from inference import arguments
 from inference.opening import open_averaged_unet, open_frozen_models, sampling_precision
 from inference.text_to_latents import TextToLatents
+from models.decoder import open_decoder
 from models.device import autocast, cast_matrices, freed_memory_kept
 from models.text_encoder import TextEncoder
-from models.vae_wrapper import VAEWrapper, open_decoder
+from models.vae_wrapper import VAEWrapper
 from sections import SamplingConfig
 from settings import override
 from training import checkpoints

@@ -149,12 +149,12 @@ def _load(kind: type[Model], place: str, revision: dict[str, str]) -> tuple[Mode
     options = {"output_loading_info": True, "ignore_mismatched_sizes": True, **revision}
     if issubclass(kind, ModelMixin):
         options["low_cpu_mem_usage"] = False  # or diffusers does not take the option above
-    with _quiet():
+    with quiet():
         return kind.from_pretrained(place, **options)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence both libraries' reports of weights that they ignore or initialise."""
     levels = [(log, log.get_verbosity()) for log in (transformers_logging, diffusers_logging)]
     try:

@@ -3,7 +3,7 @@
 The only place that knows the latent scale. It is read from the model's own config, so that
 `stabilityai/sd-vae-ft-mse` (0.18215), TAESD (1) and the demo's own autoencoder are handled alike.
 
-Another decoder may draw the pictures: `open_decoder`.
+Another decoder may draw the pictures: `models.decoder`.
 
 Shapes: B batch, C latent channels, H x W image, h x w = H/8 x W/8 latents.
 """
@@ -15,7 +15,6 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import nn
 
 from models.loading import fingerprint, open_model
-from sections import ModelsConfig
 
 
 class Posterior(NamedTuple):
@@ -123,30 +122,3 @@ class VAEWrapper(nn.Module):
     def draw(self, latents: torch.Tensor) -> torch.Tensor:
         """As `decode`, but around [-1, 1], not clamped, and with gradients: to train a decoder."""
         return self.autoencoder.decode(latents / self.scale + self.shift).sample.float()
-
-
-def open_decoder(config: ModelsConfig, autoencoder: VAEWrapper, upsampling: int) -> VAEWrapper:
-    """The autoencoder whose decoder draws the pictures: `decoder` where it is named, or the given.
-
-    Args:
-        upsampling: pixels that shall be drawn for one latent position along a side.
-
-    Raises:
-        FileNotFoundError: see `open_model`.
-        ValueError: see `open_model`; or the encoder is another, so latents have another meaning; or
-            the pictures have another size.
-    """
-    name = config.decoder or config.autoencoder
-    drawing = VAEWrapper.from_pretrained(name) if config.decoder else autoencoder
-    if drawing.meaning != autoencoder.meaning:
-        raise ValueError(
-            f"models.decoder: {name} has another encoder than {config.autoencoder}, so its latents "
-            "have another meaning; name one that `python -m pretraining decoder --from "
-            f"{config.autoencoder}` made"
-        )
-    if drawing.upsampling != upsampling:
-        raise ValueError(
-            f"{name} draws {drawing.upsampling} pixels for a latent along a side, not "
-            f"{upsampling}; set data.picture_size to {drawing.upsampling} times unet.latent_size"
-        )
-    return drawing

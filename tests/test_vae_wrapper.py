@@ -9,8 +9,9 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 
+from models.decoder import open_decoder
 from models.loading import locate
-from models.vae_wrapper import Posterior, VAEWrapper, open_decoder
+from models.vae_wrapper import Posterior, VAEWrapper
 from sections import ModelsConfig
 
 

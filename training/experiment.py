@@ -27,10 +27,11 @@ from custom_datasets.opening import has_split, open_faces
 from diffusion.objective import Objective, build_objective
 from diffusion.sampling import build_sampler, set_timesteps
 from models.custom_unet_celeba_ldm import build_unet, count_parameters
+from models.decoder import open_decoder
 from models.device import choose_device, choose_precision, require_accelerator, tune_kernels
 from models.loading import fingerprint
 from models.text_encoder import TextEncoder
-from models.vae_wrapper import VAEWrapper, open_decoder
+from models.vae_wrapper import VAEWrapper
 from training import checkpoints, run_folder
 from training.batches import Batches, require_batch
 from training.caption_states import ConditionSource, EncodedCaptions, KeptCaptions, file_name
