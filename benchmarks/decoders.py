@@ -20,6 +20,7 @@ from custom_datasets.opening import open_faces
 from evaluation.distribution import FrechetReference
 from evaluation.features import FeatureNetwork, efficientnet_lite0_features, extract_features
 from evaluation.report import as_uint8
+from models.decoder import open_beside
 from models.device import choose_device
 from models.vae_wrapper import VAEWrapper
 from pretraining.faces import choose
@@ -32,10 +33,15 @@ DRAWN, REFERENCE = 400, 1000  # faces at most
 def main() -> None:
     """Print the table."""
     options = parser(__doc__)
-    options.add_argument("decoders", nargs="+", help="autoencoders with the same encoder")
+    options.add_argument(
+        "decoders", nargs="+", help="an autoencoder, then decoders of the same latents"
+    )
     arguments = options.parse_args()
     config, device = config_from(arguments), choose_device()
-    opened = {name: VAEWrapper.from_pretrained(name).to(device) for name in arguments.decoders}
+    first, *others = arguments.decoders
+    opened = {first: VAEWrapper.from_pretrained(first)}
+    opened |= {name: open_beside(name, opened[first]) for name in others}
+    opened = {name: vae.to(device) for name, vae in opened.items()}
     for line in table_lines(config, opened, efficientnet_lite0_features(), device):
         print(line, flush=True)
 

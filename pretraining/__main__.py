@@ -105,6 +105,10 @@ def _add_decoder(options: argparse.ArgumentParser) -> None:
     options.add_argument("--out", type=Path, required=True, help="folder of the new autoencoder")
     options.add_argument("--picture-size", type=int, help="pixels drawn: as many, or twice")
     options.add_argument(
+        "--sampled", type=Path, help="latents that a diffusion model drew (pretraining.latents)"
+    )
+    options.add_argument("--alone", action="store_true", help="save no encoder: half the size")
+    options.add_argument(
         "--set",
         dest="changes",
         action="append",
@@ -120,6 +124,7 @@ def how_made(arguments: argparse.Namespace) -> str:
     if arguments.what == "decoder":
         words += f" --from {arguments.source} --image-size {arguments.image_size}"
         words += f" --picture-size {arguments.picture_size}" * bool(arguments.picture_size)
+        words += f" --sampled {arguments.sampled}" * bool(arguments.sampled)
         return words + "".join(f" --set {change}" for change in arguments.changes)
     if not arguments.go_on:
         return words

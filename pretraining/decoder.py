@@ -10,18 +10,21 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from custom_datasets.celeba_hq_dataset import Images, to_model_range
 from custom_datasets.latent_cache import LatentSource
-from models.device import autocast, freed_memory_kept, has_bfloat16
+from models.device import autocast, freed_memory_kept, has_bfloat16, tune_kernels
 from models.vae_wrapper import VAEWrapper
-from pretraining.adversary import BETAS, Adversary
+from pretraining.adversary import Adversary
+from pretraining.perception import Perception, perceptual_distance
 from pretraining.progress import Clock, Progress, learning_rate_at
-from pretraining.sharpness import reconstruction_loss
 from settings import Section, setting
 
-RISE = 0.1  # share of the time in which the discriminators' weight rises from zero
+RISE = 0.1  # share of the time in which the adversary's weight rises from zero
+BETAS = (0.9, 0.99)  # of AdamW
+REMEMBERED = 0.9  # of the running means of gradients' norms, a step
 
 
 @dataclass(frozen=True)
@@ -30,14 +33,16 @@ class DecoderConfig(Section):
 
     minutes: float = setting(20.0, above=0)
     batch_size: int = setting(8, least=1)
-    learning_rate: float = setting(4e-4, above=0)  # of the decoder and of the discriminators
-    pyramid_weight: float = setting(1.0, least=0)  # of the Laplacian bands, beside the pixels' L1
-    # Of deceiving the discriminators and of matching their features (`adversary.Adversary`); both
-    # 0: regression alone.
-    adversarial_weight: float = setting(0.1, least=0)
-    matching_weight: float = setting(2.0, least=0)
-    # Share of the time after which the decoder heeds them; they learn from the start.
+    learning_rate: float = setting(4e-4, above=0)
+    # Of the discriminators. Where they win by far, the decoder learns nothing from them.
+    discriminator_learning_rate: float = setting(2e-4, above=0)
+    # How strongly a loss pulls at the pictures, in multiples of the pixels' L1; 0: not at all.
+    perceptual_weight: float = setting(1.0, least=0)
+    adversarial_weight: float = setting(4.0, least=0)
+    # Share of the time after which the decoder heeds the adversary, which learns from the start.
     adversarial_from: float = setting(0.1, least=0, most=1)
+    # Latents of a diffusion model in each batch, as a share of `batch_size` that is added to it.
+    sampled_share: float = setting(0.5, least=0)
     ema_decay: float = setting(0.998, least=0, most=1)  # ceiling of 1 - (1 + step)^-3/4
     # Blocks of each level, coarsest first, where an AutoencoderTiny has fewer: on coarse levels
     # they cost little, and see the whole face. An AutoencoderKL keeps its own.
@@ -51,6 +56,7 @@ def train_decoder(
     pictures: Tensor | Images,
     config: DecoderConfig,
     device: torch.device,
+    sampled: Tensor | None = None,
 ) -> Iterator[Progress]:
     """Train the decoder for the given minutes; yields the autoencoder with its averaged weights.
 
@@ -58,20 +64,27 @@ def train_decoder(
         vae: stays as it is; a copy is trained.
         latents: of N faces, each as it is and mirrored.
         pictures: the same faces as they shall be drawn, uint8 (N, 3, S, S).
+        sampled: latents (M, C, h, w) that a diffusion model drew. No picture belongs to them: only
+            the adversary sees what the decoder makes of them.
     """
     torch.manual_seed(config.seed)
+    tune_kernels(device)
     rng, clock = np.random.default_rng(config.seed), Clock(config.minutes)
     training, done = _Training(vae, config, device), 0.0
+    count = 0 if sampled is None else round(config.sampled_share * config.batch_size)
     with freed_memory_kept(device):
         while done < 1:
             positions = rng.integers(len(latents), size=config.batch_size)
             flipped = rng.random(config.batch_size) < 0.5
             posterior = latents.fetch(positions, flipped)
-            batch = posterior.sample(torch.randn_like(posterior.mean)).to(device)
+            batch = posterior.sample(torch.randn_like(posterior.mean))  # (B, C, h, w)
+            if sampled is not None:
+                others = sampled[rng.integers(len(sampled), size=count)].float()
+                batch = torch.cat([batch, others])  # (B + S, C, h, w)
             real = to_model_range(pictures[positions].to(device))
             mirrored = torch.as_tensor(flipped, device=device).view(-1, 1, 1, 1)
             real = torch.where(mirrored, real.flip(-1), real)
-            losses, done = training.take_step(batch, real, done), clock.done()
+            losses, done = training.take_step(batch.to(device), real, done), clock.done()
             yield Progress(training.averaged, training.step, losses, done)
 
 
@@ -88,32 +101,64 @@ class _Training:
         for weight in self.weights:
             weight.requires_grad_(True)
         self.optimizer = torch.optim.AdamW(self.weights, config.learning_rate, betas=BETAS)
-        channels = vae.latent_channels
-        self.adversary = Adversary(channels, config.learning_rate, device, self.precision)
+        self.perception = Perception().to(device, memory_format=torch.channels_last)
+        self.adversary = Adversary(device, self.precision)
+        self.norms: dict[str, Tensor] = {}  # running means, of each loss's gradient
 
     def take_step(self, latents: Tensor, real: Tensor, done: float) -> dict[str, float]:
-        """One update of decoder and average, and of the discriminators."""
+        """One update of decoder and average, and of the discriminators.
+
+        Args:
+            latents: (B + S, C, h, w), of which the first B belong to the pictures.
+            real: (B, 3, H, W) in [-1, 1].
+        """
         config = self.config
         rate = learning_rate_at(config.learning_rate, self.step, done)
+        rise = min(1.0, max(0.0, (done - config.adversarial_from) / RISE))
+        weights = (1.0, config.perceptual_weight, rise * config.adversarial_weight)
         with autocast(self.precision, latents.device):
             drawn = self.vae.draw(latents)
-        loss = reconstruction_loss(drawn, real, config.pyramid_weight)
-        losses = {"loss": loss.item()}
-        if config.adversarial_weight or config.matching_weight:
-            losses["discriminator"], seen = self.adversary.learn(real, drawn, latents, rate)
-            rise = min(1.0, (done - config.adversarial_from) / RISE)
-            if rise >= 0:
-                deceived, matched = self.adversary.losses(drawn, latents, seen)
-                theirs = config.adversarial_weight * deceived + config.matching_weight * matched
-                loss = loss + rise * theirs
-        self._update(loss, rate)
+        pictures = drawn.detach().float().requires_grad_(True)
+        losses = self._losses(pictures, real, done)
+        pulls = dict(zip(("pixels", "perceptual", "adversarial"), weights, strict=True))
+        gradient = self._balanced(losses, pulls, pictures, len(real))
+        self._update(drawn, gradient, rate)
+        return {name: loss.item() for name, loss in losses.items()}
+
+    def _losses(self, drawn: Tensor, real: Tensor, done: float) -> dict[str, Tensor]:
+        """Every loss of the pictures; the discriminators take a step on the way."""
+        rate = learning_rate_at(self.config.discriminator_learning_rate, self.step, done)
+        with autocast(self.precision, real.device):
+            wanted, seen = self.perception(real), self.perception(drawn)
+        paired = [features[: len(real)] for features in seen]
+        losses = {"pixels": F.l1_loss(drawn[: len(real)], real)}
+        losses["perceptual"] = perceptual_distance(paired, wanted)
+        losses["discriminator"] = self.adversary.learn(wanted, seen, rate)
+        losses["adversarial"] = self.adversary.loss(seen)
         return losses
 
-    def _update(self, loss: Tensor, rate: float) -> None:
+    def _balanced(
+        self, losses: dict[str, Tensor], pulls: dict[str, float], pictures: Tensor, paired: int
+    ) -> Tensor:
+        """The gradient that the pictures pass on: each loss's, brought to the pixels' norm and then
+        weighted (Esser et al. 2021, "Taming Transformers", equation 7, at the pictures).
+        """
+        total = torch.zeros_like(pictures)
+        for name, pull in pulls.items():
+            if pull == 0:
+                continue
+            (gradient,) = torch.autograd.grad(losses[name], pictures, retain_graph=True)
+            norm = gradient[:paired].norm()
+            norm = self.norms.setdefault(name, norm).lerp(norm, 1 - REMEMBERED)
+            self.norms[name] = norm
+            total += pull * self.norms["pixels"] / (norm + 1e-12) * gradient
+        return total
+
+    def _update(self, drawn: Tensor, gradient: Tensor, rate: float) -> None:
         """average += w (weights - average), with the weight of `training.state`."""
         self.optimizer.param_groups[0]["lr"] = rate
         self.optimizer.zero_grad()
-        loss.backward()
+        drawn.backward(gradient.to(drawn.dtype))
         torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
         self.optimizer.step()
         self.step += 1

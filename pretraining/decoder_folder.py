@@ -6,12 +6,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from config import ROOT
 from custom_datasets.celeba_hq_dataset import CelebAHQ
 from custom_datasets.latent_cache import encoding_precision, open_latent_cache
+from models.decoder import open_beside, save_decoder_alone
 from models.device import choose_device
 from models.loading import fingerprint, locate
 from models.vae_wrapper import VAEWrapper
@@ -26,7 +29,7 @@ MEASURED = 1000  # held-out faces at most
 
 
 def make_decoder(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Fine-tune a decoder, save it as a whole autoencoder, and measure it on held-out faces.
+    """Fine-tune a decoder, save it in an autoencoder or alone, and measure it on held-out faces.
 
     Raises:
         ValueError: the autoencoder, the sizes, or the faces do not fit each other.
@@ -41,11 +44,13 @@ def make_decoder(arguments: argparse.Namespace) -> dict[str, Any]:
     small, large = (open_splits(arguments.faces, pixels) for pixels in (size, picture_size))
     for faces in large:
         require_large(faces)
-    trained = _train(before.to(device), start, small[0], large[0], config)
-    save_exactly(trained.model, out)
+    sampled = None if arguments.sampled is None else read_latents(arguments.sampled, before, size)
+    trained = _train(before.to(device), start, small[0], large[0], config, sampled)
+    save = save_decoder_alone if arguments.alone else save_exactly
+    save(trained.model, out)
     shown = choose(len(small[1]), MEASURED)
     held_out = (small[1].images(), large[1].images(), shown)
-    after = VAEWrapper.from_pretrained(str(out)).to(device)
+    after = open_beside(str(out), before).to(device)
     return {
         "image_size": size,
         "picture_size": picture_size,
@@ -59,13 +64,32 @@ def make_decoder(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _train(
-    before: VAEWrapper, start: VAEWrapper, small: CelebAHQ, large: CelebAHQ, config: DecoderConfig
+    before: VAEWrapper,
+    start: VAEWrapper,
+    small: CelebAHQ,
+    large: CelebAHQ,
+    config: DecoderConfig,
+    sampled: Tensor | None,
 ) -> Progress:
     """Train on the cached latents, which a diffusion model of the same faces uses as well."""
     device = next(before.parameters()).device
     precision, folder = encoding_precision("fast", device), ROOT / "data" / "latents"
     latents = open_latent_cache(small, before, folder, fingerprint(before), precision=precision)
-    return watch(train_decoder(start, latents, open_images(large), config, device))
+    return watch(train_decoder(start, latents, open_images(large), config, device, sampled))
+
+
+def read_latents(path: Path, vae: VAEWrapper, image_size: int) -> Tensor:
+    """Latents (M, C, h, w) that a diffusion model drew, from a file of numpy.
+
+    Raises:
+        ValueError: they are not of the shape that the autoencoder gives faces of this size.
+    """
+    latents = torch.from_numpy(np.load(path))
+    side = image_size // vae.downsampling
+    wanted = (vae.latent_channels, side, side)
+    if latents.shape[1:] != wanted:
+        raise ValueError(f"--sampled {path} holds {tuple(latents.shape)}, not (M, {wanted})")
+    return latents
 
 
 def require_large(faces: CelebAHQ) -> None:

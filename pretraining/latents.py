@@ -1,0 +1,57 @@
+"""Draw latents with a trained run, for `python -m pretraining decoder --sampled`.
+
+`python -m pretraining.latents --preset laptop --count 3000 --out data/laptop_latents.npy` draws
+them for captions of training faces, with the preset's sampler and guidance. A decoder that has
+seen them repairs what this diffusion model leaves unfinished.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from command_line import command, config_from, parser
+from custom_datasets.captions import describe
+from custom_datasets.opening import open_faces
+from inference.text_to_face import TextToFace
+from inference.text_to_latents import TextToLatents
+from pretraining.faces import choose
+
+BATCH = 40
+
+
+@command
+def main() -> None:
+    """Write the file."""
+    options = parser(__doc__)
+    options.add_argument("--count", type=int, default=3000)
+    options.add_argument("--out", type=Path, required=True, help="a file, .npy")
+    arguments = options.parse_args()
+    config = config_from(arguments)
+    faces = open_faces(config, "train")
+    shown = choose(len(faces), arguments.count).tolist()
+    captions = [describe(faces.attributes[row], int(faces.indices[row])) for row in shown]
+    latents = draw(TextToFace.from_run(config.run_folder), captions)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    np.save(arguments.out, latents)
+    print(f"{arguments.out}: {latents.shape}")
+
+
+@torch.no_grad()
+def draw(model: TextToLatents, captions: list[str]) -> np.ndarray:
+    """Latents of captions with the run's own settings, float16 (N, C, h, w); a caption's seed is
+    its position.
+    """
+    how, drawn = model.config.sampling, []
+    for start in tqdm(range(0, len(captions), BATCH), desc="latents"):
+        chosen = captions[start : start + BATCH]
+        seeds = range(start, start + len(chosen))
+        predict = model.predictor(chosen, how.guidance_scale)
+        *_, latents = model.trajectory(predict, seeds, how.sampler, how.steps)
+        drawn.append(latents.half().cpu().numpy())
+    return np.concatenate(drawn)
+
+
+if __name__ == "__main__":
+    main()
