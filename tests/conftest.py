@@ -6,6 +6,8 @@ import signal
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's client is imported
+# Equality to the bit, which many tests state, is the CPU's; a test that needs a GPU names it.
+os.environ["LDM_DEVICE"] = "cpu"
 
 import pytest
 import torch
@@ -34,13 +36,9 @@ def pytest_configure() -> None:
 
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test sees where the user's own data or models lie, or computes on a GPU unasked.
-
-    Equality to the bit, which many tests state, is the CPU's; a test that needs a GPU names it.
-    """
+    """No test sees where the user's own data or models lie."""
     for name in ("LDM_PRESET", "CELEBA_HQ_DIR", "LDM_MODELS_DIR"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("LDM_DEVICE", "cpu")
 
 
 @pytest.fixture(scope="session")

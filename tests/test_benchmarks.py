@@ -107,9 +107,8 @@ def test_a_face_has_as_many_wordings_as_the_config_says() -> None:
 
 
 @pytest.fixture(autouse=True)
-def on_the_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Benchmarks on the CPU whose results go to a folder of the test's own."""
-    monkeypatch.setenv("LDM_DEVICE", "cpu")
+def results(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Results go to a folder of the test's own."""
     monkeypatch.setattr(measure, "OUT", tmp_path / "bench")
     AcceleratorState._reset_state(reset_partial_state=True)
 

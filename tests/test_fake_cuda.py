@@ -5,12 +5,10 @@ know shapes and devices and no values. What stays out: `torch.compile`, and the 
 kernels, which need a GPU.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -107,9 +105,9 @@ def test_copies_that_wait_are_noted(device: FakeCuda) -> None:
 
 
 def test_devices_do_not_mix(device: FakeCuda) -> None:
-    with pytest.raises(RuntimeError, match="same device"):
+    with pytest.raises(RuntimeError, match=r"same device|different devices"):
         torch.ones(3, device=CUDA) + torch.ones(3)
-    with pytest.raises(RuntimeError, match="same device"):
+    with pytest.raises(RuntimeError, match=r"same device|different devices"):
         torch.nn.Linear(3, 3).to(CUDA)(torch.ones(2, 3))
 
 
@@ -123,8 +121,7 @@ def training(config: Config, precision: str, **changes: Any) -> Iterator[tuple[E
     config = runs.timed(config, mixed_precision="no", **changes)
     text_encoder = TextEncoder.from_pretrained(config.models.text_encoder)
     AcceleratorState._reset_state(reset_partial_state=True)
-    insisting = mock.patch.dict(os.environ, {"LDM_DEVICE": "cpu"})  # where there is a GPU
-    with insisting, runs.experiment(config, text_encoder, 64) as opened:
+    with runs.experiment(config, text_encoder, 64) as opened:
         del opened.batches, opened.conditions  # those of a CPU
         opened.device, opened.precision = CUDA, precision
         # The models are there already, and torch cannot move a fake one once more.

@@ -20,7 +20,6 @@ from benchmarks import full_size
 from config import Config
 from inference.text_to_face import TextToFace
 from models.custom_unet_celeba_ldm import count_parameters
-from models.device import choose_device
 from models.vae_wrapper import Posterior
 from sections import ModelsConfig
 from training.caption_states import KeptCaptions
@@ -67,11 +66,7 @@ class OneFace:
         return self.posterior
 
 
-def test_one_step_of_training_and_one_of_sampling(
-    full_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if choose_device().type == "cpu":
-        monkeypatch.setenv("LDM_DEVICE", "cpu")  # insists: 256 px refuse a CPU otherwise
+def test_one_step_of_training_and_one_of_sampling(full_config: Config, tmp_path: Path) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     with Experiment(full_config, tmp_path / "run") as opened:
         device, vae, state = opened.device, opened.vae, opened.state
