@@ -54,8 +54,8 @@ class ModelsConfig(Section):
 
     autoencoder: str = setting("stabilityai/sd-vae-ft-mse")  # AutoencoderKL or AutoencoderTiny
     text_encoder: str = setting("openai/clip-vit-base-patch32")  # the text half of a CLIP
-    # Draws the pictures: an autoencoder with the same encoder and another decoder, made by
-    # `python -m pretraining decoder`. None: the autoencoder itself.
+    # Draws the pictures: made by `python -m pretraining decoder`, an autoencoder with the same
+    # encoder, or a local folder of the decoder alone. None: the autoencoder itself.
     decoder: str | None = setting(None, resume=FREE)
 
 

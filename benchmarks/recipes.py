@@ -33,6 +33,8 @@ from training.run_folder import read_losses
 
 WARM_UP, TRIAL = 10, 40  # steps
 NO_RECIPE = ("evaluation.", "sampling.", "classifier.")  # changes that no training depends on
+# Legs that differ in these stand in different tables; records of earlier versions lack the last.
+COMPARED = ("distance", "n", "picture_size")
 
 
 @command
@@ -139,6 +141,7 @@ def _measured(evaluation: Evaluation) -> dict[str, Any]:
     headline = values.get("attribute_consistency", {}).get("headline", {})
     return {
         "distance": distance,
+        "picture_size": evaluation.config.picture_size,
         "n": spaces[space]["n"],
         "generated": sets[GENERATED][distance],
         "floor": sets.get(FLOOR, {}).get(distance),
@@ -159,24 +162,26 @@ def read_legs(preset: str) -> list[dict[str, Any]]:
 
 
 def table_lines(legs: Sequence[dict[str, Any]]) -> list[str]:
-    """The legs as the lines of tables in Markdown, one for each distance and number of pictures."""
+    """The legs as the lines of tables in Markdown, one for each distance, size and number of
+    pictures.
+    """
     if not legs:
         return ["no leg was run: name one with --leg"]
-    kinds = dict.fromkeys((leg["distance"], leg["n"]) for leg in legs)
-    return [
-        line
-        for kind in kinds
-        for line in _table([leg for leg in legs if (leg["distance"], leg["n"]) == kind])
-    ]
+    kinds: dict[tuple[object, ...], list[dict[str, Any]]] = {}
+    for leg in legs:
+        kind = tuple(leg.get(name) for name in COMPARED)
+        kinds.setdefault(kind, []).append(leg)
+    return [line for group in kinds.values() for line in _table(group)]
 
 
 def _table(legs: Sequence[dict[str, Any]]) -> list[str]:
-    """Legs with one distance and one number of pictures."""
+    """Legs with one distance, one size and one number of pictures."""
     first = legs[0]
     floor, decoded = (_cell(first[name]) for name in ("floor", "reconstructed"))
     return [
         "",
-        f"{first['distance']}, n = {first['n']}; floor {floor}, reconstructions {decoded}",
+        f"{first['distance']} at {first.get('picture_size', 'unknown')} px, n = {first['n']}; "
+        f"floor {floor}, reconstructions {decoded}",
         "",
         "| leg | changes | seed | minutes | images/s | images | distance | consistency "
         "| of ceiling |",

@@ -94,7 +94,7 @@ def quality(config: Config, count: int) -> dict[str, dict[str, Any]]:
     """
     model = TextToFace.from_run(config.run_folder)
     classifier, judge_facts = AttributeClassifier.load(config.judge_path)
-    real = in_random_order(open_faces(config, "test"))
+    real = in_random_order(open_faces(config, "test", model.config.picture_size))
     captions = real.captions(count)
     judge = judge_features(classifier)
     stated = [caption.stated for caption in captions]

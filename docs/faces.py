@@ -1,4 +1,4 @@
-"""A figure of generated faces with their captions: `python -m docs.faces out.png --preset laptop`.
+"""A figure of generated faces with their captions: `python -m docs.faces out.jpg --preset laptop`.
 
 Captions of test faces that a seed draws, and the seeds 0, 1, 2 and so on: no face is chosen. Only
 what the model draws is shown, so the figure may be published.
@@ -16,14 +16,14 @@ from plotting import show_images
 from pretraining.faces import choose
 
 COUNT, COLUMNS = 24, 6
-INCHES = 2.0  # along a side of a face
+INCHES = 2.56  # along a side of a face: 256 px
 
 
 @command
 def main() -> None:
     """Draw and save the figure."""
     options = parser(__doc__)
-    options.add_argument("out", type=Path, help="a PNG")
+    options.add_argument("out", type=Path, help="a PNG or JPEG")
     arguments = options.parse_args()
     config = config_from(arguments)
     model = TextToFace.from_run(config.run_folder, choose_device(), arguments.changes)
@@ -35,7 +35,7 @@ def main() -> None:
     pictures = list(model.generate(captions, range(len(captions))))
     figure = show_images(pictures, captions, columns=COLUMNS, width=INCHES)
     with replacing(arguments.out) as path:
-        figure.savefig(path, format="png", dpi=100)
+        figure.savefig(path, format=arguments.out.suffix.removeprefix("."), dpi=100)
     print(f"{len(captions)} faces in {arguments.out}")
 
 

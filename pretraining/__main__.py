@@ -102,12 +102,12 @@ def read_arguments() -> argparse.Namespace:
 
 def _add_decoder(options: argparse.ArgumentParser) -> None:
     options.add_argument("--from", dest="source", required=True, help="hub id or local folder")
-    options.add_argument("--out", type=Path, required=True, help="folder of the new autoencoder")
+    options.add_argument("--out", type=Path, required=True, help="folder of what is made")
     options.add_argument("--picture-size", type=int, help="pixels drawn: as many, or twice")
     options.add_argument(
         "--sampled", type=Path, help="latents that a diffusion model drew (pretraining.latents)"
     )
-    options.add_argument("--alone", action="store_true", help="save no encoder: half the size")
+    options.add_argument("--alone", action="store_true", help="save no encoder, and float16")
     options.add_argument(
         "--set",
         dest="changes",
@@ -125,6 +125,7 @@ def how_made(arguments: argparse.Namespace) -> str:
         words += f" --from {arguments.source} --image-size {arguments.image_size}"
         words += f" --picture-size {arguments.picture_size}" * bool(arguments.picture_size)
         words += f" --sampled {arguments.sampled}" * bool(arguments.sampled)
+        words += " --alone" * arguments.alone
         return words + "".join(f" --set {change}" for change in arguments.changes)
     if not arguments.go_on:
         return words

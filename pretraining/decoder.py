@@ -118,7 +118,7 @@ class _Training:
         weights = (1.0, config.perceptual_weight, rise * config.adversarial_weight)
         with autocast(self.precision, latents.device):
             drawn = self.vae.draw(latents)
-        pictures = drawn.detach().float().requires_grad_(True)
+        pictures = drawn.detach().requires_grad_(True)
         losses = self._losses(pictures, real, done)
         pulls = dict(zip(("pixels", "perceptual", "adversarial"), weights, strict=True))
         gradient = self._balanced(losses, pulls, pictures, len(real))
@@ -128,13 +128,15 @@ class _Training:
     def _losses(self, drawn: Tensor, real: Tensor, done: float) -> dict[str, Tensor]:
         """Every loss of the pictures; the discriminators take a step on the way."""
         rate = learning_rate_at(self.config.discriminator_learning_rate, self.step, done)
+        losses = {"pixels": F.l1_loss(drawn[: len(real)], real)}
         with autocast(self.precision, real.device):
             wanted, seen = self.perception(real), self.perception(drawn)
-        paired = [features[: len(real)] for features in seen]
-        losses = {"pixels": F.l1_loss(drawn[: len(real)], real)}
-        losses["perceptual"] = perceptual_distance(paired, wanted)
-        losses["discriminator"] = self.adversary.learn(wanted, seen, rate)
-        losses["adversarial"] = self.adversary.loss(seen)
+        if self.config.perceptual_weight:
+            paired = [features[: len(real)] for features in seen]
+            losses["perceptual"] = perceptual_distance(paired, wanted)
+        if self.config.adversarial_weight:
+            losses["discriminator"] = self.adversary.learn(wanted, seen, rate)
+            losses["adversarial"] = self.adversary.loss(seen)
         return losses
 
     def _balanced(
@@ -158,7 +160,7 @@ class _Training:
         """average += w (weights - average), with the weight of `training.state`."""
         self.optimizer.param_groups[0]["lr"] = rate
         self.optimizer.zero_grad()
-        drawn.backward(gradient.to(drawn.dtype))
+        drawn.backward(gradient)
         torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
         self.optimizer.step()
         self.step += 1

@@ -14,13 +14,14 @@ from torch import Tensor
 from config import ROOT
 from custom_datasets.celeba_hq_dataset import CelebAHQ
 from custom_datasets.latent_cache import encoding_precision, open_latent_cache
-from models.decoder import open_beside, save_decoder_alone
+from models.decoder import DECODER_FILE, open_beside, save_decoder_alone
 from models.device import choose_device
 from models.loading import fingerprint, locate
 from models.vae_wrapper import VAEWrapper
 from pretraining.decoder import DecoderConfig, train_decoder
 from pretraining.faces import choose, open_images, open_splits
 from pretraining.growing import grown
+from pretraining.perception import Perception
 from pretraining.progress import Progress, watch
 from pretraining.sharpness import measure
 from settings import override
@@ -32,19 +33,21 @@ def make_decoder(arguments: argparse.Namespace) -> dict[str, Any]:
     """Fine-tune a decoder, save it in an autoencoder or alone, and measure it on held-out faces.
 
     Raises:
-        ValueError: the autoencoder, the sizes, or the faces do not fit each other.
+        ImportError: see `Perception`.
+        ValueError: the autoencoder, the sizes, the latents or the faces do not fit each other.
     """
     config = override(DecoderConfig(minutes=arguments.minutes), arguments.changes)
     size, picture_size = arguments.image_size, arguments.picture_size or arguments.image_size
     out, source, device = arguments.out.resolve(), arguments.source, choose_device()
     if Path(locate(source)).resolve() == out:
         raise ValueError(f"--out {out} is --from: the original would be lost; name another folder")
+    Perception()  # where its packages are missing, say so before the faces are encoded
     before = VAEWrapper.from_pretrained(source)
+    sampled = None if arguments.sampled is None else read_latents(arguments.sampled, before, size)
     start = grown(before, size, picture_size, config.least_blocks)
     small, large = (open_splits(arguments.faces, pixels) for pixels in (size, picture_size))
     for faces in large:
         require_large(faces)
-    sampled = None if arguments.sampled is None else read_latents(arguments.sampled, before, size)
     trained = _train(before.to(device), start, small[0], large[0], config, sampled)
     save = save_decoder_alone if arguments.alone else save_exactly
     save(trained.model, out)
@@ -82,13 +85,22 @@ def read_latents(path: Path, vae: VAEWrapper, image_size: int) -> Tensor:
     """Latents (M, C, h, w) that a diffusion model drew, from a file of numpy.
 
     Raises:
-        ValueError: they are not of the shape that the autoencoder gives faces of this size.
+        ValueError: it is no such file, or they are not of the shape that the autoencoder gives
+            faces of this size.
     """
-    latents = torch.from_numpy(np.load(path))
+    try:
+        latents = torch.from_numpy(np.load(path))
+    except (OSError, ValueError, TypeError, EOFError) as error:
+        raise ValueError(
+            f"--sampled {path} is no array of numpy ({error}); python -m pretraining.latents "
+            "makes one"
+        ) from error
     side = image_size // vae.downsampling
     wanted = (vae.latent_channels, side, side)
-    if latents.shape[1:] != wanted:
+    if latents.shape[1:] != wanted or not len(latents):
         raise ValueError(f"--sampled {path} holds {tuple(latents.shape)}, not (M, {wanted})")
+    if not latents.isfinite().all():
+        raise ValueError(f"--sampled {path} holds values that are not finite; draw them again")
     return latents
 
 
@@ -119,4 +131,5 @@ def save_exactly(vae: VAEWrapper, out: Path) -> None:
     model = copy.deepcopy(vae.autoencoder).to("cpu", memory_format=torch.contiguous_format)
     halved = VAEWrapper(copy.deepcopy(model).half())
     model = halved.autoencoder if halved.meaning == vae.meaning else model
+    (out / DECODER_FILE).unlink(missing_ok=True)  # of a decoder alone, which would be opened
     model.to(memory_format=torch.contiguous_format).save_pretrained(out, safe_serialization=True)

@@ -1,8 +1,8 @@
 """Draw latents with a trained run, for `python -m pretraining decoder --sampled`.
 
 `python -m pretraining.latents --preset laptop --count 3000 --out data/laptop_latents.npy` draws
-them for captions of training faces, with the preset's sampler and guidance. A decoder that has
-seen them repairs what this diffusion model leaves unfinished.
+them for captions of training faces, with the run's sampler and guidance unless `--set` changes
+them. A decoder that has seen them repairs what this diffusion model leaves unfinished.
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from command_line import command, config_from, parser
+from command_line import command, config_from, parser, whole
 from custom_datasets.captions import describe
 from custom_datasets.opening import open_faces
 from inference.text_to_face import TextToFace
@@ -25,15 +25,17 @@ BATCH = 40
 def main() -> None:
     """Write the file."""
     options = parser(__doc__)
-    options.add_argument("--count", type=int, default=3000)
+    options.add_argument("--count", type=whole(1, 10**6), default=3000)
     options.add_argument("--out", type=Path, required=True, help="a file, .npy")
     arguments = options.parse_args()
+    if arguments.out.suffix != ".npy":
+        options.error(f"--out {arguments.out}: name a file that ends in .npy")
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     config = config_from(arguments)
     faces = open_faces(config, "train")
     shown = choose(len(faces), arguments.count).tolist()
     captions = [describe(faces.attributes[row], int(faces.indices[row])) for row in shown]
-    latents = draw(TextToFace.from_run(config.run_folder), captions)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    latents = draw(TextToFace.from_run(config.run_folder, None, arguments.changes), captions)
     np.save(arguments.out, latents)
     print(f"{arguments.out}: {latents.shape}")
 

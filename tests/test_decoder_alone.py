@@ -1,0 +1,168 @@
+"""A decoder that is kept without its encoder, and the one that `laptop` names."""
+
+import copy
+import json
+import sys
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from config import ROOT, get_config
+from inference.text_to_face import TextToFace
+from models.decoder import (
+    DECODER_FILE,
+    open_beside,
+    open_decoder,
+    rounded_encoder,
+    save_decoder_alone,
+)
+from models.vae_wrapper import VAEWrapper
+from pretraining import latents
+from pretraining.decoder import decoder_weights
+from pretraining.decoder_folder import save_exactly
+from sections import ModelsConfig
+
+FOLDERS = ["autoencoder_folder", "tiny_autoencoder_folder"]
+TAESD = ROOT.parent / "shared" / "taesd"
+
+
+@pytest.fixture
+def original(request: pytest.FixtureRequest) -> Path:
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def vae(original: Path) -> VAEWrapper:
+    return VAEWrapper.from_pretrained(str(original))
+
+
+@pytest.fixture
+def alone(original: Path, tmp_path: Path) -> Path:
+    """The folder of another decoder for the latents of the original."""
+    other = VAEWrapper.from_pretrained(str(original))
+    for weight in decoder_weights(other):
+        weight.copy_((weight + 0.1).half())
+    save_decoder_alone(other, tmp_path / "alone")
+    return tmp_path / "alone"
+
+
+@pytest.mark.parametrize("original", FOLDERS, indirect=True)
+def test_it_draws_the_latents_of_the_autoencoder(
+    original: Path, vae: VAEWrapper, alone: Path
+) -> None:
+    opened = open_decoder(ModelsConfig(str(original), decoder=str(alone)), vae, 8)
+    assert opened.meaning == vae.meaning
+    whole = VAEWrapper.from_pretrained(str(original))
+    for weight in decoder_weights(whole):
+        weight.copy_((weight + 0.1).half())
+    drawn = torch.randn(2, 4, 8, 8)
+    assert torch.equal(opened.decode(drawn), whole.decode(drawn))
+    assert not torch.equal(opened.decode(drawn), vae.decode(drawn))
+    assert not any(
+        key.startswith(("encoder.", "quant_conv.")) for key in load_file(alone / DECODER_FILE)
+    )
+
+
+@pytest.mark.parametrize("original", FOLDERS, indirect=True)
+def test_the_latents_of_another_encoder_are_refused(
+    original: Path, vae: VAEWrapper, alone: Path
+) -> None:
+    config = ModelsConfig(str(original), decoder=str(alone))
+    next(vae.autoencoder.encoder.parameters()).add_(1e-3)
+    with pytest.raises(ValueError, match=r"the decoder .*alone was made for another encoder"):
+        open_decoder(config, vae, 8)
+
+
+@pytest.mark.parametrize("original", FOLDERS, indirect=True)
+def test_a_copy_in_float32_is_the_same_encoder(
+    original: Path, vae: VAEWrapper, tmp_path: Path
+) -> None:
+    """The hub may hold in float32 what another copy holds in float16."""
+    halved = VAEWrapper(copy.deepcopy(vae.autoencoder).half().float())
+    assert halved.meaning != vae.meaning
+    save_decoder_alone(halved, tmp_path / "alone")
+    config = ModelsConfig(str(original), decoder=str(tmp_path / "alone"))
+    assert open_decoder(config, vae, 8).meaning == vae.meaning
+    assert open_decoder(config, halved, 8).meaning == halved.meaning
+
+
+@pytest.mark.parametrize("original", FOLDERS[:1], indirect=True)
+def test_the_form_that_was_saved_last_is_opened(vae: VAEWrapper, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    drawn, pictures = torch.randn(1, 4, 8, 8), []
+    for save in (save_exactly, save_decoder_alone, save_exactly):
+        decoder_weights(vae)[0].add_(0.5)
+        save(vae, tmp_path)
+        opened = open_beside(str(tmp_path), vae)
+        torch.testing.assert_close(opened.decode(drawn), vae.decode(drawn), rtol=0, atol=1e-2)
+        pictures.append(opened.decode(drawn))
+    assert all((a - b).abs().max() > 0.05 for a, b in pairwise(pictures))
+
+
+@pytest.mark.parametrize("original", FOLDERS[:1], indirect=True)
+def test_a_damaged_folder_is_named(original: Path, vae: VAEWrapper, alone: Path) -> None:
+    config = ModelsConfig(str(original), decoder=str(alone))
+    weights = load_file(alone / DECODER_FILE)
+    removed = sorted(weights)[0]
+    del weights[removed]
+    save_file(weights, alone / DECODER_FILE, metadata={"encoder": rounded_encoder(vae)})
+    with pytest.raises(ValueError, match=f"(?s)alone/{DECODER_FILE} does not fit.*{removed}"):
+        open_decoder(config, vae, 8)
+    (alone / DECODER_FILE).write_bytes(b"cut")
+    with pytest.raises(ValueError, match=r"the decoder in .*alone cannot be read"):
+        open_decoder(config, vae, 8)
+
+
+def test_the_shipped_decoder_is_recorded() -> None:
+    config = get_config("laptop")
+    folder = ROOT / config.models.decoder
+    measured = json.loads((folder / "measured.json").read_text())
+    with safe_open(folder / DECODER_FILE, "pt") as file:
+        assert file.metadata()["encoder"] == measured["encoder"]
+        assert all(key.startswith("decoder.") for key in file.keys())  # noqa: SIM118
+    assert measured["picture_size"] == config.picture_size
+
+
+@pytest.mark.skipif(not TAESD.is_dir(), reason="needs TAESD in ../shared/taesd")
+def test_the_shipped_decoder_draws_twice_as_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LDM_MODELS_DIR", str(TAESD.parent))
+    config = get_config("laptop")
+    vae = VAEWrapper.from_pretrained(config.models.autoencoder)
+    opened = open_decoder(config.models, vae, config.picture_size // config.unet.latent_size)
+    assert opened.decode(torch.zeros(1, 4, 16, 16)).shape == (1, 3, 256, 256)
+
+
+def test_latents_are_those_of_the_runs_own_pictures(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = TextToFace.from_run(run)
+    monkeypatch.setattr(latents, "BATCH", 2)
+    captions = ["a man", "a woman", "a person"]
+    drawn = latents.draw(model, captions)
+    assert drawn.shape == (3, *model.latent_shape) and drawn.dtype == np.float16
+    pictures = model.vae.decode(torch.from_numpy(drawn).float())
+    torch.testing.assert_close(pictures, model.generate(captions, range(3)), rtol=0, atol=1e-2)
+
+
+def test_the_command_writes_a_file(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = TextToFace.from_run(run)
+    config = replace(model.config, name="named")
+    monkeypatch.setattr(latents, "config_from", lambda _: config)
+    opened = []
+    monkeypatch.setattr(
+        latents.TextToFace, "from_run", lambda *given: opened.append(given) or model
+    )
+    words = ["latents", "--count", "3", "--out", str(tmp_path / "new" / "latents.npy")]
+    words += ["--set", "sampling.steps=3"]
+    monkeypatch.setattr(sys, "argv", words)
+    latents.main()
+    assert np.load(tmp_path / "new" / "latents.npy").shape == (3, *model.latent_shape)
+    assert opened == [(config.run_folder, None, ["sampling.steps=3"])]
