@@ -5,7 +5,12 @@ import os
 import signal
 from pathlib import Path
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's client is imported
+# Before anything is imported, and before fixtures of a module or session, which come before those
+# of a test: no test sees the user's data, models, preset, switches or launcher.
+for name in [*os.environ]:
+    if name.startswith(("CELEBA_HQ_", "LDM_", "ACCELERATE_")) and name != "LDM_TORTURE_KILLS":
+        del os.environ[name]
+os.environ["HF_HUB_OFFLINE"] = "1"
 # Equality to the bit, which many tests state, is the CPU's; a test that needs a GPU names it.
 os.environ["LDM_DEVICE"] = "cpu"
 
@@ -32,13 +37,6 @@ REAL_FACES = Path(__file__).resolve().parents[2] / "shared" / "celeba_hq"
 def pytest_configure() -> None:
     """Heed SIGINT: a shell that starts pytest in the background ignores it for all its children."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-@pytest.fixture(autouse=True)
-def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test sees where the user's own data or models lie."""
-    for name in ("LDM_PRESET", "CELEBA_HQ_DIR", "LDM_MODELS_DIR"):
-        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(scope="session")
