@@ -42,8 +42,11 @@ def own_pictures(config: Config, test: FaceImages, folder: Path, device: torch.d
         FileNotFoundError, ValueError: see `checkpoints.require_checkpoint` and `TextToFace`.
     """
     checkpoint = checkpoints.require_checkpoint(config.run_folder)
-    model = TextToFace.from_checkpoint(checkpoint, device)
-    model.draw_with(config.models.decoder, config.data.picture_size)
+    drawn_by = (
+        f"models.decoder={config.models.decoder}",
+        f"data.picture_size={config.data.picture_size}",
+    )
+    model = TextToFace.from_checkpoint(checkpoint, device, changes=drawn_by)
     model.config = replace(model.config, sampling=config.sampling)
     captions = test.captions(config.evaluation.count)
     name = checkpoints.identity(checkpoint)

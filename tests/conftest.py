@@ -5,12 +5,7 @@ import os
 import signal
 from pathlib import Path
 
-# Before anything is imported, and before fixtures of a module or session, which come before those
-# of a test: no test sees the user's data, models, preset, switches or launcher.
-for name in [*os.environ]:
-    if name.startswith(("CELEBA_HQ_", "LDM_", "ACCELERATE_")) and name != "LDM_TORTURE_KILLS":
-        del os.environ[name]
-os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's client is imported
 # Equality to the bit, which many tests state, is the CPU's; a test that needs a GPU names it.
 os.environ["LDM_DEVICE"] = "cpu"
 
@@ -28,6 +23,7 @@ from training import checkpoints
 from training.checkpoints import Checkpoint, Circumstances
 from training.state import new_state
 
+KEPT_VARIABLES = ("LDM_DEVICE", "LDM_TORTURE_KILLS")
 DRAWN_COUNTS = (24, 6, 6)
 IMAGE_SIZE = 64
 TEXT_WIDTH = 32
@@ -35,7 +31,14 @@ REAL_FACES = Path(__file__).resolve().parents[2] / "shared" / "celeba_hq"
 
 
 def pytest_configure() -> None:
-    """Heed SIGINT: a shell that starts pytest in the background ignores it for all its children."""
+    """Make the suite the same on every machine, before the first fixture of a module or session.
+
+    No test sees the user's data, models, preset, switches or launcher. SIGINT is heeded: a shell
+    that starts pytest in the background ignores it for all its children.
+    """
+    for name in [*os.environ]:
+        if name.startswith(("CELEBA_HQ_", "LDM_", "ACCELERATE_")) and name not in KEPT_VARIABLES:
+            del os.environ[name]
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

@@ -442,7 +442,29 @@ def test_the_guide_that_is_asked_for_makes_the_pictures(done: Bench, tmp_path: P
     assert subject.made["guided_by"] == "the same run after epoch 1"
 
 
-@pytest.mark.parametrize("change", ["unet.attention_heads=4", "training.mixed_precision=no"])
+def test_a_decoder_of_the_run_that_is_gone_is_replaced_before_it_is_opened(
+    done: Bench, tmp_path: Path
+) -> None:
+    path = checkpoints.require_checkpoint(done.values.run_folder)
+    stored = checkpoints.load_checkpoint(path)
+    models = dataclasses.replace(stored.config.models, decoder="data/gone")
+    gone = dataclasses.replace(stored, config=dataclasses.replace(stored.config, models=models))
+    checkpoints.save_checkpoint(path, gone)
+    faces = in_random_order(experiment.CelebAHQ(done.values.data.folder, "test", SIZE))
+    subject = own_pictures(done.values, faces, tmp_path, torch.device("cpu"))
+    assert subject.model.config.models.decoder is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "unet.attention_heads=4",
+        "training.mixed_precision=no",
+        "data.flip=false",
+        "data.caption_wordings=1",
+        "classifier.num_epochs=3",
+    ],
+)
 def test_what_the_checkpoint_decides_is_not_taken_in_silence(
     done: Bench, change: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

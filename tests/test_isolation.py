@@ -16,7 +16,8 @@ SET_BY_USERS = {
 
 
 def test_no_variable_of_the_user_is_left_when_fixtures_are_made() -> None:
-    code = 'import os, runpy; runpy.run_path("tests/conftest.py"); print(*os.environ)'
+    code = "import os, runpy; runpy.run_path('tests/conftest.py')['pytest_configure'](); "
+    code += "print(*os.environ)"
     left = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
