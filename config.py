@@ -191,7 +191,9 @@ def demo() -> Config:
     return Config(
         "demo",
         data=DataConfig("data/drawn_faces", 64, (4_800, 400, 800), loader_workers=2),
-        models=ModelsConfig("assets/demo_autoencoder", "assets/demo_clip"),
+        models=ModelsConfig(
+            "assets/demo_autoencoder", "assets/demo_clip", decoder="assets/demo_decoder"
+        ),
         unet=UNetConfig(8, 8, (128, 256), 1, 4, 128, text_at_every_layer=True),
         diffusion=DiffusionConfig(prediction_type="v_prediction", snr_gamma=5.0),
         training=TrainingConfig(
