@@ -67,8 +67,8 @@ def refuse_changes_of_training(changes: Sequence[str]) -> None:
     for change in changes:
         if not change.strip().startswith(EVALUATED):
             raise ValueError(
-                f"{change!r}: the checkpoint decides it. Of a trained model sampling.*, "
-                "evaluation.*, models.decoder and data.picture_size can change"
+                f"{change!r}: the checkpoint decides it, or no number depends on it; "
+                f"what can change begins with one of {', '.join(EVALUATED)}"
             )
 
 

@@ -141,6 +141,7 @@ def open_model(kinds: Mapping[str, type[Model]], name: str, purpose: str) -> Mod
         raise _damaged(weights, purpose, error) from error
     weights = _weights_file(description.parent) or description.parent
     _require_all_weights(kind, report, f"cannot open the {purpose}: {weights}")
+    _name_without_folder(model, place)
     return model.float()
 
 
@@ -151,6 +152,15 @@ def _load(kind: type[Model], place: str, revision: dict[str, str]) -> tuple[Mode
         options["low_cpu_mem_usage"] = False  # or diffusers does not take the option above
     with quiet():
         return kind.from_pretrained(place, **options)
+
+
+def _name_without_folder(model: nn.Module, place: str) -> None:
+    """Let no copy of the model that is saved tell where its origin lay on this machine."""
+    name = Path(place).name if Path(place).is_dir() else place
+    if isinstance(model, ModelMixin):
+        model.register_to_config(_name_or_path=name)
+    else:
+        model.config.name_or_path = name
 
 
 @contextmanager

@@ -67,6 +67,13 @@ def test_it_draws_the_latents_of_the_autoencoder(
     assert not any(
         key.startswith(("encoder.", "quant_conv.")) for key in load_file(alone / DECODER_FILE)
     )
+    assert str(original) not in (alone / "config.json").read_text()  # where it lay
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "assets").rglob("*.json")), ids=str)
+def test_a_shipped_model_names_no_folder_of_a_machine(path: Path) -> None:
+    name = json.loads(path.read_text()).get("_name_or_path", "")
+    assert not Path(name).is_absolute() and not Path(name).drive
 
 
 @pytest.mark.parametrize("original", FOLDERS, indirect=True)

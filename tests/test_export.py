@@ -61,6 +61,14 @@ def exported(run: Path, tmp_path: Path) -> Path:
     return export(checkpoints.require_checkpoint(run), tmp_path / "out", tmp_path / "none.json")
 
 
+def test_no_file_tells_where_the_models_lay(run: Path, exported: Path) -> None:
+    models = checkpoints.load_checkpoint(checkpoints.require_checkpoint(run)).config.models
+    for place in (models.autoencoder, models.text_encoder):
+        assert Path(place).is_absolute()
+        named = [path.name for path in exported.rglob("*.json") if place in path.read_text()]
+        assert not named, place
+
+
 def test_diffusers_alone_finds_the_same_pictures(run: Path, exported: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     finished = subprocess.run(
