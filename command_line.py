@@ -72,7 +72,7 @@ def parser(description: str) -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="SECTION.FIELD=VALUE",
-        help="change a setting of sections.py; may be given several times",
+        help="change a setting of config.py; may be given several times",
     )
     return made
 

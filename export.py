@@ -17,14 +17,13 @@ import transformers
 from diffusers import StableDiffusionPipeline
 
 from command_line import command, config_from, parser
-from config import Config
+from config import Config, SamplingConfig
 from diffusion.objective import TARGETS
 from diffusion.sampling import build_sampler
 from files import write_text
 from inference.text_to_face import TextToFace
 from models.loading import fingerprint
 from models.text_encoder import save_text_weights, save_tokenizer
-from sections import SamplingConfig
 from training import checkpoints
 
 CARD = """---

@@ -12,9 +12,8 @@ import sys
 from pathlib import Path
 
 from command_line import command, config_from, parser
-from config import Config
+from config import Config, from_dict, override
 from inference.samples import save_samples
-from settings import from_dict, override
 from training import checkpoints
 from training.experiment import Experiment
 from training.loop import train

@@ -17,10 +17,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import full_size, measure
-from config import celeba_hq
+from config import UNetConfig, celeba_hq
 from models.custom_unet_celeba_ldm import build_unet, count_parameters, keep_channels_last
 from models.device import freed_memory_kept
-from sections import UNetConfig
 
 PIXELS = UNetConfig(256, 3, (160, 160, 160, *celeba_hq().unet.widths))
 

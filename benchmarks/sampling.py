@@ -15,7 +15,7 @@ import torch
 
 from benchmarks import full_size, measure
 from benchmarks.diffusers_pipeline import pipeline
-from config import Config, celeba_hq_best, get_config
+from config import Config, SamplingConfig, celeba_hq_best, get_config
 from custom_datasets.opening import open_faces
 from diffusion.objective import build_objective
 from diffusion.sampling import build_sampler
@@ -27,7 +27,6 @@ from inference.text_to_face import TextToFace
 from models.attribute_classifier import AttributeClassifier
 from models.device import cast_matrices
 from models.vae_wrapper import VAEWrapper
-from sections import SamplingConfig
 from training import checkpoints
 
 PROMPT = "A portrait of an older man with eyeglasses"

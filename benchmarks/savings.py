@@ -12,10 +12,10 @@ import torch
 
 from benchmarks import full_size, measure
 from benchmarks.training import unet_step
+from config import ClassifierConfig
 from evaluation.judge import new_judge, train_judge
 from models.device import autocast, freed_memory_kept
 from models.vae_wrapper import VAEWrapper
-from sections import ClassifierConfig
 
 CPU = torch.device("cpu")
 

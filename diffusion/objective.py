@@ -19,7 +19,7 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from sections import DiffusionConfig
+from config import DiffusionConfig
 
 # (noisy latents (B, C, h, w), timesteps (B,), hidden states (B, L, D)) -> prediction (B, C, h, w)
 Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -15,11 +15,10 @@ from torchmetrics.functional.classification import (
     binary_calibration_error,
 )
 
-from config import ROOT
+from config import ROOT, ClassifierConfig
 from custom_datasets.celeba_files import ATTRIBUTES
 from models.attribute_classifier import AttributeClassifier
 from models.device import autocast, choose_precision, freed_memory_kept
-from sections import ClassifierConfig
 
 # Wu et al. 2023 (arXiv 2210.07356): annotators agree on these least, or the labels are close to
 # random.

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from config import SamplingConfig
 from custom_datasets.captions import Caption, compose
 from custom_datasets.celeba_hq_dataset import CelebAHQ, to_model_range
 from custom_datasets.screening import fingerprint
@@ -26,7 +27,6 @@ from inference.text_to_face import DECODE_BATCH, TextToFace
 from models.custom_unet_celeba_ldm import build_unet
 from models.device import cast_matrices
 from models.loading import fingerprint as weights_of
-from sections import SamplingConfig
 
 CAPTION_SEED = 1_000_003  # other wordings than training's, which uses its own seed
 ORDER_SEED = 0

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import Tensor
 
+from config import EvaluationConfig, SamplingConfig
 from evaluation.distribution import frechet_distance
 from evaluation.estimate import Estimate
 from evaluation.resampling import jackknife_interval, paired_jackknife_interval
 from evaluation.stated_share import change_of_share, share_of_stated, stated_counts
-from sections import EvaluationConfig, SamplingConfig
 
 
 @dataclass(frozen=True)

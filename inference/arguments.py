@@ -14,9 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from config import ROOT
+from config import ROOT, SamplingConfig
 from models.device import available_kinds, choose_device
-from sections import SamplingConfig
 
 MOST_SEED = 2**64 - 1  # what a torch.Generator takes
 NO_LISTS = (str, bytes, dict, set, frozenset)  # one thing, or without an order

@@ -17,14 +17,13 @@ import torch
 from PIL.PngImagePlugin import PngInfo
 from torchvision.transforms.v2 import functional as transforms
 
-from config import Config
+from config import Config, SamplingConfig
 from custom_datasets.captions import join_words
 from diffusion.sampling import SAMPLERS
 from inference import arguments
 from inference.text_to_face import TextToFace
 from models.device import freed_memory_kept
 from models.vae_wrapper import VAEWrapper
-from sections import SamplingConfig
 
 USUAL_PICTURES = 4
 # The page's bounds, which hold for whoever calls it without a browser too.

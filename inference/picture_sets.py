@@ -23,12 +23,12 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.utils import save_image
 from tqdm import tqdm
 
+from config import SamplingConfig
 from diffusion import objective, sampling
 from files import replacing
 from inference import opening, text_to_face, text_to_latents
 from inference.text_to_face import TextToFace
 from models import custom_unet_celeba_ldm, graphs, text_encoder, vae_wrapper
-from sections import SamplingConfig
 
 BATCH = 32  # pictures that are made together
 

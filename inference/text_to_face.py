@@ -10,7 +10,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 from torch.nn import functional
 
-from config import Config
+from config import Config, override
 from diffusion import sampling
 from inference import arguments
 from inference.opening import open_averaged_unet, open_frozen_models, sampling_precision
@@ -19,7 +19,6 @@ from models.decoder import open_decoder
 from models.device import autocast, cast_matrices, freed_memory_kept
 from models.text_encoder import TextEncoder
 from models.vae_wrapper import VAEWrapper
-from settings import override
 from training import checkpoints
 
 if TYPE_CHECKING:  # sampling alone does not load the training loop

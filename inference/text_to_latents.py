@@ -8,7 +8,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from config import Config
+from config import Config, SamplingConfig
 from diffusion import sampling
 from diffusion.objective import Objective, build_objective
 from inference import arguments
@@ -16,7 +16,6 @@ from inference.opening import open_weak_unet, sampling_precision
 from models.device import autocast, cast_matrices
 from models.graphs import Graphs, graphed_unet
 from models.text_encoder import TextEncoder
-from sections import SamplingConfig
 
 
 class TextToLatents:

@@ -5,7 +5,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.resnet import ResnetBlock2D
 
-from sections import UNetConfig
+from config import UNetConfig
 
 
 def build_unet(config: UNetConfig) -> UNet2DConditionModel:

@@ -13,9 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from config import ModelsConfig
 from models.loading import WEIGHTS, locate, quiet
 from models.vae_wrapper import VAEWrapper
-from sections import ModelsConfig
 
 DECODER_FILE = "decoder.safetensors"
 PARTS = ("decoder.", "post_quant_conv.")  # of an autoencoder: what latents pass

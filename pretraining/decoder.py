@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from config import Section, setting
 from custom_datasets.celeba_hq_dataset import Images, to_model_range
 from custom_datasets.latent_cache import LatentSource
 from models.device import autocast, freed_memory_kept, has_bfloat16, tune_kernels
@@ -20,7 +21,6 @@ from models.vae_wrapper import VAEWrapper
 from pretraining.adversary import Adversary
 from pretraining.perception import Perception, perceptual_distance
 from pretraining.progress import Clock, Progress, learning_rate_at
-from settings import Section, setting
 
 RISE = 0.1  # share of the time in which the adversary's weight rises from zero
 BETAS = (0.9, 0.99)  # of AdamW
@@ -32,22 +32,22 @@ class DecoderConfig(Section):
     """How a decoder is fine-tuned."""
 
     minutes: float = setting(20.0, above=0)
-    batch_size: int = setting(8, least=1)
+    batch_size: int = setting(8, min=1)
     learning_rate: float = setting(4e-4, above=0)
     # Of the discriminators. Where they win by far, the decoder learns nothing from them.
     discriminator_learning_rate: float = setting(2e-4, above=0)
     # How strongly a loss pulls at the pictures, in multiples of the pixels' L1; 0: not at all.
-    perceptual_weight: float = setting(1.0, least=0)
-    adversarial_weight: float = setting(4.0, least=0)
+    perceptual_weight: float = setting(1.0, min=0)
+    adversarial_weight: float = setting(4.0, min=0)
     # Share of the time after which the decoder heeds the adversary, which learns from the start.
-    adversarial_from: float = setting(0.1, least=0, most=1)
+    adversarial_from: float = setting(0.1, min=0, max=1)
     # Latents of a diffusion model in each batch, as a share of `batch_size` that is added to it.
-    sampled_share: float = setting(0.5, least=0)
-    ema_decay: float = setting(0.998, least=0, most=1)  # ceiling of 1 - (1 + step)^-3/4
+    sampled_share: float = setting(0.5, min=0)
+    ema_decay: float = setting(0.998, min=0, max=1)  # ceiling of 1 - (1 + step)^-3/4
     # Blocks of each level, coarsest first, where an AutoencoderTiny has fewer: on coarse levels
     # they cost little, and see the whole face. An AutoencoderKL keeps its own.
-    least_blocks: tuple[int, ...] = setting((9, 6, 4, 2, 1), least=0)
-    seed: int = setting(0, least=0)
+    least_blocks: tuple[int, ...] = setting((9, 6, 4, 2, 1), min=0)
+    seed: int = setting(0, min=0)
 
 
 def train_decoder(

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from config import ROOT
+from config import ROOT, override
 from custom_datasets.celeba_hq_dataset import CelebAHQ
 from custom_datasets.latent_cache import encoding_precision, open_latent_cache
 from models.decoder import DECODER_FILE, open_beside, save_decoder_alone
@@ -24,7 +24,6 @@ from pretraining.growing import grown
 from pretraining.perception import Perception
 from pretraining.progress import Progress, watch
 from pretraining.sharpness import measure
-from settings import override
 
 MEASURED = 1000  # held-out faces at most
 

@@ -14,11 +14,11 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 
 import config
+from config import ModelsConfig, UNetConfig
 from custom_datasets.captions import describe
 from custom_datasets.drawn_faces import write_drawn_faces
 from models.custom_unet_celeba_ldm import build_unet
 from pretraining.clip import ClipSettings, build_clip, train_tokenizer
-from sections import ModelsConfig, UNetConfig
 from training import checkpoints
 from training.checkpoints import Checkpoint, Circumstances
 from training.state import new_state

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 import config as config_module
-import settings
+from config import from_dict
 from files import UNFINISHED
 
 WRITING = f"celeba_ldm_unet_checkpoint_*{UNFINISHED}"
@@ -86,7 +86,7 @@ def wait_for_write(folder: Path, child: int) -> None:
 def main() -> None:
     """Run the campaign."""
     home, kills, rng = Path(sys.argv[1]), int(sys.argv[3]), random.Random(int(sys.argv[4]))
-    config = settings.from_dict(json.loads(Path(sys.argv[2]).read_text()), config_module.Config)
+    config = from_dict(json.loads(Path(sys.argv[2]).read_text()), config_module.Config)
     import training.experiment  # so that every child has it already
 
     assert training.experiment

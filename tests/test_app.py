@@ -26,9 +26,9 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
 
 import app
+from config import SamplingConfig
 from inference import page
 from inference.text_to_face import TextToFace
-from sections import SamplingConfig
 
 WISH = page.Wish("a man", "", 2.0, 4, "ddim", 7, 2)
 SECONDS = 60

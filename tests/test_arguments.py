@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from config import ROOT
+from config import ROOT, SamplingConfig
 from inference import arguments
 from models.device import choose_device
-from sections import SamplingConfig
 
 WORDS = ["a man", "a woman"]
 RUN = SamplingConfig("ddim", 20, 3.0, (0.1, 0.9))

@@ -20,11 +20,10 @@ from benchmarks.gpu import agreement, pictures, resume, training
 from benchmarks.gpu import device as clock
 from benchmarks.gpu.cases import Case
 from benchmarks.gpu.table import Table
-from config import ROOT, Config, celeba_hq
+from config import ROOT, Config, UNetConfig, celeba_hq
 from custom_datasets.captions import describe
 from models.custom_unet_celeba_ldm import build_unet, use_plain_attention
 from models.text_encoder import TextEncoder
-from sections import UNetConfig
 from training.gradients import Gradients
 from training.loop import train
 

@@ -13,10 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import config as config_module
-from config import Config
+from config import Config, UNetConfig
 from files import UNFINISHED
 from models.custom_unet_celeba_ldm import build_unet
-from sections import UNetConfig
 from training import checkpoints
 from training.checkpoints import Checkpoint, Circumstances
 

@@ -8,9 +8,7 @@ from typing import Any
 import pytest
 
 import config
-from config import PRESETS, TRAIN_CELEBA_LDM_CONFIG, Config, get_config
-from sections import EvaluationConfig
-from settings import from_dict
+from config import PRESETS, TRAIN_CELEBA_LDM_CONFIG, Config, EvaluationConfig, from_dict, get_config
 
 SPECIFIED = {
     "num_epochs": 100,
@@ -77,46 +75,46 @@ def test_a_field_that_was_added_since_has_its_default() -> None:
 # --- what a field may hold ---
 
 REFUSED = [
-    ("training.keep_last=0", "too small: use 1 or more"),
-    ("training.max_grad_norm=0.0", "None switches clipping off"),
-    ("diffusion.snr_gamma=0.0", "None switches the weighting off"),
-    ("training.checkpoint_every_n_epochs=0", "use 1 or more"),
-    ("training.keep_every_n_epochs=0", "use 1 or more"),
-    ("training.micro_batch_size=0", "use 1 or more"),
-    ("training.learning_rate=-1e-5", "more than 0"),
-    ("training.learning_rate=1e999", "not a finite number"),
-    ("training.cfg_dropout_prob=1.5", "use 1 or less"),
-    ("training.mixed_precision=fp8", "choose from"),
-    ("training.lr_decay=cosin", "did you mean 'cosine'"),
-    ("training.num_epochs=2.5", "whole number"),
-    ("data.loader_workers=0", "use 1 or more"),
-    ("data.flip=perhaps", "true or false"),
-    ("data.drawn_counts=5,5", "train, val, test"),
-    ("diffusion.prediction_type=velocity", "choose from"),
-    ("diffusion.beta_schedule=squaredcos", "did you mean 'squaredcos_cap_v2'"),
-    ("sampling.sampler=euler", "choose from"),
-    ("sampling.steps=1001", "more than diffusion.num_train_timesteps"),
-    ("sampling.guidance_interval=15,85", "use 1 or less"),
-    ("sampling.guidance_interval=0.8,0.2", "low <= high"),
-    ("sampling.guidance_interval=0.2", "low <= high"),
-    ("sampling.guidance_scale=nan", "number"),
-    ("unet.widths=100,100", "multiple of 32"),
-    ("evaluation.sweep_count=0", "use 1 or more"),
-    ("name=../elsewhere", "one word"),
-    ("name=", "one word"),
-    ("name=..", "one word"),
-    ("training.seed=9223372036854775808", "or less"),
-    ("training.learning_rate=1" + 400 * "0", "not a finite number"),
-    ("unet.widths=", "give 1 or more"),
-    ("sampling.prompts=()", "give 1 or more"),
-    ("evaluation.feature_networks=inceptoin,judge", "did you mean 'inception'"),
-    ("evaluation.feature_networks=clip:", "choose from"),
+    "training.keep_last=0",
+    "training.max_grad_norm=0.0",
+    "diffusion.snr_gamma=0.0",
+    "training.checkpoint_every_n_epochs=0",
+    "training.keep_every_n_epochs=0",
+    "training.micro_batch_size=0",
+    "training.learning_rate=-1e-5",
+    "training.learning_rate=1e999",
+    "training.cfg_dropout_prob=1.5",
+    "training.mixed_precision=fp8",
+    "training.lr_decay=cosin",
+    "training.num_epochs=2.5",
+    "data.loader_workers=0",
+    "data.flip=perhaps",
+    "data.drawn_counts=5,5",
+    "diffusion.prediction_type=velocity",
+    "diffusion.beta_schedule=squaredcos",
+    "sampling.sampler=euler",
+    "sampling.steps=1001",
+    "sampling.guidance_interval=15,85",
+    "sampling.guidance_interval=0.8,0.2",
+    "sampling.guidance_interval=0.2",
+    "sampling.guidance_scale=nan",
+    "unet.widths=100,100",
+    "evaluation.sweep_count=0",
+    "name=../elsewhere",
+    "name=",
+    "name=..",
+    "training.seed=9223372036854775808",
+    "training.learning_rate=1" + 400 * "0",
+    "unet.widths=",
+    "sampling.prompts=()",
+    "evaluation.feature_networks=inceptoin,judge",
+    "evaluation.feature_networks=clip:",
 ]
 
 
-@pytest.mark.parametrize(("change", "remedy"), REFUSED)
-def test_a_wrong_value_is_refused_with_its_name_and_a_remedy(change: str, remedy: str) -> None:
-    with pytest.raises(ValueError, match=remedy) as caught:
+@pytest.mark.parametrize("change", REFUSED)
+def test_a_wrong_value_is_refused_with_its_name(change: str) -> None:
+    with pytest.raises(ValueError) as caught:
         get_config("demo", [change])
     assert change.partition("=")[0].rpartition(".")[2] in str(caught.value)
 
@@ -148,7 +146,7 @@ def test_changes_from_text_arrive_in_their_types() -> None:
         ("training.learnig_rate=1", "training.learning_rate"),
         ("trianing.seed=1", "training.seed"),
         ("batch_size=1", "training.batch_size"),
-        ("training=1", "docs/settings.md lists them all"),
+        ("training=1", "config.py lists them all"),
         ("training.seed", "write section.field=value"),
     ],
 )

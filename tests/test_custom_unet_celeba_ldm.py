@@ -8,14 +8,13 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.resnet import ResnetBlock2D
 
-from config import PRESETS, Config, celeba_hq
+from config import PRESETS, Config, UNetConfig, celeba_hq
 from models.custom_unet_celeba_ldm import (
     build_unet,
     count_parameters,
     keep_channels_last,
     use_plain_attention,
 )
-from sections import UNetConfig
 
 
 @pytest.fixture(params=[False, True], ids=["cross-attention only", "text at every layer"])

@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from config import ROOT, get_config
+from config import ROOT, ModelsConfig, get_config
 from inference.text_to_face import TextToFace
 from models.decoder import (
     DECODER_FILE,
@@ -26,7 +26,6 @@ from models.vae_wrapper import VAEWrapper
 from pretraining import latents
 from pretraining.decoder import decoder_weights
 from pretraining.decoder_folder import save_exactly
-from sections import ModelsConfig
 
 FOLDERS = ["autoencoder_folder", "tiny_autoencoder_folder"]
 TAESD = ROOT.parent / "shared" / "taesd"

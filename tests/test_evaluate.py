@@ -20,7 +20,7 @@ from PIL import Image
 
 import config as config_module
 import evaluate
-from config import Config
+from config import Config, ModelsConfig, UNetConfig
 from custom_datasets.celeba_files import IMAGE_FOLDER, write_attributes, write_partition
 from custom_datasets.splits import write_about
 from evaluation import conclusion, judge, networks, results
@@ -32,7 +32,6 @@ from evaluation.subject import own_pictures
 from inference.text_to_face import TextToFace
 from models.custom_unet_celeba_ldm import build_unet
 from pretraining.clip import build_image_processor
-from sections import ModelsConfig, UNetConfig
 from training import checkpoints, experiment
 from training.checkpoints import Checkpoint, Circumstances
 from training.state import new_state
@@ -50,7 +49,7 @@ import json, sys
 from pathlib import Path
 import config
 config.ROOT = Path(sys.argv[1])
-from settings import from_dict
+from config import from_dict
 from training import experiment
 values = from_dict(json.loads(Path(sys.argv[2]).read_text()), config.Config)
 config.PRESETS["test"] = lambda: values

@@ -11,8 +11,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 import config as config_module
-import settings
-from config import Config
+from config import Config, from_dict
 from custom_datasets.captions import describe
 from custom_datasets.latent_cache import ImageLatents, LatentCache
 from inference.samples import save_samples
@@ -93,7 +92,7 @@ def test_the_same_seed_gives_the_same_first_weights(exact: Config) -> None:
 def test_the_config_and_the_environment_are_kept(exact: Config) -> None:
     opened = opening(exact)
     values = json.loads((opened.folder / "config.json").read_text())
-    assert settings.from_dict(values["config"], Config) == exact
+    assert from_dict(values["config"], Config) == exact
     assert values["environment"]["torch"] == torch.__version__
     assert values["environment"]["device"].startswith("cpu")
 

@@ -19,7 +19,7 @@ from tiny_clip import with_image_preparation
 from torch import Tensor
 
 from benchmarks import runs
-from config import Config
+from config import ClassifierConfig, Config, UNetConfig
 from custom_datasets.celeba_files import ATTRIBUTES
 from custom_datasets.latent_cache import ImageLatents
 from diffusion.sampling import SAMPLERS
@@ -30,7 +30,6 @@ from models.attribute_classifier import AttributeClassifier
 from models.custom_unet_celeba_ldm import build_unet
 from models.text_encoder import TextEncoder
 from models.vae_wrapper import VAEWrapper
-from sections import ClassifierConfig, UNetConfig
 from training import loop
 from training.caption_states import EncodedCaptions
 from training.experiment import Experiment

@@ -69,7 +69,7 @@ import json, sys
 from pathlib import Path
 import config
 config.ROOT = Path(sys.argv[1])
-from settings import from_dict
+from config import from_dict
 from training import experiment
 from training.loop import train
 values = from_dict(json.loads(Path(sys.argv[2]).read_text()), config.Config)

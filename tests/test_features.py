@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2.functional import pil_to_tensor
 from transformers import CLIPImageProcessorFast, Dinov2Config, Dinov2Model
 
+from config import ClassifierConfig
 from custom_datasets.celeba_files import ATTRIBUTES
 from evaluation.checks import (
     TooFewSamples,
@@ -34,7 +35,6 @@ from evaluation.features import (
     open_network,
 )
 from models.attribute_classifier import AttributeClassifier
-from sections import ClassifierConfig
 
 
 def reddish(n: int = 8) -> Tensor:

@@ -17,11 +17,10 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import config as config_module
 from benchmarks import full_size
-from config import Config
+from config import Config, ModelsConfig
 from inference.text_to_face import TextToFace
 from models.custom_unet_celeba_ldm import count_parameters
 from models.vae_wrapper import Posterior
-from sections import ModelsConfig
 from training.caption_states import KeptCaptions
 from training.experiment import Experiment
 from training.loop import train

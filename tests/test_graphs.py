@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from config import UNetConfig
 from models import graphs
 from models.custom_unet_celeba_ldm import build_unet
 from models.graphs import MOST_GRAPHS, Graphs, graphed_unet
-from sections import UNetConfig
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

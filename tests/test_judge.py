@@ -9,10 +9,10 @@ import torch
 from sklearn.metrics import average_precision_score, balanced_accuracy_score
 from torchvision.models import resnet18
 
+from config import ClassifierConfig
 from custom_datasets.celeba_files import ATTRIBUTES
 from evaluation import judge
 from models.attribute_classifier import AttributeClassifier
-from sections import ClassifierConfig
 
 SETTINGS = ClassifierConfig(image_size=32, num_epochs=3, batch_size=16, learning_rate=2e-3)
 SMILING, MALE = ATTRIBUTES.index("Smiling"), ATTRIBUTES.index("Male")

@@ -6,10 +6,10 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
+from config import DiffusionConfig
 from diffusion.objective import build_objective
 from evaluation.checks import TooFewSamples
 from evaluation.loss_gap import Loss, LossGap, _apart, loss_gap, table_lines
-from sections import DiffusionConfig
 
 OBJECTIVE = build_objective(DiffusionConfig())
 TIMESTEPS = (100, 300, 500, 700)

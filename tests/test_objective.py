@@ -8,8 +8,8 @@ from diffusers import DDPMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from config import DiffusionConfig
 from diffusion.objective import TARGETS, Objective, Target, build_objective
-from sections import DiffusionConfig
 
 TIMES = torch.tensor([0, 1, 17, 250, 500, 731, 998, 999])
 SHAPE = (len(TIMES), 4, 8, 8)

@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
+from config import SamplingConfig
 from inference import picture_sets
 from inference.picture_sets import Request, generate_set
-from sections import SamplingConfig
 
 SAMPLING = SamplingConfig("ddim", 5, 2.0, (0.1, 0.9))
 PROMPTS = tuple(f"face {number}" for number in range(10))

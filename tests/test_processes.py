@@ -31,7 +31,7 @@ import json, os, sys
 from pathlib import Path
 import config
 config.ROOT = Path(sys.argv[1])
-from settings import from_dict
+from config import from_dict
 from training import batches, experiment
 from training.loop import train
 draw = batches.Batches.__getitem__

@@ -12,8 +12,7 @@ import torch
 from torchvision.utils import save_image
 
 import config as config_module
-import settings
-from config import Config
+from config import Config, from_dict
 from files import InUse
 from inference.samples import saved_samples
 from training import run_folder
@@ -88,7 +87,7 @@ def test_the_config_can_be_read_back(tmp_path: Path) -> None:
     folder = tmp_path / "new"
     run_folder.write_config(folder, small_config(), {"torch": "1"}, 0, [])
     values = json.loads((folder / "config.json").read_text())
-    assert settings.from_dict(values["config"], Config) == small_config()
+    assert from_dict(values["config"], Config) == small_config()
     assert values["environment"] == {"torch": "1"} and values["changes"] == []
 
 

@@ -13,10 +13,10 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler,
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from config import DiffusionConfig, UNetConfig
 from diffusion import sampling
 from diffusion.objective import Objective, build_objective
 from models.custom_unet_celeba_ldm import build_unet
-from sections import DiffusionConfig, UNetConfig
 
 STEPS = {"ddpm": 1000, "ddim": 50, "dpm++": 20}
 SHAPE = (4, 16, 16)

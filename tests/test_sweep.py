@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from config import EvaluationConfig, SamplingConfig
 from custom_datasets.celeba_files import ATTRIBUTES
 from evaluation.stated_share import change_of_share, share_of_stated, stated_counts
 from evaluation.sweep import sweep, sweep_settings
-from sections import EvaluationConfig, SamplingConfig
 
 SMILING, MALE, OVAL = (ATTRIBUTES.index(name) for name in ("Smiling", "Male", "Oval_Face"))
 TRUTH = np.random.default_rng(0).random((200, 40)) < 0.5

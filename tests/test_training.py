@@ -20,13 +20,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import config as config_module
-from config import Config
+from config import Config, TrainingConfig, UNetConfig
 from diffusion import determinism
 from diffusion.objective import Objective
 from files import InUse
 from models.custom_unet_celeba_ldm import build_unet
 from models.vae_wrapper import Posterior
-from sections import TrainingConfig, UNetConfig
 from training import checkpoints, loop, run_folder
 from training import experiment as experiment_module
 from training import state as training_state
@@ -610,7 +609,7 @@ import torch
 torch.set_num_threads(int(sys.argv[3]))
 from training import experiment
 from training.loop import train
-from settings import from_dict
+from config import from_dict
 values = from_dict(json.loads(Path(sys.argv[2]).read_text()), config.Config)
 for step in train(experiment.Experiment(values).open_all()):
     print("step", step.number, flush=True)

@@ -9,10 +9,10 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 
+from config import ModelsConfig
 from models.decoder import open_decoder
 from models.loading import locate
 from models.vae_wrapper import Posterior, VAEWrapper
-from sections import ModelsConfig
 
 
 @pytest.fixture

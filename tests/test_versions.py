@@ -10,8 +10,8 @@ import torch
 from accelerate.state import AcceleratorState
 
 import config as config_module
+from config import from_dict
 from inference.text_to_face import TextToFace
-from settings import from_dict
 from training import checkpoints, run_folder
 from training.experiment import Experiment
 from training.loop import train

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from config import DataConfig, TrainingConfig
 from custom_datasets.latent_cache import LatentSource
 from diffusion.determinism import positions_at, sample_generator, share_of
 from diffusion.objective import Objective
-from sections import DataConfig, TrainingConfig
 from training.caption_tokens import CaptionTokens
 
 

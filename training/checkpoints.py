@@ -15,10 +15,9 @@ from typing import Any
 
 import torch
 
-from config import Config
+from config import Config, from_dict
 from files import UNFINISHED, replacing
 from models.loading import read_archive
-from settings import from_dict
 
 CHECKPOINT_PATTERN = "celeba_ldm_unet_checkpoint_epoch_*.pt"
 # 1: files without a version. 2: the batch is that of all processes together; "ema" holds plain

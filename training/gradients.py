@@ -6,9 +6,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from config import TrainingConfig
 from diffusion.objective import Objective
 from models.device import autocast
-from sections import TrainingConfig
 from training.batches import Batch
 from training.caption_states import ConditionSource
 

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from config import TrainingConfig
 from custom_datasets.captions import describe
 from custom_datasets.celeba_hq_dataset import CelebAHQ
 from custom_datasets.latent_cache import LatentSource
 from diffusion.determinism import sample_generator, share_of
 from diffusion.objective import Denoiser, Objective
 from models.vae_wrapper import Posterior
-from sections import TrainingConfig
 
 NO_STEP = 2**62  # its random numbers are those of no training step
 BATCH = 32  # faces in one pass

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from config import TrainingConfig
 from models.custom_unet_celeba_ldm import keep_channels_last, use_plain_attention
 from models.device import can_compile, freed_memory_kept
-from sections import TrainingConfig
 from training.experiment import Experiment
 from training.gradients import Gradients
 from training.log import Log

@@ -6,11 +6,10 @@ from typing import Protocol
 
 from accelerate import Accelerator
 
-from config import Config
+from config import ANNOUNCED, FIXED, Config
 from models.loading import matches_fingerprint
 from models.text_encoder import TextEncoder
 from models.vae_wrapper import VAEWrapper
-from settings import ANNOUNCED, FIXED
 from training import checkpoints
 from training.checkpoints import Checkpoint, Circumstances, load_weights
 from training.mirror import fetch, restore
@@ -93,7 +92,7 @@ def same_frozen_models(stored: str, here: str, text_encoder: TextEncoder, vae: V
 def changed_settings(old: Config, new: Config) -> tuple[list[str], list[str]]:
     """Settings that differ and are refused, and those that differ and are announced.
 
-    Each as "training.seed: 0 there, 1 here"; `sections.py` declares the rule of each field.
+    Each as "training.seed: 0 there, 1 here"; `config.py` declares the rule of each field.
     """
     refused, announced = [], []
     for name in COMPARED_SECTIONS:

@@ -9,7 +9,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from sections import TrainingConfig
+from config import TrainingConfig
 
 SCALER = {"init_scale": 2.0**16, "growth_interval": 2000}
 

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from torchvision.utils import make_grid
 
-from settings import nearest
+from config import nearest
 from training.step import Step
 
 

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from config import DiffusionConfig, TrainingConfig, UNetConfig
 from diffusion.objective import build_objective
 from models.custom_unet_celeba_ldm import build_unet, keep_channels_last, use_plain_attention
 from models.device import tune_kernels
-from sections import DiffusionConfig, TrainingConfig, UNetConfig
 from training.batches import Batch
 from training.gradients import Gradients
 from training.processes import build_accelerator

@@ -13,9 +13,9 @@ from benchmarks import runs
 from benchmarks.gpu import device as clock
 from benchmarks.gpu.cases import Case
 from benchmarks.gpu.table import Table, gigabytes, milliseconds
+from config import UNetConfig
 from models.custom_unet_celeba_ldm import build_unet
 from models.device import can_compile, choose_precision
-from sections import UNetConfig
 from training import loop
 from training.experiment import Experiment
 from training.gradients import Gradients
