@@ -121,7 +121,7 @@ def seconds_a_step(experiment: Experiment) -> float:
 
 def _pace(config: Config) -> dict[str, float]:
     """Images seen, seconds of training steps, and images a second."""
-    batch, lines = config.training.global_batch_size, read_losses(config.run_folder)
+    batch, lines = config.training.batch_size, read_losses(config.run_folder)
     seconds = sum(batch / line["images_per_second"] for line in lines if line["images_per_second"])
     images = batch * len(lines)
     return {

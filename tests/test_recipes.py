@@ -57,7 +57,7 @@ def test_a_leg_trains_for_its_time_is_measured_and_resumes(
 ) -> None:
     config = config_module.get_config(preset)
     train_judge(config)
-    length = 60 // config.training.global_batch_size
+    length = 60 // config.training.batch_size
     monkeypatch.setattr(recipes, "seconds_a_step", lambda _: 60 / length / 2)  # two epochs a minute
     AcceleratorState._reset_state(reset_partial_state=True)
     changes = ["training.learning_rate=1e-3"]
