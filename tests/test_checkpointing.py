@@ -285,9 +285,7 @@ def test_the_last_the_best_and_every_nth_are_kept(tmp_path: Path) -> None:
         checkpoints.checkpoint_path(tmp_path, epoch, epoch, True).touch()
         checkpoints.checkpoint_path(tmp_path, epoch, 10 * epoch + 5, False).touch()
     saved = checkpoints.checkpoint_path(tmp_path, 12, 125, False)
-    lines = ({"step": n, "epoch": n, "loss": abs(n - 7), "losses": [1.0]} for n in range(1, 13))
-    run_folder.append_lines(tmp_path / run_folder.VALIDATION, lines)
-    for path in checkpoints.superfluous(saved, last=3, every_n_epochs=5):
+    for path in checkpoints.superfluous(saved, last=3, every_n_epochs=5, best=7):
         path.unlink()
     found = [checkpoints.progress_in_name(path) for path in checkpoints.checkpoints(tmp_path)]
     assert found == [(12, 125), (12, 0), (11, 115), (10, 0), (7, 0), (5, 0)]
@@ -298,7 +296,7 @@ def test_damaged_ones_that_lie_ahead_take_no_place_among_the_last(tmp_path: Path
     behind = [checkpoints.checkpoint_path(tmp_path, 20, n, False) for n in (601, 602, 603)]
     for path in (*ahead, *behind):
         path.touch()
-    assert checkpoints.superfluous(behind[-1], last=2, every_n_epochs=10) == behind[:1]
+    assert checkpoints.superfluous(behind[-1], last=2, every_n_epochs=10, best=None) == behind[:1]
 
 
 def test_what_a_killed_save_left_is_removed_and_nothing_else(tmp_path: Path) -> None:

@@ -95,15 +95,15 @@ def test_a_checkpoint_is_copied_once_and_what_is_pruned_is_deleted(
     there = Mirror(str(tmp_path / "drive"), "a run")
     path = checkpoints.newest_checkpoint(run)
     for _ in range(3):
-        there.copy(run)
+        there.copy(run, path)
     there.wait()
     assert copies.count(path.name) == 1
     later = path.with_name("celeba_ldm_unet_checkpoint_epoch_2.pt")
     path.replace(later)
-    there.copy(run)
+    there.copy(run, path)
     there.wait()
     assert there.names() == [path.name, later.name]  # gone here, but not pruned
-    there.copy(run, [path])
+    there.copy(run, later, [path])
     there.wait()
     assert there.names() == [later.name]
 
@@ -113,7 +113,7 @@ def test_a_copy_that_is_cut_short_is_no_copy(
 ) -> None:
     monkeypatch.setattr(mirror.shutil, "copyfile", lambda _, to: Path(to).write_bytes(b"half"))
     there = Mirror(str(tmp_path / "drive"), "a run")
-    there.copy(run)
+    there.copy(run, checkpoints.newest_checkpoint(run))
     there.wait()
     assert "cut short" in capsys.readouterr().out
     assert there.names() == []
@@ -125,14 +125,14 @@ def test_a_damaged_older_copy_stops_no_newer_one(
 ) -> None:
     """It is copied again; losses and config follow at once."""
     there, path = Mirror(str(tmp_path / "drive"), "a run"), checkpoints.newest_checkpoint(run)
-    there.copy(run)
+    there.copy(run, path)
     there.wait()
     copied = there.folder / path.name
     copied.write_bytes(copied.read_bytes()[:5000] if damage is None else damage)
     later = path.with_name("celeba_ldm_unet_checkpoint_epoch_2.pt")
     shutil.copy(path, later)
     (run / "losses.jsonl").write_text('{"step": 1}\n')
-    there.copy(run)
+    there.copy(run, path)
     there.wait()
     assert capsys.readouterr().out == ""
     assert set(there.names()) == {path.name, later.name, "losses.jsonl"}
@@ -141,7 +141,7 @@ def test_a_damaged_older_copy_stops_no_newer_one(
 
 def test_a_damaged_copy_is_passed_over(run: Path, tmp_path: Path) -> None:
     there, path = Mirror(str(tmp_path / "drive"), "a run"), checkpoints.newest_checkpoint(run)
-    there.copy(run)
+    there.copy(run, path)
     there.wait()
     torn = there.folder / "celeba_ldm_unet_checkpoint_epoch_9.pt"
     torn.write_bytes(path.read_bytes()[:5000])
@@ -165,13 +165,13 @@ def test_what_a_fresh_machine_did_not_fetch_stays(run: Path, tmp_path: Path) -> 
     for epoch in (2, 3):
         shutil.copy(path, path.with_name(f"celeba_ldm_unet_checkpoint_epoch_{epoch}.pt"))
     first = Mirror(drive, "a run")
-    first.copy(run)
+    first.copy(run, path)
     first.wait()
     fresh = tmp_path / "fresh"
     first.restore(fresh)
     assert [checkpoints.progress_in_name(p)[0] for p in checkpoints.checkpoints(fresh)] == [3, 2]
     second = Mirror(drive, "a run")
-    second.copy(fresh)
+    second.copy(fresh, fresh / path.name)
     second.wait()
     assert len(second.names()) == 3
 
@@ -180,16 +180,16 @@ def test_what_could_not_be_deleted_is_deleted_the_next_time(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there, path = Mirror(str(tmp_path / "drive"), "a run"), checkpoints.newest_checkpoint(run)
-    there.copy(run)
+    there.copy(run, path)
     there.wait()
     later = path.with_name("celeba_ldm_unet_checkpoint_epoch_2.pt")
     path.replace(later)
     with monkeypatch.context() as away:
         away.setattr(Mirror, "names", lambda _: (_ for _ in ()).throw(OSError("away")))
-        there.copy(run, [path])
+        there.copy(run, later, [path])
         there.wait()
     assert there.names() == [path.name]
-    there.copy(run)
+    there.copy(run, path)
     there.wait()
     assert there.names() == [later.name]
 
@@ -251,11 +251,11 @@ def test_two_runs_share_a_repository_of_the_hub(run: Path, tmp_path: Path, hub: 
     """Each has a folder there, and deletes only what it has pruned itself."""
     path = checkpoints.newest_checkpoint(run)
     first, second = (Mirror("hf:owner/name", name) for name in ("first", "second"))
-    first.copy(run)
+    first.copy(run, path)
     first.wait()
     later = path.with_name("celeba_ldm_unet_checkpoint_epoch_2.pt")
     path.rename(later)
-    second.copy(run, [path])
+    second.copy(run, later, [path])
     second.wait()
     content = later.read_bytes()
     assert first.names() == [path.name] and second.names() == [later.name]
@@ -269,11 +269,11 @@ def test_two_runs_share_a_repository_of_the_hub(run: Path, tmp_path: Path, hub: 
 def test_the_hub_keeps_no_room_for_what_was_pruned(run: Path, hub: Hub) -> None:
     there, path = Mirror("hf:owner/name", "a run"), checkpoints.newest_checkpoint(run)
     for epoch in range(2, 6):
-        there.copy(run)
+        there.copy(run, path)
         there.wait()
         later = path.with_name(f"celeba_ldm_unet_checkpoint_epoch_{epoch}.pt")
         path.replace(later)
-        there.copy(run, [path])
+        there.copy(run, later, [path])
         there.wait()
         path = later
     assert [path.name for path in (hub.history / "a run").iterdir()] == [path.name]

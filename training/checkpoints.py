@@ -265,20 +265,20 @@ def open_newest(folder: Path, map_memory: bool = True) -> tuple[Path, Checkpoint
     return None
 
 
-def find(folder: Path, which: str | None = None) -> Path:
+def find(folder: Path, which: str = "newest") -> Path:
     """The checkpoint that a command or a setting names.
 
     Args:
         folder: a run folder, or one that holds a file of weights alone.
-        which: None: the newest that is whole, else the file of weights. "best": that of the epoch
-            with the lowest loss of held-out faces. A number: that at the end of an epoch, counted
-            from 1. Else the path of a file, relative to `folder` or to the current folder.
+        which: "newest": the newest that is whole, else the file of weights. "best": that of the
+            epoch with the lowest loss of held-out faces. A number: that at the end of an epoch,
+            counted from 1. Else the path of a file, relative to `folder` or the current folder.
 
     Raises:
         FileNotFoundError: there is no such checkpoint; says which there are.
         ValueError: all are damaged.
     """
-    if which is None:
+    if which == "newest":
         return require_checkpoint(folder)
     finished = finished_epochs(folder)
     if which == "best" and (best := best_epoch(folder)) is not None:
@@ -331,12 +331,12 @@ def best_epoch(folder: Path) -> int | None:
     return min(sorted(known), key=losses.__getitem__, default=None)
 
 
-def superfluous(saved: Path, last: int, every_n_epochs: int) -> list[Path]:
+def superfluous(saved: Path, last: int, every_n_epochs: int, best: int | None) -> list[Path]:
     """The checkpoints to delete: all but the last ones, every n-th epoch's, and the best epoch's.
 
     Those beyond the one just saved are damaged or useless, and do not count among the last.
     """
-    reached, best = progress_in_name(saved), best_epoch(saved.parent)
+    reached = progress_in_name(saved)
     behind = [path for path in checkpoints(saved.parent) if progress_in_name(path) <= reached]
 
     def is_kept(path: Path) -> bool:

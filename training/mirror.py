@@ -44,15 +44,15 @@ class Mirror:
         self.last: Future[None] | None = None
         self.pruned: set[str] = set()  # and to be deleted there
 
-    def copy(self, folder: Path, pruned: Sequence[Path] = ()) -> None:
-        """Begin to copy what the mirror lacks of a run folder's checkpoints, with its logs, and to
+    def copy(self, folder: Path, checkpoint: Path, pruned: Sequence[Path] = ()) -> None:
+        """Begin to copy a new checkpoint and what else the mirror lacks of a run folder, and to
         delete there what the run has pruned. A mirror that cannot be reached costs a message; the
         next checkpoint tries again.
 
         Other checkpoints there stay: a machine that was restored has the newest ones alone.
         """
         names = {path.name for path in pruned}
-        self.last = self.thread.submit(self._copy, folder, names)
+        self.last = self.thread.submit(self._copy, folder, checkpoint, names)
 
     def wait(self) -> None:
         """Wait until the last checkpoint is copied."""
@@ -82,7 +82,7 @@ class Mirror:
         if newest:
             print(f"{newest[-1].name} was restored from the mirror {self.place}")
 
-    def _copy(self, folder: Path, pruned: set[str]) -> None:
+    def _copy(self, folder: Path, checkpoint: Path, pruned: set[str]) -> None:
         self.pruned |= pruned
         try:
             there = self.names()
@@ -93,7 +93,7 @@ class Mirror:
             self.pruned.clear()
         except Exception as error:
             # No error of a drive or a network may stop the run, which is on the local disk.
-            print(f"{folder} was not copied to the mirror {self.place}: {error}")
+            print(f"{checkpoint.name} was not copied to the mirror {self.place}: {error}")
 
     # --- the two kinds of place ---
 

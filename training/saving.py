@@ -54,11 +54,12 @@ class Saving:
         run_folder.sync(experiment.folder)
         checkpoints.save_checkpoint(path, self._checkpoint(epoch))
         last, every = settings.keep_last, settings.keep_every_n_epochs
-        pruned = checkpoints.superfluous(path, last, every)
+        best = checkpoints.best_epoch(experiment.folder)
+        pruned = checkpoints.superfluous(path, last, every, best)
         for old in pruned:
             old.unlink()
         if self.mirror:
-            self.mirror.copy(experiment.folder, pruned)
+            self.mirror.copy(experiment.folder, path, pruned)
 
     def _checkpoint(self, epoch: int) -> Checkpoint:
         state, experiment = self.experiment.state, self.experiment

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from config import ROOT, from_dict
+from config import from_dict
 from files import replacing
 from training import checkpoints
 from training.checkpoints import Fingerprint, Weights
@@ -23,7 +23,7 @@ MAX_INT8 = 127
 SCALE = ".int8_scale"  # follows the name of a tensor that is stored in 8 bits
 
 
-def open_trained(place: Path, which: str | None = None) -> tuple[Path, Weights]:
+def open_trained(place: Path, which: str = "newest") -> tuple[Path, Weights]:
     """Open the weights to sample from, verified, and read only once.
 
     Args:
@@ -34,7 +34,7 @@ def open_trained(place: Path, which: str | None = None) -> tuple[Path, Weights]:
         FileNotFoundError: there are none.
         ValueError: they are damaged.
     """
-    if place.is_dir() and which is None and (opened := checkpoints.open_newest(place)):
+    if place.is_dir() and which == "newest" and (opened := checkpoints.open_newest(place)):
         return opened
     path = place if place.is_file() else checkpoints.find(place, which)
     return path, open_weights(path)
@@ -44,17 +44,6 @@ def open_weights(path: Path) -> Weights:
     """Open a checkpoint or a file of weights; raises what `open_trained` does."""
     is_shared = path.suffix == ".safetensors"
     return load_weights_file(path) if is_shared else checkpoints.load_checkpoint(path)
-
-
-def run_or_shipped(run_folder: Path, name: str) -> Path:
-    """The run folder, or where it has no checkpoint the weights of that preset in `assets/`, if
-    they ship; says which.
-    """
-    shipped = ROOT / "assets" / name
-    if checkpoints.checkpoints(run_folder) or not (shipped / checkpoints.WEIGHTS_FILE).is_file():
-        return run_folder
-    print(f"{run_folder} holds no run of your own: using the weights in {shipped}")
-    return shipped
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], origin: Path) -> None:
