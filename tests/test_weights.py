@@ -66,7 +66,10 @@ def test_16_bits_are_the_halves(trained: Weights, tmp_path: Path) -> None:
     assert all(torch.equal(opened.ema[n], v.half().float()) for n, v in trained.ema.items())
 
 
-def test_pictures_are_nearly_those_of_the_checkpoint(shared: Path, run: Path) -> None:
+def test_pictures_are_nearly_those_of_the_checkpoint(
+    shared: Path, run: Path, autoencoder_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LDM_MODELS_DIR", str(autoencoder_folder.parent))
     pictures = TextToFace.from_run(shared).generate(PROMPTS, [1, 2])
     want = TextToFace.from_run(run).generate(PROMPTS, [1, 2])
     assert (pictures - want).abs().mean() < 0.01
@@ -123,8 +126,8 @@ def open_run(config: Config, root: Path, start: Path | None, **changes: object) 
 def test_a_new_run_starts_from_weights_with_a_fresh_optimiser(
     tiny_config: Config, run: Path, trained: Weights, tmp_path: Path
 ) -> None:
-    for place in (run, checkpoints.newest_checkpoint(run)):
-        with open_run(tiny_config, tmp_path / place.name / "new", place) as opened:
+    for name, place in (("a", run), ("b", checkpoints.newest_checkpoint(run))):
+        with open_run(tiny_config, tmp_path / name, place) as opened:
             for part in (opened.state.unet, opened.state.ema_unet):
                 assert all(torch.equal(v, trained.ema[n]) for n, v in part.state_dict().items())
             assert opened.state.step == opened.state.updates == 0
@@ -202,11 +205,11 @@ def test_faces_that_were_exchanged_are_announced_and_recorded(
         assert len(list(train(opened.open_all()))) == 3
         before = opened.fingerprint
     again = open_run(tiny_config, tmp_path / "run", None, num_epochs=1)
-    vars(again)["fingerprint"] = dataclasses.replace(before, images="others", labels="others")
+    vars(again)["fingerprint"] = dataclasses.replace(before, images="others", captions="others")
     with again as opened:
         assert opened.state.step == 3
         (change,) = run_folder.read_changes(opened.folder)
-    assert [("images" in text, "labels" in text) for text in change["changed"]] == [
+    assert [("images" in text, "captions" in text) for text in change["changed"]] == [
         (True, False),
         (False, True),
     ]

@@ -56,13 +56,14 @@ class OtherVersion(ValueError):
 class Fingerprint:
     """What a run depends on apart from its settings; "" where it was not recorded.
 
-    Another number of faces or other frozen models end a run; other images and labels are announced.
+    A run does not resume with another number of faces or other frozen models. Other images or
+    captions are announced.
     """
 
     faces: int  # in the training set
     frozen: str  # autoencoder and text encoder, `models.loading.fingerprint`
     images: str = ""
-    labels: str = ""
+    captions: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,7 +45,7 @@ from training.mirror import Mirror
 from training.processes import (
     build_accelerator,
     main_process_first,
-    team_of,
+    shard_of,
     together,
 )
 from training.resuming import check_resume, open_newest_together, resume, start_from
@@ -193,8 +193,9 @@ class Experiment:
     def fingerprint(self) -> Fingerprint:
         """What the run depends on apart from its settings."""
         frozen = f"{self.text_fingerprint}-{self.vae_fingerprint}"
-        labels = hashlib.sha256(self.faces.attributes.tobytes()).hexdigest()[:16]
-        return Fingerprint(len(self.faces), frozen, screening.fingerprint(self.faces), labels)
+        captions = "\n".join(self.caption(face, 0) for face in range(len(self.faces)))
+        digest = hashlib.sha256(captions.encode()).hexdigest()[:16]
+        return Fingerprint(len(self.faces), frozen, screening.fingerprint(self.faces), digest)
 
     @cached_property
     def text_fingerprint(self) -> str:
@@ -261,7 +262,7 @@ class Experiment:
             data.flip,
             data.loader_workers,
             precision,
-            team_of(self.accelerator, folder),
+            shard_of(self.accelerator, folder),
         )
 
     @cached_property
