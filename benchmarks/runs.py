@@ -62,7 +62,7 @@ def experiment(
         opened.faces = opened.latents = RandomLatents(faces, *shape)
         opened.held_out_faces = None
         opened.text_encoder = text_encoder.to(opened.device)
-        opened.text_fingerprint = opened.vae_fingerprint = "random"
+        opened.text_fingerprint = opened.vae_fingerprint = opened.image_fingerprint = "random"
         opened.caption = full_size.caption
         if opened.device.type == "cpu":
             rows, path = opened.batches.caption_count, Path(temporary) / "caption_states.bin"

@@ -55,7 +55,7 @@ def opening(
         opened = Experiment(dataclasses.replace(tiny_config, training=training), tmp_path / name)
         opened.latents = opened.faces = latents or Latents(24)
         opened.caption = lambda position, wording: f"a man, number {position % 7}"
-        opened.text_fingerprint = opened.vae_fingerprint = "frozen"
+        opened.text_fingerprint = opened.vae_fingerprint = opened.image_fingerprint = "frozen"
         made.append(opened)
         return opened
 

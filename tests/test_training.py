@@ -102,6 +102,7 @@ def inputs(
         opened.latents = opened.faces = latents or Latents()
         opened.caption = caption
         opened.text_fingerprint, opened.vae_fingerprint = text_fingerprint, "vae"
+        opened.image_fingerprint = "images"
         if other_start:  # weights that a checkpoint must replace
             monkeypatch.setattr(experiment_module, "build_unet", other_unet)
         made.append(opened)

@@ -195,7 +195,12 @@ class Experiment:
         frozen = f"{self.text_fingerprint}-{self.vae_fingerprint}"
         captions = "\n".join(self.caption(face, 0) for face in range(len(self.faces)))
         digest = hashlib.sha256(captions.encode()).hexdigest()[:16]
-        return Fingerprint(len(self.faces), frozen, screening.fingerprint(self.faces), digest)
+        return Fingerprint(len(self.faces), frozen, self.image_fingerprint, digest)
+
+    @cached_property
+    def image_fingerprint(self) -> str:
+        """Identifies the training images."""
+        return screening.fingerprint(self.faces)
 
     @cached_property
     def text_fingerprint(self) -> str:
