@@ -146,7 +146,7 @@ def model_card(checkpoint: checkpoints.Checkpoint, measured: str) -> str:
         drawn=_drawn(config),
         text_encoder=config.models.text_encoder,
         step=checkpoint.step,
-        batch=config.training.global_batch_size,
+        batch=config.training.batch_size,
         epoch=checkpoint.epoch,
         sampler=config.sampling.sampler,
         versions=f"torch {torch.__version__}, diffusers {diffusers.__version__} and transformers "

@@ -25,19 +25,20 @@ def main() -> None:
     """Train the preset named on the command line."""
     options = parser(__doc__)
     options.add_argument("--config", type=Path, help="settings of a run: its config.json")
-    config = configured(options.parse_args())
+    arguments = options.parse_args()
+    if arguments.config and arguments.preset:
+        options.error("--config and --preset each name all settings: give one of them")
+    config = configured(arguments)
     with Experiment(config) as experiment:
         experiment.open_all()
-        is_main, epoch = experiment.accelerator.is_main_process, None
-        done = experiment.state.step
+        is_main, done = experiment.accelerator.is_main_process, experiment.state.step
         if is_main:
             say(experiment.summary())
         for step in tracked(train(experiment), experiment.accelerator, config.name, done):
-            if is_main and step.is_read and step.number % 10 == 0:
+            if is_main and step.number % config.training.log_every == 0:
                 say(step.line())
-            if is_main and epoch is not None and step.epoch != epoch:
+            if is_main and step.number % experiment.batches.steps_per_epoch == 0:
                 save_samples(experiment, step.number)
-            epoch = step.epoch
         if is_main:
             say(f"checkpoint: {checkpoints.newest_checkpoint(experiment.folder)}")
 
