@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import config as config_module
 from config import Config
+from inference.opening import sampling_precision
 from inference.text_to_face import TextToFace
 from training import checkpoints, run_folder, weights
 from training.checkpoints import Weights
@@ -77,6 +78,30 @@ def test_pictures_are_nearly_those_of_the_checkpoint(
         TextToFace.from_checkpoint(shared / "weights.safetensors").generate(PROMPTS, [1, 2]),
         pictures,
     )
+
+
+@pytest.mark.parametrize(
+    ("trained", "has_bfloat16", "want"),
+    [
+        ("fp16", True, "fp16"),
+        ("no", True, "no"),
+        ("bf16", True, "bf16"),
+        ("bf16", False, "no"),
+        ("auto", True, "bf16"),
+    ],
+)
+def test_a_run_samples_in_its_own_precision_where_the_device_has_it(
+    tiny_config: Config,
+    trained: str,
+    has_bfloat16: bool,
+    want: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for module in ("inference.opening", "models.device"):
+        monkeypatch.setattr(f"{module}.has_bfloat16", lambda _: has_bfloat16)
+    training = dataclasses.replace(tiny_config.training, mixed_precision=trained)
+    config = dataclasses.replace(tiny_config, training=training)
+    assert sampling_precision(config, torch.device("cpu")) == want
 
 
 def test_no_folder_of_this_machine_is_in_the_file(trained: Weights, tmp_path: Path) -> None:
