@@ -61,6 +61,6 @@ def experiment(
         opened.faces = opened.latents = RandomLatents(faces, *shape)
         opened.held_out_faces = None
         opened.text_encoder = text_encoder.to(opened.device)
-        opened.text_fingerprint = opened.vae_fingerprint = "random"
+        opened.text_fingerprint = opened.vae_fingerprint = opened.image_fingerprint = "random"
         opened.caption = full_size.caption
         yield opened
