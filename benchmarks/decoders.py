@@ -78,7 +78,7 @@ def table_lines(
     yield row("real faces", [faces[shown] for faces in held_out])
     first = next(iter(decoders.values()))
     for name, vae in decoders.items():
-        if vae.meaning != first.meaning:
+        if vae.latent_key != first.latent_key:
             raise ValueError(f"{name} has another encoder than {next(iter(decoders))}")
         drawn = reconstructions(vae, held_out[0], shown, device)
         yield row(name, [as_uint8(enlarge(drawn, size)) for size in sizes])

@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 from diffusers import UNet2DConditionModel
 
-from config import Config
+from config import ROOT, Config
 from models.custom_unet_celeba_ldm import build_unet
-from models.decoder import open_decoder
+from models.decoder import is_alone, open_decoder
 from models.device import choose_precision
 from models.loading import fingerprint
 from models.text_encoder import TextEncoder
@@ -15,6 +15,8 @@ from models.vae_wrapper import VAEWrapper
 from training import checkpoints
 from training.checkpoints import Checkpoint
 from training.resuming import same_frozen_models
+
+SHIPPED = "weights.safetensors"
 
 
 def open_averaged_unet(path: Path, checkpoint: Checkpoint) -> UNet2DConditionModel:
@@ -32,48 +34,47 @@ def open_averaged_unet(path: Path, checkpoint: Checkpoint) -> UNet2DConditionMod
 
 
 def open_frozen_models(path: Path, checkpoint: Checkpoint) -> tuple[TextEncoder, VAEWrapper]:
-    """The text encoder and the autoencoder whose decoder draws the pictures.
+    """The text encoder and the autoencoder whose decoder makes the pictures; an
+    encoder that only encodes is left out.
 
     Raises:
         FileNotFoundError: they are not available.
         ValueError: they are others than those of the training.
     """
-    config = checkpoint.config
+    config, stored = checkpoint.config, checkpoint.circumstances.frozen
     text_encoder = TextEncoder.from_pretrained(config.models.text_encoder)
-    vae = VAEWrapper.from_pretrained(config.models.autoencoder)
-    frozen = f"{fingerprint(text_encoder)}-{fingerprint(vae)}"
-    if not same_frozen_models(checkpoint.circumstances.frozen, frozen, text_encoder, vae):
+    autoencoder = None
+    if is_alone(config.models.decoder):  # it names its encoder itself
+        is_same = stored.partition("-")[0] in ("", fingerprint(text_encoder)) or "-" not in stored
+    else:
+        autoencoder = VAEWrapper.from_pretrained(config.models.autoencoder)
+        here = f"{fingerprint(text_encoder)}-{fingerprint(autoencoder)}"
+        is_same = same_frozen_models(stored, here, text_encoder, autoencoder)
+    if not is_same:
         raise ValueError(
             f"{path} was trained with other weights of {config.models.autoencoder} or "
             f"{config.models.text_encoder} than the present ones: restore those, or train again"
         )
     upsampling = config.picture_size // config.unet.latent_size
-    return text_encoder, open_decoder(config.models, vae, upsampling)
+    return text_encoder, open_decoder(config.models, autoencoder, upsampling)
 
 
-def open_weak_unet(folder: Path, epoch: int) -> UNet2DConditionModel:
-    """The weak model of autoguidance: the averaged weights of an early epoch of the same run.
-
-    Guidance by the empty caption pushes pictures towards what is typical of their caption; guidance
-    by a worse model of the same kind, under the same caption, pushes them away from that model's
-    errors (Karras et al. 2024, arXiv 2406.02507).
+def find_weights(config: Config, which: str = "newest") -> Path:
+    """The weights that make a preset's pictures: those of its run, or those that ship.
 
     Args:
-        folder: a run folder.
-        epoch: counted from 1.
+        which: see `checkpoints.find`.
 
     Raises:
-        FileNotFoundError: no checkpoint of that epoch; names those that there are.
-        ValueError: the checkpoint is damaged.
+        FileNotFoundError: there are none; says how to make some.
+        ValueError: see `checkpoints.find`.
     """
-    finished = checkpoints.finished_epochs(folder)
-    if epoch not in finished:
-        there = ", ".join(map(str, sorted(finished))) or "none"
-        raise FileNotFoundError(
-            f"sampling.guide_epoch: no checkpoint of epoch {epoch} in {folder} (those of epochs "
-            f"{there} are there); choose another, or sampling.guide_epoch=none, the empty caption"
-        )
-    return open_averaged_unet(finished[epoch], checkpoints.load_checkpoint(finished[epoch]))
+    shipped = ROOT / "assets" / config.name / SHIPPED
+    is_asked = which in ("newest", "best") and shipped.is_file()
+    if is_asked and not checkpoints.checkpoints(config.run_folder):
+        print(f"no run in {config.run_folder}: these are the weights that ship in {shipped.parent}")
+        return shipped
+    return checkpoints.require_checkpoint(config.run_folder)  # TODO find
 
 
 def sampling_precision(config: Config, device: torch.device) -> str:

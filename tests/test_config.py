@@ -94,9 +94,6 @@ REFUSED = [
     "diffusion.beta_schedule=squaredcos",
     "sampling.sampler=euler",
     "sampling.steps=1001",
-    "sampling.guidance_interval=15,85",
-    "sampling.guidance_interval=0.8,0.2",
-    "sampling.guidance_interval=0.2",
     "sampling.guidance_scale=nan",
     "unet.widths=100,100",
     "evaluation.sweep_count=0",
@@ -125,19 +122,37 @@ def test_changes_from_text_arrive_in_their_types() -> None:
         [
             *("name=trial", "training.learning_rate=1e-4", "data.flip=false"),
             *("unet.widths=[64, 96]", "training.max_grad_norm=none"),
-            *("sampling.guidance_interval=0.1,0.9", "models.autoencoder=owner/name"),
+            *("evaluation.sweep_scales=1, 2.5", "models.autoencoder=owner/name"),
             *("training.num_epochs=3", "training.num_epochs=4"),
         ],
     )
     assert (changed.name, changed.run_folder.name) == ("trial", "trial")
     assert (changed.training.learning_rate, changed.training.max_grad_norm) == (1e-4, None)
     assert changed.training.num_epochs == 4 and changed.data.flip is False
-    assert changed.unet.widths == (64, 96) and changed.sampling.guidance_interval == (0.1, 0.9)
+    assert changed.unet.widths == (64, 96) and changed.evaluation.sweep_scales == (1, 2.5)
     assert changed.models.autoencoder == "owner/name"
-    untouched = dataclasses.replace(changed, evaluation=config.demo().evaluation)
-    assert untouched == changed
     without = get_config("demo", ["evaluation.clip_judges=", "evaluation.sweep_steps=()"])
     assert without.evaluation.clip_judges == without.evaluation.sweep_steps == ()
+
+
+def test_changes_may_be_a_text_a_mapping_or_nothing() -> None:
+    """What people write into a notebook's OVERRIDES."""
+    want = get_config("demo", ["training.num_epochs=3"])
+    assert get_config("demo", "training.num_epochs=3") == want
+    assert get_config("demo", {"training.num_epochs": 3}) == want
+    assert get_config("demo", {"training.num_epochs": "3"}) == want
+    assert get_config("demo", ("training.num_epochs = 3",)) == want
+    assert get_config("demo", {"unet.widths": [32, 64]}).unet.widths == (32, 64)
+    assert get_config("demo", None) == get_config("demo", "name=demo") == config.demo()
+
+
+def test_a_comma_belongs_to_its_prompt() -> None:
+    def prompts(text: object) -> tuple[str, ...]:
+        return get_config("demo", {"sampling.prompts": text}).sampling.prompts
+
+    assert prompts("A man, smiling") == ("A man, smiling",)
+    assert prompts('["A man, smiling", "A woman"]') == ("A man, smiling", "A woman")
+    assert prompts(["A man, smiling"]) == ("A man, smiling",)
 
 
 @pytest.mark.parametrize(
