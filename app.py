@@ -31,11 +31,11 @@ def main() -> None:
             if error.name != "gradio":
                 raise
             raise ValueError("the page needs gradio: pip install gradio") from error
-        from inference.opening import find_weights
+        from inference.opening import find_run
         from inference.text_to_face import TextToFace
 
-        weights = find_weights(config, arguments.checkpoint)
-        model = TextToFace.from_run(weights, changes=arguments.changes)
+        run, which = find_run(config), arguments.checkpoint
+        model = TextToFace.from_run(run, None, arguments.changes, which)
         preview = open_preview(arguments.preview, model) if arguments.preview else None
         page = build_page(model, preview)
         try:

@@ -20,11 +20,11 @@ def main() -> None:
     if repository:
         make_repository(repository)  # before the work
     from inference.exporting import export
-    from inference.opening import find_weights
+    from inference.opening import find_run
     from inference.text_to_face import TextToFace
 
-    weights = find_weights(config, arguments.checkpoint)
-    model = TextToFace.from_run(weights, "cpu", arguments.changes, for_sampling=False)
+    run, which = find_run(config), arguments.checkpoint
+    model = TextToFace.from_run(run, "cpu", arguments.changes, which, for_sampling=False)
     export(model, out, config.output_folder / "metrics.json")
     print(f"{model.identity} -> {out}")
     if repository:

@@ -23,7 +23,7 @@ def main() -> None:
     # torch takes seconds to import: a wrong word is answered before that.
     from custom_datasets.captions import unknown_words
     from files import replacing
-    from inference.opening import find_weights
+    from inference.opening import find_run
     from inference.picture_sets import PictureFiles, key_of, sample_files
     from inference.text_to_face import TextToFace
     from plotting import show_images
@@ -31,8 +31,8 @@ def main() -> None:
     unknown = unknown_words(" ".join([*prompts, arguments.negative_prompt]))
     if unknown:
         print(f"no caption of CelebA's attributes has: {', '.join(unknown)}", file=sys.stderr)
-    weights = find_weights(config, arguments.checkpoint)
-    model = TextToFace.from_run(weights, changes=arguments.changes)
+    run, which = find_run(config), arguments.checkpoint
+    model = TextToFace.from_run(run, None, arguments.changes, which)
     seeds = range(arguments.seed, arguments.seed + len(prompts))
     paths = sample_files(model, prompts, seeds, out, arguments.negative_prompt)
     pictures = list(PictureFiles(paths[:IN_GRID], ""))

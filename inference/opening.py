@@ -1,4 +1,4 @@
-"""Opens what a checkpoint describes: the UNet with its averaged weights, and the frozen models."""
+"""Opens what trained weights describe: the UNet, and the frozen models."""
 
 from pathlib import Path
 
@@ -8,49 +8,54 @@ from diffusers import UNet2DConditionModel
 from config import ROOT, Config
 from models.custom_unet_celeba_ldm import build_unet
 from models.decoder import is_alone, open_decoder
-from models.device import choose_precision
+from models.device import choose_precision, has_bfloat16
 from models.loading import fingerprint
 from models.text_encoder import TextEncoder
 from models.vae_wrapper import VAEWrapper
 from training import checkpoints
-from training.checkpoints import Checkpoint
-from training.resuming import same_frozen_models
-
-SHIPPED = "weights.safetensors"
+from training.checkpoints import Weights
+from training.weights import load_weights
 
 
-def open_averaged_unet(path: Path, checkpoint: Checkpoint) -> UNet2DConditionModel:
-    """The UNet of a checkpoint, frozen, on the CPU.
+def find_run(config: Config) -> Path:
+    """The folder whose weights make a preset's pictures: its run, or what ships, which is said."""
+    own, shipped = config.run_folder, ROOT / "assets" / config.name
+    if checkpoints.checkpoints(own) or not (shipped / checkpoints.WEIGHTS_FILE).is_file():
+        return own
+    print(f"{own} holds no run: these are the weights that ship in assets/{config.name}")
+    return shipped
+
+
+def open_averaged_unet(path: Path, weights: Weights) -> UNet2DConditionModel:
+    """The UNet with its averaged weights, frozen, on the CPU.
 
     Args:
-        path: where the checkpoint was read, for messages.
+        path: where the weights were read, for messages.
 
     Raises:
         ValueError: the weights do not fit the config.
     """
-    unet = build_unet(checkpoint.config.unet)
-    checkpoints.load_weights(unet, checkpoint.ema, path)
+    unet = build_unet(weights.config.unet)
+    load_weights(unet, weights.ema, path)
     return unet.eval().requires_grad_(False)
 
 
-def open_frozen_models(path: Path, checkpoint: Checkpoint) -> tuple[TextEncoder, VAEWrapper]:
-    """The text encoder and the autoencoder whose decoder makes the pictures; an
-    encoder that only encodes is left out.
+def open_frozen_models(path: Path, weights: Weights) -> tuple[TextEncoder, VAEWrapper]:
+    """The text encoder, and what decodes; an encoder that sampling can do without stays closed.
 
     Raises:
         FileNotFoundError: they are not available.
         ValueError: they are others than those of the training.
     """
-    config, stored = checkpoint.config, checkpoint.circumstances.frozen
+    config, stored = weights.config, weights.fingerprint.frozen
     text_encoder = TextEncoder.from_pretrained(config.models.text_encoder)
-    autoencoder = None
-    if is_alone(config.models.decoder):  # it names its encoder itself
-        is_same = stored.partition("-")[0] in ("", fingerprint(text_encoder)) or "-" not in stored
+    here, autoencoder = fingerprint(text_encoder), None
+    if is_alone(config.models.decoder):  # it names its encoder, which is compared when it is opened
+        stored = stored.partition("-")[0]
     else:
         autoencoder = VAEWrapper.from_pretrained(config.models.autoencoder)
-        here = f"{fingerprint(text_encoder)}-{fingerprint(autoencoder)}"
-        is_same = same_frozen_models(stored, here, text_encoder, autoencoder)
-    if not is_same:
+        here = f"{here}-{fingerprint(autoencoder)}"
+    if stored not in ("", here):
         raise ValueError(
             f"{path} was trained with other weights of {config.models.autoencoder} or "
             f"{config.models.text_encoder} than the present ones: restore those, or train again"
@@ -59,25 +64,8 @@ def open_frozen_models(path: Path, checkpoint: Checkpoint) -> tuple[TextEncoder,
     return text_encoder, open_decoder(config.models, autoencoder, upsampling)
 
 
-def find_weights(config: Config, which: str = "newest") -> Path:
-    """The weights that make a preset's pictures: those of its run, or those that ship.
-
-    Args:
-        which: see `checkpoints.find`.
-
-    Raises:
-        FileNotFoundError: there are none; says how to make some.
-        ValueError: see `checkpoints.find`.
-    """
-    shipped = ROOT / "assets" / config.name / SHIPPED
-    is_asked = which in ("newest", "best") and shipped.is_file()
-    if is_asked and not checkpoints.checkpoints(config.run_folder):
-        print(f"no run in {config.run_folder}: these are the weights that ship in {shipped.parent}")
-        return shipped
-    return checkpoints.require_checkpoint(config.run_folder)  # TODO find
-
-
 def sampling_precision(config: Config, device: torch.device) -> str:
     """The run's precision where this device has it, else the best that it has."""
     wanted = config.training.mixed_precision
-    return wanted if wanted == "no" else choose_precision("auto", device)
+    is_missing = wanted == "bf16" and not has_bfloat16(device)
+    return choose_precision("auto" if is_missing else wanted, device)

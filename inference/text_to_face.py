@@ -24,7 +24,8 @@ from models.device import autocast, cast_matrices, choose_device, freed_memory_k
 from models.graphs import Graphs, graphed_unet
 from models.text_encoder import TextEncoder
 from models.vae_wrapper import VAEWrapper
-from training import checkpoints
+from training.checkpoints import identity
+from training.weights import open_trained
 
 if TYPE_CHECKING:  # sampling alone does not load the training loop
     from training.experiment import Experiment
@@ -59,38 +60,38 @@ class TextToFace:
     @classmethod
     def from_run(
         cls,
-        path: Path | str,
+        place: Path | str,
         device: torch.device | str | None = None,
         changes: Changes = None,
+        checkpoint: str = "newest",
         for_sampling: bool = True,
     ) -> "TextToFace":
         """Open the averaged weights of a run.
 
         Args:
-            path: a checkpoint, or a run folder, of which the newest one is opened; relative to the
+            place: a run folder, a folder or file of weights, or a checkpoint; relative to the
                 current folder or to the repository.
             device: None: `choose_device`.
             changes: see `sampled_otherwise`; made before the decoder is opened.
+            checkpoint: which of a run folder, see `checkpoints.find`.
             for_sampling: keep the UNet's matrices in the precision that it computes in. False keeps
                 them as they were trained.
 
         Raises:
-            FileNotFoundError: no checkpoint, or its frozen models are not available.
-            ValueError: the checkpoint is damaged, its frozen models have changed, or a change is
+            FileNotFoundError: no such weights, or their frozen models are not available.
+            ValueError: the weights are damaged, the frozen models have changed, or a change is
                 refused.
         """
         device = choose_device() if device is None else torch.device(device)
-        path = Path(path).expanduser()
-        path = path if path.exists() else ROOT / path
-        path = path if path.is_file() else checkpoints.require_checkpoint(path)
-        checkpoint = checkpoints.load_checkpoint(path)
-        checkpoint = replace(checkpoint, config=sampled_otherwise(checkpoint.config, changes))
-        config, unet = checkpoint.config, open_averaged_unet(path, checkpoint)
+        place = Path(place).expanduser()
+        path, weights = open_trained(place if place.exists() else ROOT / place, checkpoint)
+        weights = replace(weights, config=sampled_otherwise(weights.config, changes))
+        config, unet = weights.config, open_averaged_unet(path, weights)
         if for_sampling:
             cast_matrices(unet, sampling_precision(config, device))
-        models = (unet, *open_frozen_models(path, checkpoint))
+        models = (unet, *open_frozen_models(path, weights))
         models = [model.to(device).eval().requires_grad_(False) for model in models]
-        return cls(config, *models, identity=checkpoints.identity(path))
+        return cls(config, *models, identity=identity(path))
 
     @classmethod
     def of(cls, experiment: "Experiment") -> "TextToFace":
