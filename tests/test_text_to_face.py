@@ -56,14 +56,6 @@ def test_the_newest_checkpoint_of_the_run_is_opened(run: Path) -> None:
     assert not any(p.any() for p in TextToFace.from_run(run).unet.parameters())
 
 
-def test_shapes_and_range(text_to_face: TextToFace) -> None:
-    images = text_to_face.generate(PROMPTS[:3], SEEDS[:3])
-    assert images.shape == (3, 3, 64, 64) and images.dtype == torch.float32
-    assert images.min() >= 0 and images.max() <= 1 and images.std() > 1e-3
-    assert images.device.type == "cpu" and not images.requires_grad
-    assert text_to_face.latent_shape == (4, 8, 8)
-
-
 @pytest.mark.parametrize("sampler", sampling.SAMPLERS)
 def test_an_image_does_not_depend_on_its_batch(text_to_face: TextToFace, sampler: str) -> None:
     together = text_to_face.generate(PROMPTS, SEEDS, sampler=sampler)
