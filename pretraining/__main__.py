@@ -16,7 +16,7 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import CLIPModel
 
-from command_line import Parser, command
+from command_line import command
 from config import ROOT
 from custom_datasets.captions import describe
 from files import write_json
@@ -84,7 +84,7 @@ def read_arguments() -> argparse.Namespace:
     shared.add_argument("--faces", type=Path, help="a CelebA-HQ folder; default: drawn faces")
     shared.add_argument("--image-size", type=int, default=64, help="pixels that are encoded")
     shared.add_argument("--minutes", type=float, default=20.0, help="of training")
-    parser = Parser(prog="python -m pretraining", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m pretraining", description=__doc__)
     kinds = parser.add_subparsers(dest="what", required=True)
     for what in ("autoencoder", "clip"):
         options, out = kinds.add_parser(what, parents=[shared]), f"assets/demo_{what}"

@@ -56,7 +56,7 @@ def make_decoder(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "image_size": size,
         "picture_size": picture_size,
-        "encoder": after.meaning[0],
+        "encoder": after.latent_key[0],
         "settings": asdict(config),
         "steps": trained.step,
         "measured_on": f"{len(shown)} faces of the test split, in a random order",
@@ -129,6 +129,6 @@ def save_exactly(vae: VAEWrapper, out: Path) -> None:
     """
     model = copy.deepcopy(vae.autoencoder).to("cpu", memory_format=torch.contiguous_format)
     halved = VAEWrapper(copy.deepcopy(model).half())
-    model = halved.autoencoder if halved.meaning == vae.meaning else model
+    model = halved.autoencoder if halved.latent_key == vae.latent_key else model
     (out / DECODER_FILE).unlink(missing_ok=True)  # of a decoder alone, which would be opened
     model.to(memory_format=torch.contiguous_format).save_pretrained(out, safe_serialization=True)

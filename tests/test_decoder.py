@@ -113,7 +113,7 @@ def test_the_weights_of_a_decoder_are_those_that_latents_pass(
 ) -> None:
     vae = VAEWrapper.from_pretrained(str(request.getfixturevalue(folder)))
     vae.requires_grad_(True)
-    vae.draw(torch.randn(1, 4, 8, 8)).sum().backward()
+    vae.decode_unclamped(torch.randn(1, 4, 8, 8)).sum().backward()
     passed = {id(weight) for weight in vae.parameters() if weight.grad is not None}
     assert passed == {id(weight) for weight in decoder_weights(vae)}
 
@@ -197,7 +197,7 @@ def test_more_blocks_draw_the_same_pictures_at_first(vae: VAEWrapper, images: Te
     assert tuple(more.autoencoder.config.num_decoder_blocks) == (3, 2, 1, 1)
     latents = vae.encode(images).mean
     assert torch.equal(more.decode(latents), vae.decode(latents))
-    assert more.meaning == vae.meaning
+    assert more.latent_key == vae.latent_key
     assert grown(more, 64, 64, (2, 2)).autoencoder.config == more.autoencoder.config
 
 
@@ -260,7 +260,7 @@ def test_the_folder_is_an_autoencoder_with_the_same_latents(
     assert isinstance(AutoencoderTiny.from_pretrained(out), AutoencoderTiny)
     measured = json.loads((out / "measured.json").read_text())
     assert measured["settings"]["batch_size"] == 4 and measured["steps"] > 0
-    assert measured["encoder"] == vae.meaning[0]
+    assert measured["encoder"] == vae.latent_key[0]
     assert set(measured["before"]) == {"psnr_db", "absolute_error", "detail_ratio"}
     assert measured["before"] != measured["after"]
     assert str(drawn_folder) not in json.dumps(measured)
@@ -277,7 +277,7 @@ def test_the_folder_of_a_larger_decoder(
     sizes = ("--image-size", 32, "--picture-size", 64)
     words = ("--from", tiny_autoencoder_folder, "--faces", drawn_folder, *sizes)
     made = VAEWrapper.from_pretrained(str(run(monkeypatch, tmp_path, *words)))
-    assert made.upsampling == 16 and made.meaning == vae.meaning
+    assert made.upsampling == 16 and made.latent_key == vae.latent_key
     assert made.decode(made.encode(images).mean).shape == (4, 3, 128, 128)
 
 
@@ -291,7 +291,7 @@ def test_float16_is_kept_where_the_encoder_is_float16(vae: VAEWrapper, tmp_path:
     ):
         weights = load_file(tmp_path / name / "diffusion_pytorch_model.safetensors")
         assert {weight.dtype for weight in weights.values()} == {dtype}
-        assert VAEWrapper.from_pretrained(str(tmp_path / name)).meaning == given.meaning
+        assert VAEWrapper.from_pretrained(str(tmp_path / name)).latent_key == given.latent_key
 
 
 @pytest.mark.parametrize(
@@ -488,6 +488,6 @@ def test_a_decoder_may_be_saved_alone(
         *("config.json", "decoder.safetensors", "measured.json"),
     }
     opened = open_beside(str(out), vae)
-    assert opened.meaning == vae.meaning
+    assert opened.latent_key == vae.latent_key
     latents = torch.randn(1, 4, 8, 8)
     assert not torch.equal(opened.decode(latents), vae.decode(latents))

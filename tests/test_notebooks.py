@@ -55,7 +55,7 @@ def test_run_in_order(copied_repository: Path, monkeypatch: pytest.MonkeyPatch) 
         client.execute()  # raises CellExecutionError with the traceback of the first failing cell
     checkpoints = copied_repository / "checkpoints" / "smoke"
     assert (checkpoints / "celeba_ldm_unet_checkpoint_epoch_2.pt").is_file()
-    assert len(list((copied_repository / "outputs/smoke/pictures").glob("*.png"))) == 10
+    assert len(list((copied_repository / "outputs/smoke/pictures").glob("*.png"))) == 9
 
 
 def test_run_as_on_a_gpu(copied_repository: Path) -> None:

@@ -75,7 +75,7 @@ def test_pictures_are_nearly_those_of_the_checkpoint(
     want = TextToFace.from_run(run).generate(PROMPTS, [1, 2])
     assert (pictures - want).abs().mean() < 0.01
     assert torch.equal(
-        TextToFace.from_checkpoint(shared / "weights.safetensors").generate(PROMPTS, [1, 2]),
+        TextToFace.from_run(shared / "weights.safetensors").generate(PROMPTS, [1, 2]),
         pictures,
     )
 

@@ -39,7 +39,7 @@ RETIRED: dict[str, set[str]] = {
     "unet": set(),
     "diffusion": set(),
     "training": {"scale_batch", "scale_rate", "fused_attention"},
-    "sampling": set(),
+    "sampling": {"guidance_interval", "guide_epoch"},
     "classifier": set(),
     "evaluation": set(),
 }
