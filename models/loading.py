@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from diffusers import ModelMixin
@@ -24,9 +24,10 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
-from config import ROOT
+from config import CODE, ROOT
 
-Model = TypeVar("Model")
+Model = TypeVar("Model", bound=nn.Module)
+Opened = TypeVar("Opened")  # a tokenizer and the like
 # Errors of unpickling unverified bytes, in addition to the archive's own.
 UNREADABLE = (
     *(zipfile.BadZipFile, pickle.UnpicklingError, EOFError, OSError, RuntimeError, ValueError),
@@ -60,7 +61,7 @@ def locate(name: str) -> str:
 
 
 def _places(name: str) -> list[Path]:
-    places = [ROOT / Path(name).expanduser()]
+    places = [folder / Path(name).expanduser() for folder in (ROOT, CODE)]
     data = os.environ.get("CELEBA_HQ_DIR")
     beside_data = Path(data).expanduser().resolve().parent if data else None
     models = os.environ.get("LDM_MODELS_DIR") or beside_data
@@ -75,10 +76,12 @@ def is_path(name: str) -> bool:
     """
     first = Path(name).parts[:1]
     looks_like_id = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?(@.+)?", name)
-    return not looks_like_id or ("/" in name and (ROOT / first[0]).is_dir())
+    return not looks_like_id or (
+        "/" in name and any((folder / first[0]).is_dir() for folder in (ROOT, CODE))
+    )
 
 
-def _address(name: str) -> tuple[str, dict[str, str]]:
+def _address(name: str) -> tuple[str, dict[str, Any]]:
     """What `from_pretrained` takes for a name: a place and, of a hub id, its revision."""
     place = locate(name)
     if Path(place).is_dir():
@@ -88,8 +91,8 @@ def _address(name: str) -> tuple[str, dict[str, str]]:
 
 
 def open_pretrained(
-    load: Callable[..., Model], name: str, purpose: str, **options: object
-) -> Model:
+    load: Callable[..., Opened], name: str, purpose: str, **options: object
+) -> Opened:
     """Call `load(located name, **options)`; a name that cannot be opened becomes one clear error.
 
     For tokenizers and the like. `open_model` opens weights.
@@ -145,7 +148,7 @@ def open_model(kinds: Mapping[str, type[Model]], name: str, purpose: str) -> Mod
     return model.float()
 
 
-def _load(kind: type[Model], place: str, revision: dict[str, str]) -> tuple[Model, Mapping]:
+def _load(kind: Any, place: str, revision: dict[str, Any]) -> tuple[Any, Mapping]:
     # Wrong shapes are reported by tensor; without this option transformers 5 raises without a name.
     options = {"output_loading_info": True, "ignore_mismatched_sizes": True, **revision}
     if issubclass(kind, ModelMixin):
@@ -154,7 +157,7 @@ def _load(kind: type[Model], place: str, revision: dict[str, str]) -> tuple[Mode
         return kind.from_pretrained(place, **options)
 
 
-def _name_without_folder(model: nn.Module, place: str) -> None:
+def _name_without_folder(model: Any, place: str) -> None:
     """Let no copy of the model that is saved tell where its origin lay on this machine."""
     name = Path(place).name if Path(place).is_dir() else place
     if isinstance(model, ModelMixin):
@@ -193,7 +196,8 @@ def _description(name: str, purpose: str) -> Path:
 def _kind(description: Path, kinds: Mapping[str, type[Model]], purpose: str) -> type[Model]:
     values = _read_json(description, purpose)
     names = values if isinstance(values, dict) else {}
-    found = names.get("model_type") or names.get("_class_name")  # transformers', diffusers' key
+    # The key of transformers, then that of diffusers.
+    found = str(names.get("model_type") or names.get("_class_name"))
     if found not in kinds:
         raise ValueError(
             f"cannot open the {purpose}: {description} describes {found!r}, "
@@ -268,7 +272,7 @@ def _not_there(name: str, purpose: str, error: Exception | None = None) -> FileN
     return FileNotFoundError(f"cannot open the {purpose} {name!r}: {reason}.{cause}")
 
 
-def read_archive(path: Path, purpose: str, map_memory: bool = False) -> object:
+def read_archive(path: Path, purpose: str, map_memory: bool = False) -> Any:
     """What `torch.save` wrote, verified, on the CPU; never runs code from the file.
 
     Every record of the file carries a CRC-32, and all are checked: torch alone reads altered
@@ -312,7 +316,7 @@ def matches_fingerprint(stored: str, *models: nn.Module) -> bool:
 def _digest(tensor: torch.Tensor) -> bytes:
     values = tensor.detach().to("cpu", torch.float32).contiguous()
     digest = hashlib.sha256(f"{tuple(values.shape)}".encode())
-    digest.update(values.numpy())
+    digest.update(values.numpy().data)
     return digest.digest()
 
 
