@@ -22,25 +22,26 @@ demo: $(VENV)/run-time
 	@echo "Notebooks:  outputs/$(PRESET)/notebooks (open the .html files)"
 	@echo "Checkpoint: $$(ls -t checkpoints/*.pt checkpoints/$(PRESET)/*.pt 2>/dev/null | grep unet | head -1)"
 
-# docs/tour.md and its pictures, from the notebooks that `make demo` executed.
+# docs/tour.md and its pictures, from the notebooks that `make demo` executed: without their code.
+TOUR = outputs/demo/tour
 tour: $(VENV)/run-time
-	$(VENV)/bin/python -m docs.tour "outputs/$(PRESET)/notebooks"
+	rm -rf $(TOUR) && mkdir -p $(TOUR)
+	for name in $(NOTEBOOKS); do \
+	  $(VENV)/bin/jupyter nbconvert --log-level=WARN --to markdown --no-input \
+	    --output-dir $(TOUR) "outputs/demo/notebooks/$$name.ipynb" || exit 1; \
+	done
+	$(VENV)/bin/python -m docs.tour $(TOUR) $(NOTEBOOKS)
 
 test: $(VENV)/development
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest --numprocesses=2
 
-# The quick suite in an environment of its own with the oldest releases that requirements.txt allows;
-# all else is the newest that fits them. These releases have wheels for Python 3.11 and 3.12.
+# The quick suite with the oldest releases that requirements.txt allows, by uv.
 QUICK_SUITE = --ignore=tests/test_full_size.py --ignore=tests/test_notebooks.py --ignore=tests/test_faults.py
-LOWEST ?= .venv-lowest
 test-lowest:
-	$(PYTHON) -m venv --clear $(LOWEST)
-	$(PYTHON) tests/lowest_versions.py requirements.txt > $(LOWEST)/constraints.txt
-	$(LOWEST)/bin/pip install --quiet --requirement requirements-dev.txt \
-	  --constraint $(LOWEST)/constraints.txt
-	$(LOWEST)/bin/pytest $(QUICK_SUITE)
+	uv run --isolated --python 3.11 --resolution lowest-direct --extra dev pytest $(QUICK_SUITE)
 
 # 250 kills at random instants, half of them in bfloat16; about five minutes on two cores.
 torture: $(VENV)/development
@@ -83,10 +84,10 @@ $(VENV)/run-time: requirements.txt
 	$(VENV)/bin/pip install --quiet --requirement requirements.txt
 	touch $@
 
-$(VENV)/app: requirements-app.txt $(VENV)/run-time
-	$(VENV)/bin/pip install --quiet --requirement requirements-app.txt
+$(VENV)/app: pyproject.toml $(VENV)/run-time
+	$(VENV)/bin/pip install --quiet --editable ".[page]"
 	touch $@
 
-$(VENV)/development: requirements-dev.txt $(VENV)/run-time
-	$(VENV)/bin/pip install --quiet --requirement requirements-dev.txt
+$(VENV)/development: pyproject.toml $(VENV)/run-time
+	$(VENV)/bin/pip install --quiet --editable ".[dev]"
 	touch $@

@@ -16,7 +16,9 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-ROOT = Path(__file__).resolve().parent
+CODE = Path(__file__).resolve().parent  # and the shipped models in assets/
+# Data, checkpoints and outputs lie in the repository; of an installed package, where it is called.
+ROOT = CODE if (CODE / "requirements.txt").is_file() else Path.cwd()
 Settings = TypeVar("Settings")
 
 # Whether the value may change when a run resumes from a checkpoint.

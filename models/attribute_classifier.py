@@ -30,6 +30,8 @@ class AttributeClassifier(nn.Module):
     chooses them on the validation split, because at 0.5 a rare attribute is hardly ever predicted.
     """
 
+    thresholds: torch.Tensor
+
     def __init__(self, config: ClassifierConfig, attribute_names: Sequence[str]) -> None:
         super().__init__()
         self.config, self.attribute_names = config, tuple(attribute_names)

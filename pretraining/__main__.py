@@ -1,147 +1,199 @@
-"""Make the frozen models: `python -m pretraining autoencoder|clip|decoder [--faces FOLDER]`.
+"""Make the frozen models: `python -m pretraining autoencoder|clip|decoder --out FOLDER`.
 
-Without `--faces` it draws its own, from another seed than the demo's faces; `autoencoder` and
-`clip` then write into `assets/`: that is how the demo's were made. With `--faces`, a CelebA-HQ
-folder, `--out` names another folder. `decoder --from MODEL --out FOLDER` fine-tunes the decoder of
-an autoencoder, whose latents stay the same.
+They learn from the faces of a CelebA-HQ folder (`--faces`), or from drawn ones of another seed than
+the demo's. `--from MODEL` starts from the weights of a model. A decoder is fine-tuned for the
+latents of an autoencoder, which stay the same; it is saved without its encoder.
 """
 
 import argparse
 import json
-from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from torch import Tensor
 from transformers import CLIPModel
 
 from command_line import command
-from config import ROOT
+from config import override
 from custom_datasets.captions import describe
 from files import write_json
+from models.decoder import is_alone, open_beside, rounded_encoder, save_decoder_alone
 from models.device import choose_device
-from models.loading import open_model
+from models.loading import locate, open_model
 from models.text_encoder import open_tokenizer, save_tokenizer
+from models.vae_wrapper import VAEWrapper
 from pretraining import autoencoder as ae
 from pretraining import clip
-from pretraining.decoder_folder import make_decoder
-from pretraining.faces import choose, open_images, open_splits
+from pretraining.adversary import Perception
+from pretraining.decoder import DecoderConfig, train_decoder
+from pretraining.faces import choose, open_splits
+from pretraining.growing import grown
 from pretraining.progress import watch
+from pretraining.reconstruction import measure
 
-Maker = Callable[[argparse.Namespace], dict[str, Any]]
+MEASURED = 1000  # held-out faces at most
 
 
 def make_autoencoder(arguments: argparse.Namespace) -> dict[str, Any]:
     """Train, save and measure an autoencoder."""
     train, test = open_splits(arguments.faces, arguments.image_size)
-    settings, images = ae.AutoencoderSettings(minutes=arguments.minutes), open_images(train)
+    settings, images = ae.AutoencoderSettings(minutes=arguments.minutes), train.all_images()
     kinds = {"AutoencoderKL": AutoencoderKL}
-    name = str(arguments.out.resolve())
-    start = open_model(kinds, name, "autoencoder") if arguments.go_on else None
+    start = open_model(kinds, arguments.source, "autoencoder") if arguments.source else None
     model = watch(ae.train_autoencoder(images, settings, choose_device(), start)).model
-    factor = ae.set_scaling_factor(model, images[choose(len(images), 1000)])
-    facts = {"psnr_db": ae.reconstruction_psnr(model, test.images()), "scaling_factor": factor}
-    save_half(model, arguments.out)
-    return facts
+    factor = ae.set_scaling_factor(model, images[choose(len(images), MEASURED)])
+    held_out = test.all_images()
+    facts = measure(VAEWrapper(model), held_out, held_out)
+    _save_half(model, arguments.out)
+    return facts | {"scaling_factor": factor}
 
 
 def make_clip(arguments: argparse.Namespace) -> dict[str, Any]:
     """Train, save and measure a CLIP with its tokenizer and image processor."""
     train, test = open_splits(arguments.faces, arguments.image_size)
-    settings, images = clip.ClipSettings(minutes=arguments.minutes), open_images(train)
-    name, go_on = str(arguments.out.resolve()), arguments.go_on
-    anew = None if go_on else clip.train_tokenizer(corpus(), settings.max_tokens)
-    tokenizer = anew or open_tokenizer(name)
+    settings, source = clip.ClipSettings(minutes=arguments.minutes), arguments.source
+    if source:
+        tokenizer = open_tokenizer(source)
+    else:  # of captions of all kinds, so that every word of the grammar becomes a token
+        people = enumerate(clip.random_people(20_000, 0))
+        captions = [describe(person, number) for number, person in people]
+        tokenizer = clip.train_tokenizer(captions, settings.max_tokens)
 
-    def caption(position: int, epoch: int) -> str:
-        return describe(train.attributes[position], position, epoch)
+    def caption(face: int, step: int) -> str:
+        return describe(train.attributes[face], face, step)
 
-    start = open_model({"clip": CLIPModel}, name, "CLIP") if go_on else None
-    training = clip.train_clip(images, caption, settings, tokenizer, choose_device(), start)
-    model, shown = watch(training).model, choose(len(test), 100)
+    start = open_model({"clip": CLIPModel}, source, "CLIP") if source else None
+    images, device = train.all_images(), choose_device()
+    model = watch(clip.train_clip(images, caption, settings, tokenizer, device, start)).model
+    shown = choose(len(test), 100)
     told = [describe(row, i, seed=7) for i, row in enumerate(test.attributes[shown])]
-    facts = clip.retrieval_accuracy(model, tokenizer, test.images()[shown], told)
-    save_half(model, arguments.out)
+    facts = clip.retrieval_accuracy(model, tokenizer, test.all_images()[shown], told)
+    _save_half(model, arguments.out)
     save_tokenizer(tokenizer, arguments.out)
     clip.build_image_processor(train.image_size).save_pretrained(arguments.out)
     return facts
 
 
-def corpus() -> list[str]:
-    """Captions of random attribute vectors, so that every word of the grammar becomes a token."""
-    return [describe(row, i) for i, row in enumerate(clip.random_people(20_000, 0))]
+def make_decoder(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Fine-tune a decoder, save it without its encoder, and measure it on held-out faces.
+
+    Raises:
+        ImportError: see `Perception`.
+        ValueError: the autoencoder, the sizes, the latents or the faces do not fit each other.
+    """
+    config = override(DecoderConfig(minutes=arguments.minutes), arguments.changes)
+    size, out, device = arguments.image_size, arguments.out, choose_device()
+    picture_size = arguments.picture_size or size
+    Perception()  # where its packages are missing, say so before the faces are read
+    autoencoder, before = _open_start(arguments)
+    sampled = read_latents(arguments.sampled, before, size) if arguments.sampled else None
+    start = grown(before, size, picture_size, config.min_blocks)
+    small, large = (open_splits(arguments.faces, pixels) for pixels in (size, picture_size))
+    faces = small[0].all_images(), large[0].all_images()
+    trained = watch(train_decoder(start, *faces, config, device, sampled))
+    save_decoder_alone(trained.model, out)
+    shown = choose(len(small[1]), MEASURED)
+    held_out = small[1].images()[shown], large[1].images()[shown]
+    return {
+        "image_size": size,
+        "picture_size": picture_size,
+        "encoder": rounded_encoder(autoencoder),
+        "settings": asdict(config),
+        "steps": trained.step,
+        "measured_on": f"{len(shown)} faces of the test split, in a random order",
+        "before": measure(before.to(device), *held_out),
+        "after": measure(open_beside(str(out), autoencoder).to(device), *held_out),
+    }
 
 
-def save_half(model: torch.nn.Module, out: Path) -> None:
-    """Save as float16 safetensors: half the size, and more precise than these models are."""
+def _open_start(arguments: argparse.Namespace) -> tuple[VAEWrapper, VAEWrapper]:
+    """The autoencoder of the latents, and the same with the decoder to start from.
+
+    Raises:
+        ValueError: a decoder without its autoencoder, or one that would be overwritten.
+    """
+    source, out = arguments.source, arguments.out
+    if Path(locate(source)).resolve() == out.resolve():
+        raise ValueError(f"--out {out} is --from: the original would be lost; name another folder")
+    name = arguments.autoencoder if is_alone(source) else source
+    if not name:
+        raise ValueError(f"{source} holds no encoder: name its autoencoder with --autoencoder")
+    autoencoder = VAEWrapper.from_pretrained(name)
+    return autoencoder, open_beside(source, autoencoder)
+
+
+def read_latents(path: Path, vae: VAEWrapper, image_size: int) -> Tensor:
+    """Latents (M, C, h, w) that `pretraining.latents` sampled.
+
+    Raises:
+        ValueError: they do not have the shape of this autoencoder's, or are not finite.
+    """
+    latents, side = torch.from_numpy(np.load(path)), image_size // vae.downsampling
+    shape = (vae.latent_channels, side, side)
+    if latents.shape[1:] != shape or not len(latents) or not latents.isfinite().all():
+        raise ValueError(f"--sampled {path} holds {tuple(latents.shape)}, not finite (M, *{shape})")
+    return latents
+
+
+def _save_half(model: torch.nn.Module, out: Path) -> None:
+    """As float16: half the size, and more precise than these models are."""
     model.half().save_pretrained(out, safe_serialization=True)
+
+
+MAKERS = {"autoencoder": make_autoencoder, "clip": make_clip, "decoder": make_decoder}
 
 
 def read_arguments() -> argparse.Namespace:
     """The command line."""
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--faces", type=Path, help="a CelebA-HQ folder; default: drawn faces")
-    shared.add_argument("--image-size", type=int, default=64, help="pixels that are encoded")
-    shared.add_argument("--minutes", type=float, default=20.0, help="of training")
     parser = argparse.ArgumentParser(prog="python -m pretraining", description=__doc__)
     kinds = parser.add_subparsers(dest="what", required=True)
-    for what in ("autoencoder", "clip"):
-        options, out = kinds.add_parser(what, parents=[shared]), f"assets/demo_{what}"
-        options.add_argument("--out", type=Path, help=f"default, of drawn faces only: {out}")
-        options.set_defaults(shipped=ROOT / out)
-        options.add_argument("--go-on", action="store_true", help="start from the weights in --out")
-    _add_decoder(kinds.add_parser("decoder", parents=[shared]))
-    arguments = parser.parse_args()
-    if arguments.out is None:
-        if arguments.faces:
-            parser.error("--out: name a folder; assets/ holds the demo's models, of drawn faces")
-        arguments.out = arguments.shipped
-    return arguments
-
-
-def _add_decoder(options: argparse.ArgumentParser) -> None:
-    options.add_argument("--from", dest="source", required=True, help="hub id or local folder")
-    options.add_argument("--out", type=Path, required=True, help="folder of what is made")
-    options.add_argument("--picture-size", type=int, help="pixels drawn: as many, or twice")
+    for what in MAKERS:
+        options, is_decoder = kinds.add_parser(what), what == "decoder"
+        options.add_argument("--faces", type=Path, help="a CelebA-HQ folder; default: drawn faces")
+        options.add_argument("--image-size", type=int, default=64, help="pixels that are encoded")
+        options.add_argument("--minutes", type=float, default=20.0, help="of training")
+        options.add_argument("--out", type=Path, required=True, help="folder of what is made")
+        help = "hub id or folder of the model to start from"
+        options.add_argument(
+            "--from", dest="source", required=is_decoder, metavar="MODEL", help=help
+        )
+    help = "whose latents are decoded, where --from holds a decoder alone"
+    options.add_argument("--autoencoder", metavar="MODEL", help=help)
+    options.add_argument("--picture-size", type=int, help="pixels decoded: as many, or twice")
+    options.add_argument("--sampled", type=Path, help="latents (python -m pretraining.latents)")
+    help = "change a setting of pretraining/decoder.py; may be given several times"
     options.add_argument(
-        "--sampled", type=Path, help="latents that a diffusion model drew (pretraining.latents)"
+        "--set", dest="changes", action="append", default=[], metavar="FIELD=VALUE", help=help
     )
-    options.add_argument("--alone", action="store_true", help="save no encoder, and float16")
-    options.add_argument(
-        "--set",
-        dest="changes",
-        action="append",
-        default=[],
-        metavar="FIELD=VALUE",
-        help="change a setting of pretraining/decoder.py; may be given several times",
-    )
+    return parser.parse_args()
 
 
 def how_made(arguments: argparse.Namespace) -> str:
-    """The command that makes the model, with those before it that it goes on from."""
-    words = f"python -m pretraining {arguments.what} --minutes {arguments.minutes:g}"
-    if arguments.what == "decoder":
-        words += f" --from {arguments.source} --image-size {arguments.image_size}"
-        words += f" --picture-size {arguments.picture_size}" * bool(arguments.picture_size)
-        words += f" --sampled {arguments.sampled}" * bool(arguments.sampled)
-        words += " --alone" * arguments.alone
-        return words + "".join(f" --set {change}" for change in arguments.changes)
-    if not arguments.go_on:
-        return words
-    before = json.loads((arguments.out / "measured.json").read_text())["made_by"]
-    return f"{before}, then {words} --go-on"
+    """The command, without the folders of this machine, behind those of the model it began with."""
+    words = [f"python -m pretraining {arguments.what}"]
+    for name, value in vars(arguments).items():
+        if name in ("source", "autoencoder", "sampled") and value:
+            option = "from" if name == "source" else name
+            words.append(f"--{option} {Path(value).name if Path(value).is_absolute() else value}")
+        elif name in ("image_size", "minutes", "picture_size") and value:
+            words.append(f"--{name.replace('_', '-')} {value:g}")
+    words += [f"--set {change}" for change in getattr(arguments, "changes", [])]
+    before = Path(arguments.source or "") / "measured.json"
+    first = [json.loads(before.read_text(encoding="utf-8"))["made_by"]] if before.is_file() else []
+    return ", then ".join([*first, " ".join(words)])
 
 
 @command
 def main() -> None:
     """Make a model, and write what was measured of it into its folder."""
-    makers: dict[str, Maker] = {"autoencoder": make_autoencoder, "clip": make_clip}
-    makers["decoder"] = make_decoder
     arguments = read_arguments()
     made_by = how_made(arguments)
-    facts = makers[arguments.what](arguments)
-    source = "drawn faces" if arguments.faces is None else "the faces of another folder"
+    facts = MAKERS[arguments.what](arguments)
+    source = "the faces of a folder" if arguments.faces else "drawn faces"
     write_json(arguments.out / "measured.json", {"made_by": made_by, "from": source, **facts})
     print(f"{arguments.out}: {facts}")
 

@@ -1,16 +1,19 @@
-"""Train a small f8 AutoencoderKL on faces, of the same form as Stable Diffusion's."""
+"""Train a small f8 AutoencoderKL on faces, of the same form as Stable Diffusion's.
+
+Shapes: N images, B batch, S pixels along a side.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
+from torch import Tensor
 
-from custom_datasets.celeba_hq_dataset import Images, to_model_range
+from custom_datasets.celeba_hq_dataset import to_model_range
 from models.device import autocast, choose_precision
-from pretraining.progress import Clock, Progress, learning_rate_at
+from pretraining.progress import Progress, learning_rate_at, steps_for
 
 BATCH = 32  # images encoded at a time where none is trained
 
@@ -44,16 +47,16 @@ def build_autoencoder(settings: AutoencoderSettings, image_size: int) -> Autoenc
     )
 
 
-def edges(images: torch.Tensor) -> torch.Tensor:
-    """Differences to the right and lower neighbour, (B, 6, H-1, W-1); they keep lines sharp."""
+def edges(images: Tensor) -> Tensor:
+    """Differences to the right and lower neighbour, (B, 6, S-1, S-1); they keep lines sharp."""
     right = images[..., :-1, 1:] - images[..., :-1, :-1]
     down = images[..., 1:, :-1] - images[..., :-1, :-1]
     return torch.cat([right, down], dim=1)
 
 
 def reconstruction_loss(
-    autoencoder: AutoencoderKL, images: torch.Tensor, settings: AutoencoderSettings
-) -> torch.Tensor:
+    autoencoder: AutoencoderKL, images: Tensor, settings: AutoencoderSettings
+) -> Tensor:
     """L1 of pixels and of their edges, squared error, and the KL term, a mean over latents.
 
     Squares make few large errors count: a lost mouth is 20 pixels of 4,096.
@@ -66,50 +69,34 @@ def reconstruction_loss(
 
 
 def train_autoencoder(
-    images: torch.Tensor | Images,
+    images: Tensor,
     settings: AutoencoderSettings,
     device: torch.device,
-    autoencoder: AutoencoderKL | None = None,
+    start: AutoencoderKL | None = None,
 ) -> Iterator[Progress]:
-    """Train on uint8 images (N, 3, S, S) for the given minutes.
-
-    Starts from `autoencoder`, or from random weights. The learning rate falls to zero along a
-    cosine over the given time.
-    """
+    """Train on uint8 images (N, 3, S, S) for the given minutes, from `start` or random weights."""
     torch.manual_seed(settings.seed)
-    autoencoder = autoencoder or build_autoencoder(settings, images[0].shape[-1])
-    autoencoder = (
-        autoencoder.requires_grad_(True).to(device, memory_format=torch.channels_last).train()
-    )
-    optimizer = torch.optim.AdamW(
-        autoencoder.parameters(), settings.learning_rate, betas=(0.9, 0.99)
-    )
-    precision, clock = choose_precision("auto", device), Clock(settings.minutes)
-    step, done = 0, 0.0
-    while done < 1:
-        rate = learning_rate_at(settings.learning_rate, step, done)
-        optimizer.param_groups[0]["lr"] = rate
-        chosen = torch.randint(len(images), (settings.batch_size,)).numpy()
-        batch = to_model_range(images[chosen]).to(device)
-        batch = batch.contiguous(memory_format=torch.channels_last)
-        if step % 2:
-            batch = batch.flip(-1)
+    model = start or build_autoencoder(settings, images.shape[-1])
+    model = model.requires_grad_(True).to(device, memory_format=torch.channels_last).train()
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99))
+    precision = choose_precision("auto", device)
+    for step, done in steps_for(settings.minutes):
+        optimizer.param_groups[0]["lr"] = learning_rate_at(settings.learning_rate, step, done)
+        chosen = torch.randint(len(images), (settings.batch_size,))
+        batch = to_model_range(images[chosen]).to(device, memory_format=torch.channels_last)
         with autocast(precision, device):
-            loss = reconstruction_loss(autoencoder, batch, settings)
+            loss = reconstruction_loss(model, batch.flip(-1) if step % 2 else batch, settings)
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(autoencoder.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        step, done = step + 1, clock.done()
-        yield Progress(autoencoder, step, {"loss": loss.item()}, done)
+        yield Progress(model, step + 1, {"loss": loss.item()}, done)
 
 
 @torch.no_grad()
-def set_scaling_factor(autoencoder: AutoencoderKL, images: torch.Tensor) -> float:
-    """Write 1 / std of the latents into the model's config, so that scaled latents have unit
-    variance.
-
-    That is how Stable Diffusion's own came about (Rombach et al. 2022, appendix G).
+def set_scaling_factor(autoencoder: AutoencoderKL, images: Tensor) -> float:
+    """Write 1 / std of the latents of uint8 images (N, 3, S, S) into the model's config, so that
+    scaled latents have unit variance (Rombach et al. 2022, appendix G).
     """
     device = next(autoencoder.parameters()).device
     latents = [
@@ -119,18 +106,3 @@ def set_scaling_factor(autoencoder: AutoencoderKL, images: torch.Tensor) -> floa
     factor = round(1 / torch.cat(latents).std().item(), 5)
     autoencoder.register_to_config(scaling_factor=factor)
     return factor
-
-
-@torch.no_grad()
-def reconstruction_psnr(autoencoder: AutoencoderKL, images: torch.Tensor | Images) -> float:
-    """Peak signal-to-noise ratio in dB over uint8 images (N, 3, S, S), posterior mean, range 0 to
-    255.
-    """
-    device = next(autoencoder.parameters()).device
-    errors = []
-    for start in range(0, len(images), BATCH):
-        positions = np.arange(start, min(start + BATCH, len(images)))
-        pixels = to_model_range(images[positions]).to(device)
-        decoded = autoencoder.decode(autoencoder.encode(pixels).latent_dist.mode()).sample
-        errors.append((decoded.clamp(-1, 1) - pixels).square().mean(dim=(1, 2, 3)).cpu())
-    return (-10 * torch.log10(torch.cat(errors).mean() / 4)).item()

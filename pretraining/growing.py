@@ -1,4 +1,4 @@
-"""A larger decoder for the same latents: more blocks where they cost little, or one more level.
+"""A larger decoder for the same latents: more blocks, or one more level.
 
 diffusers' AutoencoderTiny already has the form: its decoder may have more levels than its encoder.
 What is added begins as an identity, so that the first pictures are the old decoder's.
@@ -15,52 +15,35 @@ from models.vae_wrapper import VAEWrapper
 
 
 def grown(
-    vae: VAEWrapper, image_size: int, picture_size: int, least_blocks: Sequence[int]
+    vae: VAEWrapper, image_size: int, picture_size: int, min_blocks: Sequence[int]
 ) -> VAEWrapper:
-    """An autoencoder with the same encoder that draws `picture_size` from images of `image_size`.
+    """An autoencoder with the same encoder that decodes `image_size` px to `picture_size`.
 
     Args:
-        least_blocks: see `DecoderConfig`.
+        min_blocks: see `DecoderConfig`.
 
     Raises:
         ValueError: the sizes do not fit the autoencoder.
     """
-    has_more = require_sizes(vae, image_size, picture_size)
-    if not isinstance(vae.autoencoder, AutoencoderTiny):
-        return vae
-    levels = [*vae.autoencoder.config.num_decoder_blocks, *([0] if has_more else [])]
-    least = least_blocks[: len(levels)]
-    blocks = [max(pair) for pair in zip_longest(levels, least, fillvalue=0)]
-    return VAEWrapper(with_blocks(vae.autoencoder, blocks))
-
-
-def require_sizes(vae: VAEWrapper, image_size: int, picture_size: int) -> bool:
-    """Whether the decoder needs one more level to draw such pictures.
-
-    Raises:
-        ValueError: the sizes do not fit the autoencoder.
-    """
-    if image_size % vae.downsampling:
-        raise ValueError(
-            f"--image-size {image_size} is no multiple of {vae.downsampling}, the pixels that one "
-            "latent covers"
-        )
     own = image_size // vae.downsampling * vae.upsampling
     is_tiny = isinstance(vae.autoencoder, AutoencoderTiny)
-    if picture_size not in (own, 2 * own if is_tiny else own):
-        larger = f" or {2 * own}" if is_tiny else "; only an AutoencoderTiny can draw larger ones"
+    if image_size % vae.downsampling or picture_size not in (own, (1 + is_tiny) * own):
         raise ValueError(
-            f"--picture-size {picture_size}: this autoencoder encodes {image_size} px and can "
-            f"draw {own}{larger}"
+            f"--image-size {image_size} must be a multiple of {vae.downsampling}, and "
+            f"--picture-size {picture_size} be {own}{f' or {2 * own}' if is_tiny else ''}"
         )
-    return picture_size != own
+    if not is_tiny:
+        return vae
+    levels = [*vae.autoencoder.config.num_decoder_blocks, *([0] if picture_size > own else [])]
+    blocks = [max(pair) for pair in zip_longest(levels, min_blocks[: len(levels)], fillvalue=0)]
+    return VAEWrapper(with_blocks(vae.autoencoder, blocks))
 
 
 def with_blocks(autoencoder: AutoencoderTiny, blocks: Sequence[int]) -> AutoencoderTiny:
     """The same autoencoder whose decoder has so many blocks at each level, coarsest first.
 
-    It may have one level more, and so draw twice as large. A block costs four times as much as on
-    the level before.
+    It may have one level more, and so decode to twice the size. A block costs four times as much as
+    on the level before.
     """
     config = dict(autoencoder.config)
     del config["block_out_channels"]  # the decoder's once more
@@ -83,7 +66,11 @@ def _copy_decoder(old: nn.Sequential, new: nn.Sequential) -> None:
     before, after = _levels(old), _levels(new)
     for source, target in zip_longest(before, after, fillvalue=([], None)):
         for block, its in zip_longest(target[0], source[0]):
-            _copy_block(its, block)
+            if its is not None:
+                block.load_state_dict(its.state_dict())
+            else:  # adds nothing to what it is given
+                nn.init.zeros_(block.conv[-1].weight)
+                nn.init.zeros_(block.conv[-1].bias)
     for source, target in zip(before[:-1], after, strict=False):
         target[1].load_state_dict(source[1].state_dict())
     for _, convolution in after[len(before) - 1 : -1]:
@@ -101,12 +88,3 @@ def _levels(layers: nn.Sequential) -> list[tuple[list[AutoencoderTinyBlock], nn.
             levels.append((blocks, layer))
             blocks = []
     return levels
-
-
-def _copy_block(source: AutoencoderTinyBlock | None, target: AutoencoderTinyBlock) -> None:
-    """Copy a block, or make one that adds nothing to what it is given."""
-    if source is not None:
-        target.load_state_dict(source.state_dict())
-        return
-    nn.init.zeros_(target.conv[-1].weight)
-    nn.init.zeros_(target.conv[-1].bias)

@@ -1,8 +1,8 @@
-"""Draw latents with a trained run, for `python -m pretraining decoder --sampled`.
+"""Sample latents with a trained run, for `python -m pretraining decoder --sampled`.
 
-`python -m pretraining.latents --preset laptop --count 3000 --out data/laptop_latents.npy` draws
-them for captions of training faces, with the run's sampler and guidance unless `--set` changes
-them. A decoder that has seen them repairs what this diffusion model leaves unfinished.
+`python -m pretraining.latents --preset laptop --count 3000 --out data/laptop_latents.npy` samples
+them for captions of training faces, with the run's own settings unless `--set` changes them. A
+decoder that has seen them repairs what this diffusion model leaves unfinished.
 """
 
 from pathlib import Path
@@ -28,29 +28,29 @@ def main() -> None:
     options.add_argument("--count", type=whole(1, 10**6), default=3000)
     options.add_argument("--out", type=Path, required=True, help="a file, .npy")
     arguments = options.parse_args()
-    if arguments.out.suffix != ".npy":
-        options.error(f"--out {arguments.out}: name a file that ends in .npy")
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     config = config_from(arguments)
     faces = open_faces(config, "train")
-    shown = choose(len(faces), arguments.count).tolist()
-    captions = [describe(faces.attributes[row], int(faces.indices[row])) for row in shown]
-    latents = draw(TextToFace.from_run(config.run_folder, None, arguments.changes), captions)
-    np.save(arguments.out, latents)
-    print(f"{arguments.out}: {latents.shape}")
+    captions = [
+        describe(faces.attributes[face], int(faces.indices[face]))
+        for face in choose(len(faces), arguments.count).tolist()
+    ]
+    model = TextToFace.from_run(config.run_folder, None, arguments.changes)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    np.save(arguments.out, sample_latents(model, captions))
+    print(f"{len(captions)} latents in {arguments.out}")
 
 
-def draw(model: TextToFace, captions: list[str]) -> np.ndarray:
-    """Latents of captions with the run's own settings, float16 (N, C, h, w); a caption's seed is
-    its position.
+def sample_latents(model: TextToFace, captions: list[str]) -> np.ndarray:
+    """Latents of captions with the run's own settings, float16 (N, C, h, w); the seed of caption i
+    is i.
     """
-    parts = [range(len(captions))[i : i + BATCH] for i in range(0, len(captions), BATCH)]
+    batches = [range(len(captions))[i : i + BATCH] for i in range(0, len(captions), BATCH)]
     with freed_memory_kept(model.device):
-        drawn = [
-            model.sample_latents([captions[row] for row in seeds], seeds, model.config.sampling)
-            for seeds in tqdm(parts, desc="latents")
+        latents = [
+            model.sample_latents([captions[i] for i in seeds], seeds, model.config.sampling)
+            for seeds in tqdm(batches, desc="latents")
         ]
-    return torch.cat(drawn).half().cpu().numpy()
+    return torch.cat(latents).half().cpu().numpy()
 
 
 if __name__ == "__main__":

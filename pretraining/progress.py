@@ -1,4 +1,4 @@
-"""Where a training by the clock stands: its share of the time, its learning rate, its report."""
+"""Training for a given time: its steps, its learning rate, its report."""
 
 import math
 import time
@@ -15,20 +15,17 @@ class Progress(NamedTuple):
     """The state after a step."""
 
     model: nn.Module
-    step: int
+    step: int  # from 1
     losses: Mapping[str, float]
-    done: float  # share of the time, 1 at the end
+    done: float  # share of the time before the step, from 0 to 1
 
 
-class Clock:
-    """Measures the share of the given minutes that has passed."""
-
-    def __init__(self, minutes: float) -> None:
-        self.seconds, self.start = 60 * minutes, time.monotonic()
-
-    def done(self) -> float:
-        """0 at the start, 1 or a little more at the end."""
-        return (time.monotonic() - self.start) / self.seconds
+def steps_for(minutes: float) -> Iterator[tuple[int, float]]:
+    """Steps until the time is over: (step from 0, share of the time that has passed)."""
+    start, step = time.monotonic(), 0
+    while (done := (time.monotonic() - start) / (60 * minutes)) < 1:
+        yield step, done
+        step += 1
 
 
 def learning_rate_at(peak: float, step: int, done: float) -> float:
@@ -37,7 +34,7 @@ def learning_rate_at(peak: float, step: int, done: float) -> float:
 
 
 def watch(training: Iterator[Progress]) -> Progress:
-    """Run a training to its end, saying now and then where it stands; returns the last state."""
+    """Run a training to its end, print where it stands, and return the last state."""
     for state in training:
         if state.step % REPORT_EVERY == 0:
             losses = " | ".join(f"{name} {value:.4f}" for name, value in state.losses.items())

@@ -2,19 +2,15 @@
 
 import copy
 import json
-import sys
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from config import ROOT, ModelsConfig, get_config
-from inference.text_to_face import TextToFace
 from models.decoder import (
     DECODER_FILE,
     add_encoder,
@@ -25,9 +21,7 @@ from models.decoder import (
     whole_autoencoder,
 )
 from models.vae_wrapper import VAEWrapper
-from pretraining import latents
 from pretraining.decoder import decoder_weights
-from pretraining.decoder_folder import save_exactly
 
 FOLDERS = ["autoencoder_folder", "tiny_autoencoder_folder"]
 TAESD = ROOT.parent / "shared" / "taesd"
@@ -104,7 +98,7 @@ def test_a_copy_in_float32_is_the_same_encoder(
 def test_the_form_that_was_saved_last_is_opened(vae: VAEWrapper, tmp_path: Path) -> None:
     torch.manual_seed(0)
     drawn, pictures = torch.randn(1, 4, 8, 8), []
-    for save in (save_exactly, save_decoder_alone, save_exactly):
+    for save in (save_decoder_alone, save_decoder_alone):
         decoder_weights(vae)[0].add_(0.5)
         save(vae, tmp_path)
         opened = open_beside(str(tmp_path), vae)
@@ -175,33 +169,3 @@ def test_the_shipped_decoder_makes_pictures_twice_as_large(monkeypatch: pytest.M
     vae = VAEWrapper.from_pretrained(config.models.autoencoder)
     opened = open_decoder(config.models, vae, config.picture_size // config.unet.latent_size)
     assert opened.decode(torch.zeros(1, 4, 16, 16)).shape == (1, 3, 256, 256)
-
-
-def test_latents_are_those_of_the_runs_own_pictures(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = TextToFace.from_run(run)
-    monkeypatch.setattr(latents, "BATCH", 2)
-    captions = ["a man", "a woman", "a person"]
-    drawn = latents.draw(model, captions)
-    assert drawn.shape == (3, *model.latent_shape) and drawn.dtype == np.float16
-    pictures = model.vae.decode(torch.from_numpy(drawn).float())
-    torch.testing.assert_close(pictures, model.generate(captions, range(3)), rtol=0, atol=1e-2)
-
-
-def test_the_command_writes_a_file(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = TextToFace.from_run(run)
-    config = replace(model.config, name="named")
-    monkeypatch.setattr(latents, "config_from", lambda _: config)
-    opened = []
-    monkeypatch.setattr(
-        latents.TextToFace, "from_run", lambda *given: opened.append(given) or model
-    )
-    words = ["latents", "--count", "3", "--out", str(tmp_path / "new" / "latents.npy")]
-    words += ["--set", "sampling.steps=3"]
-    monkeypatch.setattr(sys, "argv", words)
-    latents.main()
-    assert np.load(tmp_path / "new" / "latents.npy").shape == (3, *model.latent_shape)
-    assert opened == [(config.run_folder, None, ["sampling.steps=3"])]
