@@ -108,7 +108,7 @@ class ModelsConfig(Section):
 
     autoencoder: str = setting("stabilityai/sd-vae-ft-mse")  # AutoencoderKL or AutoencoderTiny
     text_encoder: str = setting("openai/clip-vit-base-patch32")  # the text half of a CLIP
-    # Makes the pictures of latents: from `python -m pretraining decoder`, an autoencoder with the same
+    # Makes pictures of latents: from `python -m pretraining decoder`, an autoencoder with the same
     # encoder, or a local folder of the decoder alone. None: the autoencoder itself.
     decoder: str | None = setting(None, resume=FREE)
 
