@@ -114,7 +114,7 @@ class ModelsConfig(Section):
 
     autoencoder: str = setting("stabilityai/sd-vae-ft-mse")  # AutoencoderKL or AutoencoderTiny
     text_encoder: str = setting("openai/clip-vit-base-patch32")  # the text half of a CLIP
-    # Draws the pictures: made by `python -m pretraining decoder`, an autoencoder with the same
+    # Makes pictures of latents: from `python -m pretraining decoder`, an autoencoder with the same
     # encoder, or a local folder of the decoder alone. None: the autoencoder itself.
     decoder: str | None = setting(None, resume=FREE)
 
@@ -351,7 +351,7 @@ class Config:
         elif self.picture_size != self.data.image_size and not self.models.decoder:
             yield (
                 f"pictures of {self.picture_size} px from images of {self.data.image_size} px need "
-                "a decoder that draws them: name it in models.decoder, or set "
+                "a decoder that makes them: name it in models.decoder, or set "
                 "data.picture_size=none"
             )
         if self.data.drawn_counts and len(self.data.drawn_counts) != 3:
@@ -374,7 +374,7 @@ class Config:
 
     @property
     def picture_size(self) -> int:
-        """Pixels along a side of the pictures that are drawn, and of the faces that judge them."""
+        """Pixels along a side of the pictures, and of the faces that judge them."""
         return self.data.picture_size or self.data.image_size
 
     @property

@@ -1,6 +1,6 @@
 """The few figures that the notebooks share.
 
-Images are (3, H, W) tensors, uint8 or float in [0, 1]; nothing here computes, it only draws.
+Images are (3, H, W) tensors, uint8 or float in [0, 1]; nothing here computes.
 """
 
 import textwrap
