@@ -17,7 +17,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from transformers import CLIPModel
 
-from command_line import Parser, command
+from command_line import command
 from config import override
 from custom_datasets.captions import describe
 from files import write_json
@@ -151,7 +151,7 @@ MAKERS = {"autoencoder": make_autoencoder, "clip": make_clip, "decoder": make_de
 
 def read_arguments() -> argparse.Namespace:
     """The command line."""
-    parser = Parser(prog="python -m pretraining", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m pretraining", description=__doc__)
     kinds = parser.add_subparsers(dest="what", required=True)
     for what in MAKERS:
         options, is_decoder = kinds.add_parser(what), what == "decoder"
