@@ -67,7 +67,7 @@ def options_of(words: list[str]) -> tuple[str, set[str]]:
     places = [i for i, word in enumerate(words) if word in SCRIPTS or words[i - 1] == "-m"]
     rest = words[places[0] :] if places else []
     name = rest[0] if rest else ""
-    if name == "pretraining":
+    if name == "pretraining" and len(rest) > 1:
         name = f"pretraining {rest[1]}"
     return name, {word.partition("=")[0] for word in rest if word.startswith("--")}
 
