@@ -6,7 +6,7 @@ PRESET ?= demo
 NOTEBOOKS = train1_t2i_celeba_hq_ldm_cfg inference1_t2i_celeba_hq_ldm_cfg \
             train2_train_celeba_attribute_classifier metrics1_evaluate_celeba_hq
 
-.PHONY: app bench bench-gpu data demo export test test-lowest torture tour train
+.PHONY: app bench bench-gpu data demo export faces test test-lowest torture tour train
 
 # The notebooks headless and in order; executed copies, also as HTML, go to outputs/<preset>/notebooks.
 demo: $(VENV)/run-time
@@ -61,6 +61,11 @@ bench-gpu: $(VENV)/run-time
 # Without SOURCE it says what is there and how to get it.
 data: $(VENV)/run-time
 	$(VENV)/bin/python -m custom_datasets.importing $(if $(SOURCE),"$(SOURCE)")
+
+# 24 faces with their captions, none of them chosen, from the weights that ship in assets/laptop.
+faces: $(VENV)/run-time
+	$(VENV)/bin/python sample.py --preset laptop --prompts assets/laptop/captions.txt --count 1 \
+	  --out outputs/faces
 
 # A run as a folder that diffusers opens: outputs/<preset>/pipeline.
 export: $(VENV)/run-time

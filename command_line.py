@@ -1,68 +1,31 @@
-"""What all commands share: `--preset`, `--set`, and errors that end in one clear line.
+"""What all commands share: `--preset`, `--set`, and errors that users cause in one line.
 
-Nothing here imports torch, which takes seconds: a command that reads its arguments first and
-imports the rest within `main`, in a `stop_at_once` block, answers a wrong word and Ctrl-C at once.
+Nothing here imports torch, which takes seconds: a command reads its arguments first and imports the
+rest within `main`, so that `--help` and a wrong word are answered at once.
 """
 
 import argparse
-import codecs
-import difflib
 import errno
 import functools
 import io
-import os
-import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
 
 from config import PRESETS, ROOT, Config, get_config
 
-# What a disk refuses with a reason that needs no traceback: no room, no permission, a long name,
-# a file in the place of a folder, or a drive that is gone.
+# What a disk refuses with a reason that needs no traceback: no room, no permission, a long name, a
+# file in the place of a folder.
 DISK_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG),
-    *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.ENOTCONN),
+    *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR),
 }
-STOPPED = "stopped"
-ASCII = {"±": "+-", "→": "->", "×": "x", "–": "-"}
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser that refuses in one line, without the usage before it."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the message, with the nearest option for an unknown one, and exit with 2."""
-        what, _, words = message.partition("unrecognized arguments: ")
-        if words and not what:
-            known = difflib.get_close_matches(words.split()[0], self._option_string_actions, 1)
-            hint = f"did you mean {known[0]}?" if known else "a text with spaces needs quotes"
-            message = f"unknown: {words} ({hint})"
-        self.exit(2, f"error: {message}; {self.prog} --help lists the options\n")
-
-
-def whole(least: int, most: int) -> Callable[[str], int]:
-    """Reads a whole number of a command line, from `least` to `most`."""
-
-    def read(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            number = least - 1
-        if not least <= number <= most:
-            problem = f"{text!r} is not a whole number from {least} to {most}"
-            raise argparse.ArgumentTypeError(problem)
-        return number
-
-    return read
 
 
 def parser(description: str) -> argparse.ArgumentParser:
     """A parser that knows `--preset` and `--set`."""
-    made = Parser(description=description.splitlines()[0])
+    made = argparse.ArgumentParser(description=description.splitlines()[0])
     made.add_argument(
         "--preset", help=f"one of {', '.join(PRESETS)}; default: LDM_PRESET, then celeba_hq"
     )
@@ -77,6 +40,16 @@ def parser(description: str) -> argparse.ArgumentParser:
     return made
 
 
+def add_checkpoint(options: argparse.ArgumentParser) -> None:
+    """Let a command take other weights than the newest."""
+    options.add_argument(
+        "--checkpoint",
+        default="newest",
+        metavar="newest|best|EPOCH|PATH",
+        help="which weights of the run; best: of the lowest loss of held-out faces",
+    )
+
+
 def config_from(arguments: argparse.Namespace) -> Config:
     """The preset with the changes of the command line.
 
@@ -86,27 +59,42 @@ def config_from(arguments: argparse.Namespace) -> Config:
     return get_config(arguments.preset, arguments.changes)
 
 
+def path(text: str) -> Path:
+    """A path of a command line; no shell expands the `~` of `--out=~/x`."""
+    return Path(text).expanduser()
+
+
+def whole(minimum: int, maximum: int) -> Callable[[str], int]:
+    """Reads a whole number of a command line within bounds."""
+
+    def read(text: str) -> int:
+        number = int(text)
+        if not minimum <= number <= maximum:
+            raise ValueError
+        return number
+
+    read.__name__ = f"whole number from {minimum} to {maximum}"  # argparse: "invalid <name> value"
+    return read
+
+
 def command(main: Callable[[], None]) -> Callable[[], None]:
     """End a command in one line for Ctrl-C and for the errors that this repository raises itself.
 
-    Those name the thing and the remedy. An error raised anywhere else keeps its traceback, but for
-    a disk that is full or forbidden. Exit status: 2 for a wrong option, 1 for another error, and as
-    in a shell 130 for Ctrl-C and 141 where nobody reads the output any more (`... | head`).
+    Those name the thing and the fix. An error raised anywhere else keeps its traceback, but for a
+    disk that is full or forbidden. Exit status: 2 for a wrong option, 1 for another error, 130 for
+    Ctrl-C, as in a shell.
     """
 
     @functools.wraps(main)
     def run() -> None:
-        show_any_text()
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without UTF-8
         try:
             main()
-            sys.stdout.flush()  # while an error can still be told
         except KeyboardInterrupt as stopped:
-            print(str(stopped) or STOPPED, file=sys.stderr)
+            print(str(stopped) or "stopped", file=sys.stderr)
             sys.exit(130)
         except Exception as error:
-            if isinstance(error, BrokenPipeError) and _is_of_print(error):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the last flush
-                sys.exit(141)
             if not _is_own(error) and getattr(error, "errno", None) not in DISK_ERRORS:
                 raise
             print(f"error: {error}", file=sys.stderr)
@@ -115,50 +103,9 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
     return run
 
 
-@contextmanager
-def stop_at_once() -> Iterator[None]:
-    """End the process on Ctrl-C within the block, for imports and the opening of models.
-
-    Some libraries catch whatever is raised while they are imported, Ctrl-C included, and the
-    command would go on.
-    """
-
-    def stop(number: int, frame: object) -> NoReturn:
-        os.write(2, f"{STOPPED}\n".encode())
-        os._exit(130)
-
-    before = signal.getsignal(signal.SIGINT)
-    if before is not signal.SIG_IGN:  # as in a shell's background, where Ctrl-C is for another
-        signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def show_any_text() -> None:
-    """Let a terminal without UTF-8 show any text: "±" as "+-", other letters by their number."""
-    codecs.register_error("ascii", _as_ascii)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="ascii")
-
-
-def _as_ascii(error: UnicodeError) -> tuple[str, int]:
-    missing = error.object[error.start : error.end]
-    shown = (ASCII.get(letter) or ascii(letter)[1:-1] for letter in missing)
-    return "".join(shown), error.end
-
-
 def _is_own(error: Exception) -> bool:
     """Whether a file of this repository raised it, by a `raise` of its own."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    path = Path(frame.filename).resolve()
-    is_here = ROOT in path.parents and not {"site-packages", ".venv"} & set(path.parts)
+    file = Path(frame.filename).resolve()
+    is_here = ROOT in file.parents and not {"site-packages", ".venv"} & set(file.parts)
     return is_here and (frame.line or "").startswith("raise")
-
-
-def _is_of_print(error: Exception) -> bool:
-    """Whether printing raised it: other pipes and sockets can break as well."""
-    line = traceback.extract_tb(error.__traceback__)[-1].line or ""
-    return line.startswith(("print(", "sys.stdout."))

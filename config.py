@@ -5,11 +5,12 @@ A preset is a function that returns a `Config`. A notebook or command names one 
 """
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType
@@ -195,6 +196,9 @@ class TrainingConfig(Section):
     # Folder (or hub id "hf:owner/name") that each finished checkpoint is copied to; a machine
     # whose run folder is empty resumes from there.
     mirror: str | None = setting(None, resume=FREE)
+    # Weights that a new run begins with: a run folder, a checkpoint, or weights such as
+    # assets/laptop; the optimiser begins anew.
+    start_from: str | None = setting(None, resume=ANNOUNCED)
     # Held-out faces whose loss is measured after each epoch, at noise that never changes; 0: none.
     validation_faces: int = setting(256, resume=ANNOUNCED, min=0)
     warmup_steps: int = setting(0, resume=ANNOUNCED, min=0)  # linear, from zero
@@ -240,13 +244,6 @@ class SamplingConfig(Section):
     sampler: str = setting("ddim", choices=("ddpm", "ddim", "dpm++"))
     steps: int = setting(50, min=1)  # evaluations of the denoiser
     guidance_scale: float = setting(3.0, min=0)  # 1: the conditional model; 0: no caption
-    # Share of the timesteps in which guidance acts; outside, the UNet runs without
-    # the empty caption, so a step costs half.
-    guidance_interval: tuple[float, ...] = setting((0.0, 1.0), min=0, max=1)
-    # Epoch of the same run whose averaged weights, under the same caption, guide in place of the
-    # empty caption (autoguidance, Karras et al. 2024); its checkpoint has to be kept. Samples
-    # while training are guided by the empty caption.
-    guide_epoch: int | None = setting(None, min=1, off="None: the empty caption guides")
     # Prompts of the sample grid during training, with fixed seeds.
     prompts: tuple[str, ...] = setting(
         (
@@ -261,15 +258,6 @@ class SamplingConfig(Section):
         ),
         min_items=1,
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        bounds = self.guidance_interval
-        if len(bounds) != 2 or bounds[0] > bounds[1]:
-            raise ValueError(
-                f"sampling.guidance_interval: {self.guidance_interval} is not (low, high), two "
-                "shares of the timesteps with low <= high; (0, 1) guides throughout"
-            )
 
 
 @dataclass(frozen=True)
@@ -556,12 +544,15 @@ PRESETS: dict[str, Callable[[], Config]] = {
 }
 
 
-def get_config(name: str | None = None, changes: Sequence[str] = ()) -> Config:
+# A setting's full name and its value: texts such as "training.num_epochs=5", or a mapping.
+Changes = str | Iterable[str] | Mapping[str, Any] | None
+
+
+def get_config(name: str | None = None, changes: Changes = None) -> Config:
     """The preset of that name; None reads LDM_PRESET and defaults to the specified `celeba_hq`.
 
     Args:
-        changes: of fields, such as "training.learning_rate=1e-4"; "name=trial" gives the run a
-            folder of its own.
+        changes: see `override`; "name=trial" gives the run a folder of its own.
 
     Raises:
         ValueError: no such preset (lists those there are), or a change that is refused.
@@ -572,10 +563,102 @@ def get_config(name: str | None = None, changes: Sequence[str] = ()) -> Config:
     return override(PRESETS[name](), changes)
 
 
+def override(config: Settings, changes: Changes) -> Settings:
+    """A config with some settings changed.
+
+    Args:
+        changes: "training.learning_rate=1e-4", several such texts, a mapping of names to values, or
+            None. Numbers, true, false, none and lists ("1.0,2.0", '["a man", "a woman"]') are read
+            as such where the setting takes them.
+
+    Raises:
+        ValueError: a change has no "=", names no setting (the nearest one is given), or its value
+            is refused.
+    """
+    known = _known_settings(config)
+    parts: dict[str, dict[str, Any]] = {}
+    for name, value in _pairs(changes):
+        if name not in known:
+            last = {full.rpartition(".")[2]: full for full in reversed(known)}
+            near = nearest(name, list(known)) or nearest(last.get(name, name), list(last.values()))
+            raise ValueError(f"{name!r}: no such setting{near}; config.py lists them all")
+        section, _, key = name.rpartition(".")
+        parts.setdefault(section, {})[key] = _read(value, known[name])
+    top = parts.pop("", {})
+    for section, values in parts.items():
+        top[section] = dataclasses.replace(getattr(config, section), **values)
+    return dataclasses.replace(config, **top)
+
+
+def _known_settings(config: object) -> dict[str, Any]:
+    """The annotated type of every setting, by its full name."""
+    known = {}
+    for name, hint in get_type_hints(type(config)).items():
+        if dataclasses.is_dataclass(hint):
+            known |= {f"{name}.{key}": kind for key, kind in get_type_hints(hint).items()}
+        else:
+            known[name] = hint
+    return known
+
+
+def _pairs(changes: Changes) -> Iterator[tuple[str, Any]]:
+    if isinstance(changes, Mapping):
+        yield from changes.items()
+        return
+    for change in [changes] if isinstance(changes, str) else changes or ():
+        name, equals, value = str(change).partition("=")
+        if not equals:
+            raise ValueError(f"{change!r}: write section.field=value")
+        yield name.strip(), value.strip()
+
+
 def nearest(name: object, known: Sequence[str]) -> str:
     """ " (did you mean 'cosine'?)", for messages; empty where nothing known is like the name."""
     found = difflib.get_close_matches(str(name), list(known), 1, 0.5)
     return f" (did you mean {found[0]!r}?)" if found else ""
+
+
+def _read(value: Any, hint: Any) -> Any:
+    """A value as the annotated type takes it, or as it is where that does not."""
+    literal = value
+    if isinstance(value, str):
+        words = {"none": "None", "null": "None", "true": "True", "false": "False", "": "()"}
+        with contextlib.suppress(ValueError, SyntaxError):  # raised by a plain text
+            literal = ast.literal_eval(words.get(value.lower(), value))
+    literal = tuple(literal) if isinstance(literal, list) else literal
+    readings = (literal, (literal,), value, (value,))
+    return next((reading for reading in readings if _fits(reading, hint)), literal)
+
+
+def from_dict(values: Any, kind: type[Settings]) -> Settings:
+    """Rebuild a config (or one section) from plain values, whose tuples JSON turned into lists.
+
+    A field that was added since takes its default, which means "as before".
+
+    Raises:
+        ValueError: a field is unknown, missing or of another type; it is named.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"{kind.__name__}: expected its fields by name, got {values!r}")
+    hints = get_type_hints(kind)
+    unknown = sorted(values.keys() - hints.keys())
+    if unknown:
+        raise ValueError(
+            f"{kind.__name__}: unknown field {unknown[0]!r}; was it written by a newer version?"
+        )
+    read = {}
+    for name, value in values.items():
+        hint, value = hints[name], tuple(value) if isinstance(value, list) else value
+        read[name] = from_dict(value, hint) if dataclasses.is_dataclass(hint) else value
+        if not _fits(read[name], hint):
+            raise ValueError(f"{kind.__name__}: {name}: {value!r} is not {_describe(hint)}")
+    try:
+        return kind(**read)
+    except TypeError as error:  # a field without a default is missing
+        raise ValueError(f"{kind.__name__}: {error}") from error
+
+
+# --- what a field may hold ---
 
 
 def _problem(value: Any, hint: Any, allowed: Mapping[str, Any]) -> str:
@@ -583,18 +666,18 @@ def _problem(value: Any, hint: Any, allowed: Mapping[str, Any]) -> str:
     if not _fits(value, hint):
         return f"is not {_describe(hint)}"
     items = value if isinstance(value, tuple) else (value,)
-    if isinstance(value, tuple) and len(items) < allowed.get("min_items", 0):
+    if len(items) < allowed["min_items"]:
         return f"is too short: give {allowed['min_items']} or more"
+    low, above, high = (allowed[name] for name in ("min", "above", "max"))
     for item in items:
-        if allowed.get("choices") and item not in allowed["choices"]:
+        if allowed["choices"] and item not in allowed["choices"]:
             return (
                 f"is unknown{nearest(item, allowed['choices'])}; choose from {allowed['choices']}"
             )
-        if isinstance(item, int | float) and not isinstance(item, bool):
-            low, above, high = (allowed.get(name) for name in ("min", "above", "max"))
-            if low is not None and not (low <= item <= high and above < item and abs(item) < 1e308):
-                lower = f"above {above}" if above > -math.inf else f"from {low}"
-                return f"is out of range: use a number {lower} to {high}"
+        is_number = isinstance(item, int | float) and not isinstance(item, bool)
+        if is_number and not (low <= item <= high and above < item and abs(item) < 1e308):
+            lower = f"above {above}" if above > -math.inf else f"from {low}"
+            return f"is out of range: use a number {lower} to {high}"
     return ""
 
 
@@ -612,102 +695,8 @@ def _fits(value: Any, hint: Any) -> bool:
 def _describe(hint: Any) -> str:
     """ "a number or None", for messages."""
     if get_origin(hint) is tuple:
-        return f"a list of {_describe(get_args(hint)[0]).split(' ', 1)[1]}s"
+        return f"a list, each {_describe(get_args(hint)[0])}"
     if get_origin(hint) is not None:
         return " or ".join(_describe(option) for option in get_args(hint))
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
     return "None" if hint is NoneType else names.get(hint, hint.__name__)
-
-
-# --- from text and from stored values ---
-
-
-def override(config: Settings, changes: Sequence[str]) -> Settings:
-    """A config with changes such as "training.learning_rate=1e-4" or "name=trial".
-
-    Numbers, true, false, none and lists ("1.0,2.0") are read as such where the field takes them.
-
-    Raises:
-        ValueError: `changes` is no list of texts, a change has no "=", names no setting (the
-            nearest one is given), or its value is refused.
-    """
-    if not isinstance(changes, list | tuple) or not all(isinstance(c, str) for c in changes):
-        raise ValueError(f'changes: {changes!r} is not a list such as ["training.num_epochs=5"]')
-    known = _known_fields(config)
-    parts: dict[str, dict[str, Any]] = {}
-    for change in changes:
-        name, equals, text = (part.strip() for part in change.partition("="))
-        if not equals:
-            raise ValueError(f"{change!r}: write section.field=value")
-        if name not in known:
-            last = {full.rpartition(".")[2]: full for full in known}
-            near = nearest(name, list(known)) or nearest(last.get(name, name), list(last.values()))
-            raise ValueError(f"{change!r}: no setting of that name{near}; config.py lists them all")
-        section, _, key = name.rpartition(".")
-        parts.setdefault(section, {})[key] = _parse(text, known[name])
-    top = parts.pop("", {})
-    for section, values in parts.items():
-        top[section] = dataclasses.replace(getattr(config, section), **values)
-    return dataclasses.replace(config, **top)
-
-
-def _known_fields(config: Any) -> dict[str, Any]:
-    """The annotated type of every setting, by its full name."""
-    known = {}
-    for name, hint in get_type_hints(type(config)).items():
-        if dataclasses.is_dataclass(hint):
-            known |= {f"{name}.{key}": kind for key, kind in get_type_hints(hint).items()}
-        else:
-            known[name] = hint
-    return known
-
-
-def _parse(text: str, hint: Any) -> Any:
-    options = get_args(hint) if get_origin(hint) not in (None, tuple) else (hint,)
-    if NoneType in options and text.lower() in ("none", "null"):
-        return None
-    if bool in options and text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    if str in options:
-        return text
-    is_list = any(get_origin(option) is tuple for option in options)
-    if is_list and not text:
-        return ()
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        value = tuple(part.strip() for part in text.split(",")) if "," in text else text
-    if isinstance(value, list):
-        value = tuple(value)
-    return (value,) if is_list and not isinstance(value, tuple) else value
-
-
-def from_dict(values: Any, kind: type[Settings]) -> Settings:
-    """Rebuild a config (or one section) from plain values, whose tuples JSON turned into lists.
-
-    A field that was added since takes its default, which means "as before".
-
-    Raises:
-        ValueError: a field is unknown or of another type; it is named.
-    """
-    if not isinstance(values, dict):
-        raise ValueError(f"{kind.__name__}: expected its fields by name, got {values!r}")
-    hints = get_type_hints(kind)
-    unknown = sorted(set(values) - {each.name for each in dataclasses.fields(kind)})
-    if unknown:
-        raise ValueError(
-            f"{kind.__name__}: unknown field {unknown[0]!r}; was it written by a newer version?"
-        )
-    try:
-        return kind(**{name: _restore(name, value, hints[name]) for name, value in values.items()})
-    except TypeError as error:
-        raise ValueError(f"{kind.__name__}: {error}") from error
-
-
-def _restore(name: str, value: Any, hint: Any) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return from_dict(value, hint)
-    value = tuple(value) if isinstance(value, list) else value
-    if not _fits(value, hint):
-        raise ValueError(f"{name}: {value!r} is not {_describe(hint)}")
-    return value

@@ -1,85 +1,84 @@
 """Make pictures: `python sample.py "A young woman with blond hair, smiling" --count 4 --seed 0`.
 
-Takes the newest checkpoint of the preset's run. Each picture is a PNG named after its prompt and
-seed, beside a grid of the first ones.
+Each picture is a PNG that tells how it was made. Whatever decides it is in its name, so the same
+command resumes. A grid shows the first ones.
 """
 
 import argparse
-import hashlib
-import os
-import re
-from pathlib import Path
+import sys
 
-from command_line import command, config_from, parser, stop_at_once, whole
+from command_line import add_checkpoint, command, config_from, parser, path, whole
 
-TOGETHER, IN_GRID = 32, 64  # pictures made at a time, and shown in the grid
+MAX_SEED = 2**32 - 1  # `diffusion.sampling.MAX_SEED`, which costs an import of torch
+IN_GRID, COLUMNS, PIXELS_PER_INCH = 64, 8, 100
 
 
 @command
 def main() -> None:
-    """Sample the prompt named on the command line."""
+    """Sample the prompts named on the command line."""
     arguments = read_arguments()
-    config = config_from(arguments)
+    config, prompts = config_from(arguments), read_prompts(arguments)
     out = arguments.out or config.output_folder / "samples"
-    make_folder(out)
-    with stop_at_once():  # torch takes seconds to import; a wrong word is answered before that
-        from torchvision.utils import save_image
+    out.mkdir(parents=True, exist_ok=True)
+    # torch takes seconds to import: a wrong word is answered before that.
+    from custom_datasets.captions import unknown_words
+    from files import replacing
+    from inference.opening import find_run
+    from inference.picture_sets import PictureFiles, key_of, sample_files
+    from inference.text_to_face import TextToFace
+    from plotting import show_images
 
-        from files import replacing
-        from inference.text_to_face import TextToFace
-        from models.device import choose_device
-
-        model = TextToFace.from_run(config.run_folder, choose_device(), arguments.changes)
-    name, grid = file_name(arguments.prompt), []
-    for begin in range(0, arguments.count, TOGETHER):
-        end = min(begin + TOGETHER, arguments.count)
-        seeds = range(arguments.seed + begin, arguments.seed + end)
-        for seed, picture in zip(seeds, model.generate(arguments.prompt, seeds), strict=True):
-            grid += [picture] if len(grid) < IN_GRID else []
-            with replacing(out / f"{name}_seed_{seed}.png") as path:
-                save_image(picture, path, format="png")
-    with replacing(out / f"{name}.png") as path:
-        save_image(grid, path, format="png", nrow=8, padding=4, pad_value=1.0)
-    print(f"{arguments.count} pictures and a grid in {out}")
+    unknown = unknown_words(" ".join([*prompts, arguments.negative_prompt]))
+    if unknown:
+        print(f"no caption of CelebA's attributes has: {', '.join(unknown)}", file=sys.stderr)
+    run, which = find_run(config), arguments.checkpoint
+    model = TextToFace.from_run(run, None, arguments.changes, which)
+    seeds = range(arguments.seed, arguments.seed + len(prompts))
+    paths = sample_files(model, prompts, seeds, out, arguments.negative_prompt)
+    pictures = list(PictureFiles(paths[:IN_GRID], ""))
+    is_one = len({*prompts}) == 1
+    titles, title = ([], prompts[0]) if is_one else (prompts[:IN_GRID], "")
+    inches = pictures[0].shape[-1] / PIXELS_PER_INCH
+    figure = show_images(pictures, titles, min(COLUMNS, len(pictures)), title, inches)
+    grid = out / f"grid_{key_of([each.name for each in paths])}.png"
+    with replacing(grid) as temporary:
+        figure.savefig(temporary, format="png", dpi=PIXELS_PER_INCH)
+    print(f"{len(paths)} pictures in {out}, the first of them in {grid.name}")
 
 
 def read_arguments() -> argparse.Namespace:
     """The command line."""
     options = parser(__doc__)
-    options.add_argument("prompt", help="in quotes; write it like the training captions")
-    options.add_argument("--count", type=whole(1, 10**6), default=4, help="pictures, one a seed")
-    options.add_argument("--seed", type=whole(0, 2**63), default=0, help="of the first picture")
-    options.add_argument("--out", type=Path, help="folder; default: outputs/<preset>/samples")
-    return options.parse_args()
+    options.add_argument("prompt", nargs="?", help="in quotes; write it like the training captions")
+    options.add_argument("--prompts", type=path, metavar="FILE", help="a text file, one a line")
+    options.add_argument("--negative-prompt", default="", help="takes the empty caption's place")
+    options.add_argument("--count", type=whole(1, 10**6), default=4, help="pictures of each prompt")
+    seed = whole(0, MAX_SEED)
+    options.add_argument("--seed", type=seed, default=0, help="of the first picture; then + 1 each")
+    options.add_argument("--out", type=path, help="folder; default: outputs/<preset>/samples")
+    add_checkpoint(options)
+    arguments = options.parse_args()
+    if (arguments.prompt is None) == (arguments.prompts is None):
+        options.error("give a prompt, or --prompts FILE")
+    return arguments
 
 
-def make_folder(out: Path) -> None:
-    """Make the folder for the pictures before the work.
+def read_prompts(arguments: argparse.Namespace) -> list[str]:
+    """One prompt a picture.
 
     Raises:
-        OSError: it cannot be made or written.
+        OSError, ValueError: the file of prompts is not there, or empty.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        is_file = isinstance(error, FileExistsError | NotADirectoryError)
-        reason = "a file is in its place" if is_file else error.strerror
-        raise OSError(f"--out {out}: {reason}; name another folder") from error
-    if not os.access(out, os.W_OK):
-        raise PermissionError(f"--out {out}: no permission to write there; name another folder")
-
-
-def file_name(prompt: str) -> str:
-    """The words of a prompt as a file's name; a hash stands for what they do not tell.
-
-    >>> file_name("A man, smiling")
-    'a_man_smiling'
-    """
-    words = re.sub(r"[^a-z0-9]+", "_", prompt.lower()).strip("_")
-    if words and len(words) <= 60 and prompt.isascii():
-        return words
-    digest = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()
-    return f"{words[:50]}_{digest[:8]}".strip("_")
+    prompts = [arguments.prompt]
+    if arguments.prompts:
+        try:
+            lines = arguments.prompts.read_text(encoding="utf-8").splitlines()
+        except OSError as error:
+            raise OSError(f"--prompts {arguments.prompts}: {error.strerror}") from error
+        prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise ValueError(f"--prompts {arguments.prompts}: no prompt in it")
+    return [prompt for prompt in prompts for _ in range(arguments.count)]
 
 
 if __name__ == "__main__":

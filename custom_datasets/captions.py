@@ -10,6 +10,7 @@ Noisy labels contradict each other (bald with bangs, black and blond hair); a ca
 values that exclude each other at most one is said.
 """
 
+import functools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -255,3 +256,23 @@ def _assemble(
         pronoun = {"man": "He is", "woman": "She is", "person": "They are"}[noun]
         return f"{subject}. {pronoun} {join_words(actions)}"
     return ", ".join([subject, *actions])
+
+
+def unknown_words(prompt: str) -> list[str]:
+    """The words of a prompt that no caption has: a model of these captions was not taught them.
+
+    >>> unknown_words("A young cat, (smiling:1.5)")
+    ['cat', '(smiling:1.5)']
+    """
+    words = (word.strip(",.") for word in prompt.lower().split())
+    return list(dict.fromkeys(word for word in words if word and word not in _known_words()))
+
+
+@functools.cache
+def _known_words() -> frozenset[str]:
+    """Those of captions of many random attributes."""
+    rng, words = random.Random(0), set()
+    for index in range(1_500):
+        attributes = [rng.random() < 0.5 for _ in ATTRIBUTES]
+        words |= {word.strip(",.") for word in describe(attributes, index).lower().split()}
+    return frozenset(words)

@@ -9,7 +9,6 @@ Shapes: B batch, C latent channels, h x w latents, L caption tokens, D text widt
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
-import numpy as np
 import torch
 from diffusers import DPMSolverMultistepScheduler, SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
@@ -23,7 +22,8 @@ Predictor = Callable[[Tensor, int], Tensor]  # (latents (B, C, h, w), t) -> pred
 # magnifies an error of eps 20,000 times; at -5.1 (t = 995) it is 160 times, and the start is still
 # indistinguishable from noise.
 LAMBDA_MIN = -5.1
-MOST_AMPLIFICATION = 200.0
+MAX_AMPLIFICATION = 200.0
+MAX_SEED = 2**32 - 1  # a CPU generator of torch ignores the bits above
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def build_sampler(name: str, objective: Objective) -> SchedulerMixin:
     """
     if name not in SAMPLERS:
         raise ValueError(f"unknown sampler {name!r}: choose one of {', '.join(SAMPLERS)}")
-    amplifies = float(objective.amplification[-1]) > MOST_AMPLIFICATION
+    amplifies = float(objective.amplification[-1]) > MAX_AMPLIFICATION
     return DPMSolverMultistepScheduler(
         **objective.scheduler_options,
         **asdict(SAMPLERS[name]),
@@ -70,8 +70,6 @@ def guide(
     hidden_states: Tensor,
     null_hidden_states: Tensor,
     guidance_scale: float,
-    interval: tuple[float, float] | None = None,
-    weak_denoiser: Denoiser | None = None,
 ) -> Predictor:
     """Bind text and guidance to a denoiser: (latents (B, C, h, w), t) -> guided prediction.
 
@@ -82,34 +80,19 @@ def guide(
     Args:
         hidden_states: (B, L, D).
         null_hidden_states: (1, L, D) or (B, L, D): the empty caption, or a negative prompt.
-        interval: timesteps (low, high) in which guidance acts, low <= t <= high; outside, only
-            the conditional prediction is computed, at half the cost (Kynkäänniemi et al. 2024).
-            None: always.
-        weak_denoiser: makes the prediction that guidance leads away from, in place of `denoiser`
-            (autoguidance, Karras et al. 2024): a worse model, under the same or another caption.
     """
     null = null_hidden_states.expand(len(hidden_states), -1, -1)
     both = torch.cat([null, hidden_states])  # (2B, L, D)
 
-    def predict_once(
-        latents: Tensor, timestep: int, text: Tensor, model: Denoiser = denoiser
-    ) -> Tensor:
+    def predict_once(latents: Tensor, timestep: int, text: Tensor) -> Tensor:
         timesteps = torch.full((len(latents),), timestep, device=latents.device)
-        return model(latents, timesteps, text).float()
-
-    def predict_both(latents: Tensor, timestep: int) -> tuple[Tensor, Tensor]:
-        if weak_denoiser is None:
-            return predict_once(torch.cat([latents, latents]), timestep, both).chunk(2)
-        weak = predict_once(latents, timestep, null, weak_denoiser)
-        return weak, predict_once(latents, timestep, hidden_states)
+        return denoiser(latents, timesteps, text).float()
 
     def predict(latents: Tensor, timestep: int) -> Tensor:
-        is_guided = interval is None or interval[0] <= timestep <= interval[1]
-        if guidance_scale == 1 or not is_guided:
-            return predict_once(latents, timestep, hidden_states)
-        if guidance_scale == 0:
-            return predict_once(latents, timestep, null, weak_denoiser or denoiser)
-        unconditional, conditional = predict_both(latents, timestep)
+        if guidance_scale in (0, 1):
+            return predict_once(latents, timestep, hidden_states if guidance_scale else null)
+        prediction = predict_once(torch.cat([latents, latents]), timestep, both)
+        unconditional, conditional = prediction.chunk(2)
         return unconditional + guidance_scale * (conditional - unconditional)
 
     return predict
@@ -145,21 +128,9 @@ def seeded(seeds: Sequence[int]) -> list[torch.Generator]:
     """One generator a seed, on the CPU, so that a seed means the same noise on every device.
 
     Args:
-        seeds: from 0 to 2**64 - 1.
+        seeds: from 0 to `MAX_SEED`.
     """
-    return [_generator(seed) for seed in seeds]
-
-
-def _generator(seed: int) -> torch.Generator:
-    generator = torch.Generator().manual_seed(seed)
-    if seed >= 2**32:
-        # A CPU generator seeds its Mersenne Twister with the low 32 bits alone; numpy's takes all.
-        # torch's state, in words of 64 bits, is the seed, two counters, then the twister's words.
-        words = np.random.MT19937(seed).state["state"]["key"].astype(np.int64)  # (624,)
-        state = generator.get_state().view(torch.int64)
-        state[3 : 3 + len(words)] = torch.from_numpy(words)
-        generator.set_state(state.view(torch.uint8))
-    return generator
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
 @torch.no_grad()

@@ -22,11 +22,10 @@ from custom_datasets.captions import Caption, compose
 from custom_datasets.celeba_hq_dataset import CelebAHQ, to_model_range
 from custom_datasets.screening import fingerprint
 from custom_datasets.splits import SPLITS
-from inference.picture_sets import PictureFiles, Request, key_of, make_set, sampler_code
+from inference.picture_sets import CODE_VERSION, PictureFiles, Request, key_of, make_set
 from inference.text_to_face import DECODE_BATCH, TextToFace
 from models.custom_unet_celeba_ldm import build_unet
 from models.device import cast_matrices
-from models.loading import fingerprint as weights_of
 
 CAPTION_SEED = 1_000_003  # other wordings than training's, which uses its own seed
 ORDER_SEED = 0
@@ -136,21 +135,16 @@ def request_for(
     """
     seeds = tuple(range(FIRST_SEED, FIRST_SEED + len(captions)))
     texts = tuple(caption.text for caption in captions)
-    decoder = weights_of(model.vae) if model.config.models.decoder else None
+    decoder = model.vae.decoder_key if model.config.models.decoder else None
     return Request(texts, seeds, sampling, name, model.device.type, model.precision, decoder)
 
 
 def untrained(model: TextToFace, seed: int = 0) -> TextToFace:
-    """The same model with random weights: the worst that a number should ever show.
-
-    The empty caption guides it, since there is no early epoch of it.
-    """
+    """The same model with random weights: the worst that a number should ever show."""
     torch.manual_seed(seed)
-    own = replace(model.config.sampling, guide_epoch=None)
-    config = replace(model.config, sampling=own)
     unet = build_unet(model.config.unet).to(model.device).eval().requires_grad_(False)
     cast_matrices(unet, model.precision)
-    return TextToFace(config, unet, model.text_encoder, model.vae, model.precision)
+    return TextToFace(model.config, unet, model.text_encoder, model.vae, model.precision)
 
 
 def control_request(request: Request) -> Request:
@@ -160,7 +154,7 @@ def control_request(request: Request) -> Request:
         request,
         prompts=request.prompts[:CONTROL_COUNT],
         seeds=request.seeds[:CONTROL_COUNT],
-        sampling=replace(request.sampling, steps=steps, guide_epoch=None),
+        sampling=replace(request.sampling, steps=steps),
         model=f"untrained, shaped as {request.model}",
     )
 
@@ -171,7 +165,8 @@ def through_autoencoder(
     """The same images, encoded and decoded again by the decoder, in the precision and through the
     file format of generated pictures: what the model can reach at best.
     """
-    facts = (weights_of(model.vae), model.device.type, model.precision, sampler_code())
+    vae = model.open_encoder()
+    facts = (vae.latent_key, vae.decoder_key, model.device.type, model.precision, CODE_VERSION)
     key = key_of(images.key, *facts)
 
     def make(places: Sequence[int]) -> Tensor:

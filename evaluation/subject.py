@@ -46,7 +46,7 @@ def own_pictures(config: Config, test: FaceImages, folder: Path, device: torch.d
         f"models.decoder={config.models.decoder}",
         f"data.picture_size={config.data.picture_size}",
     )
-    model = TextToFace.from_checkpoint(checkpoint, device, changes=drawn_by)
+    model = TextToFace.from_run(checkpoint, device, drawn_by)
     model.config = replace(model.config, sampling=config.sampling)
     captions = test.captions(config.evaluation.count)
     name = checkpoints.identity(checkpoint)

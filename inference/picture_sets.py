@@ -1,36 +1,32 @@
-"""Makes the sets of pictures that an evaluation looks at: resumable, and shared among processes.
+"""Sets of pictures as PNG files: resumable, and shared among processes.
 
-Every picture is a PNG named after its place. Intact files are kept, so an interrupted generation
-resumes. The folder is named after everything that decides
-the pictures. A set is read from its files on access: memory does not grow with it.
+Intact files are kept, so an interrupted set resumes. Whatever decides a picture is in the name of
+its file or folder. A set is read from its files on access: memory does not grow with it.
 """
 
-import ast
-import functools
 import hashlib
-import inspect
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
-import diffusers
 from accelerate import PartialState
 from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
-from torchvision.utils import save_image
+from torchvision.transforms.v2.functional import to_pil_image
 from tqdm import tqdm
 
 from config import SamplingConfig
-from diffusion import objective, sampling
 from files import replacing
-from inference import opening, text_to_face, text_to_latents
 from inference.text_to_face import TextToFace
-from models import custom_unet_celeba_ldm, graphs, text_encoder, vae_wrapper
 
 BATCH = 32  # pictures that are made together
+# Raise it when a change of the code makes other pictures of the same request, so that fixed code is
+# not measured by its old pictures.
+CODE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -48,22 +44,18 @@ class Request:
     def protocol(self) -> dict[str, object]:
         """How the pictures are made; stored with every number computed from them."""
         decoder = {"decoder": self.decoder} if self.decoder else {}
-        epoch = self.sampling.guide_epoch
-        guide = {"guided_by": f"the same run after epoch {epoch}"} if epoch else {}
         return {
             "model": self.model,
             **decoder,
-            **guide,
             "weights": "EMA",
             "sampler": self.sampling.sampler,
             "steps": self.sampling.steps,
             "guidance_scale": self.sampling.guidance_scale,
-            "guidance_interval": self.sampling.guidance_interval,
             "n": len(self.prompts),
             "seeds": f"{self.seeds[0]} to {self.seeds[-1]}, one a picture",
             "precision": "float32" if self.precision == "no" else self.precision,
             "computed_on": self.device,
-            "sampler_code": sampler_code(),
+            "code_version": CODE_VERSION,
             "format": "PNG, uint8 RGB",
         }
 
@@ -89,8 +81,8 @@ class PictureFiles(Sequence[Tensor]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, place: int) -> Tensor:
-        return decode_image(str(self.paths[place]), ImageReadMode.RGB)
+    def __getitem__(self, slot: int) -> Tensor:
+        return decode_image(str(self.paths[slot]), ImageReadMode.RGB)
 
 
 def generate_set(
@@ -99,28 +91,14 @@ def generate_set(
     """Make what is missing of the requested pictures and open all.
 
     Under `accelerate launch` each process makes its share; all return the whole set.
-
-    Raises:
-        ValueError: the numbers of prompts and seeds differ, or another model guides than requested.
     """
-    if len(request.prompts) != len(request.seeds):
-        raise ValueError(f"{len(request.prompts)} prompts for {len(request.seeds)} seeds")
-    how, guide_epoch = request.sampling, model.config.sampling.guide_epoch
-    if how.guide_epoch != guide_epoch:
-        raise ValueError(
-            f"sampling.guide_epoch is {how.guide_epoch} in the request and {guide_epoch} in the "
-            "model: set both alike, since the request names the pictures and the model makes them"
-        )
+    how = request.sampling
 
-    def make(chosen: Sequence[int]) -> Tensor:
+    def make(slots: Sequence[int]) -> Tensor:
+        prompts = [request.prompts[slot] for slot in slots]
+        seeds = [request.seeds[slot] for slot in slots]
         return model.generate(
-            [request.prompts[i] for i in chosen],
-            [request.seeds[i] for i in chosen],
-            how.guidance_scale,
-            how.steps,
-            how.sampler,
-            guidance_interval=how.guidance_interval,
-            batch_size=batch_size,
+            prompts, seeds, how.guidance_scale, how.steps, how.sampler, batch_size=batch_size
         )
 
     return make_set(make, len(request.prompts), folder, request.key(), batch_size)
@@ -135,33 +113,98 @@ def make_set(
 ) -> PictureFiles:
     """Make what is missing of a set of pictures and open all of it.
 
-    Batches are dealt out to the processes whole, so that any number of them makes the same bytes.
-
     Args:
-        make: places in the set -> pictures (B, 3, H, W) in [0, 1] on the CPU.
+        make: slots of the set -> pictures (B, 3, H, W) in [0, 1] on the CPU.
         folder: holds the set in a folder of its own, named `key`.
         key: names everything that decides the pictures.
     """
-    paths = [folder / key / f"{number:06d}.png" for number in range(count)]
+    paths = [folder / key / f"{slot:06d}.png" for slot in range(count)]
+    make_missing(make, paths, batch_size)
+    return PictureFiles(paths, key)
+
+
+def make_missing(
+    make: Callable[[Sequence[int]], Tensor],
+    paths: Sequence[Path],
+    batch_size: int = BATCH,
+    facts_of: Callable[[int], Mapping[str, object]] = lambda slot: {},
+) -> None:
+    """Make the pictures whose files are not there, or damaged.
+
+    Batches are dealt out to the processes whole, so that any number of them makes the same bytes.
+
+    Args:
+        make: slots -> pictures (B, 3, H, W) in [0, 1] on the CPU.
+        facts_of: what the file of a slot tells of its picture.
+    """
     processes = PartialState()
     if processes.is_main_process:
         _remove_torn(paths)
     processes.wait_for_everyone()
-    missing = {number for number, path in enumerate(paths) if not path.is_file()}
+    missing = {slot for slot, path in enumerate(paths) if not path.is_file()}
     processes.wait_for_everyone()  # all must list the same before any makes one
-    starts = sorted({number - number % batch_size for number in missing})
+    starts = sorted({slot - slot % batch_size for slot in missing})
     own = starts[processes.process_index :: processes.num_processes]
-    has_no_bar = not own or not processes.is_main_process
-    bar = {"desc": "making pictures", "unit": "batch", "mininterval": 10}
-    for start in tqdm(own, **bar, disable=has_no_bar):
+    has_no_bar = len(own) < 2 or not processes.is_main_process
+    for start in tqdm(own, "sampling", unit="batch", mininterval=2, disable=has_no_bar):
         # The whole batch, of which some may be there: in another a picture differs by rounding.
-        batch = range(start, min(start + batch_size, count))
-        for number, picture in zip(batch, make(batch), strict=True):
-            if number in missing:
-                with replacing(paths[number]) as temporary:
-                    save_image(picture, temporary, format="png")
+        batch = range(start, min(start + batch_size, len(paths)))
+        for slot, picture in zip(batch, make(batch), strict=True):
+            if slot in missing:
+                save_picture(picture, paths[slot], facts_of(slot))
     processes.wait_for_everyone()
-    return PictureFiles(paths, key)
+
+
+def sample_files(
+    model: TextToFace,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    folder: Path,
+    negative_prompt: str = "",
+) -> list[Path]:
+    """One PNG for each prompt with its seed; those that are there already stay.
+
+    Whatever decides a picture is in its name and, in full, in its text `parameters`.
+
+    Raises:
+        ValueError: see `TextToFace.generate`; before the first picture is made.
+    """
+    how = model.settings()
+    model.require_fit([*prompts, negative_prompt], how)
+    facts = [
+        model.facts(prompt, seed, how, negative_prompt)
+        for prompt, seed in zip(prompts, seeds, strict=True)
+    ]
+    paths = [
+        folder / f"{words_of(made['prompt'])}_seed_{made['seed']}_{key_of(CODE_VERSION, made)}.png"
+        for made in facts
+    ]
+
+    def make(slots: Sequence[int]) -> Tensor:
+        some = [prompts[slot] for slot in slots], [seeds[slot] for slot in slots]
+        return model.generate(*some, negative_prompt=negative_prompt)
+
+    make_missing(make, paths, facts_of=facts.__getitem__)
+    return paths
+
+
+def words_of(prompt: str) -> str:
+    """The first words of a prompt for a file's name, which a hash makes unique.
+
+    >>> words_of("A man, smiling")
+    'a_man_smiling'
+    """
+    return re.sub(r"[^a-z0-9]+", "_", prompt.lower()).strip("_")[:60] or "picture"
+
+
+def save_picture(picture: Tensor, path: Path, facts: Mapping[str, object]) -> None:
+    """Write a picture (3, H, W) in [0, 1] as PNG, with what made it as the text `parameters`."""
+    text = PngInfo()
+    if facts:
+        text.add_text("parameters", json.dumps(facts))
+    pixels = picture.mul(255).add(0.5).clamp(0, 255).byte()
+    with replacing(path) as temporary:
+        to_pil_image(pixels).save(temporary, format="png", pnginfo=text)
 
 
 def _remove_torn(paths: Sequence[Path]) -> None:
@@ -181,29 +224,3 @@ def _is_whole(path: Path) -> bool:
     except (UnidentifiedImageError, OSError, SyntaxError):  # PIL's for a chunk that is wrong
         return False
     return True
-
-
-@functools.cache
-def sampler_code() -> str:
-    """Twelve hex digits of the code that turns words into a picture.
-
-    Comments, docstrings and layout do not count. After any other change the pictures are made
-    again, so that fixed code is not measured by its old pictures.
-    """
-    modules = (objective, sampling, opening, text_to_latents, text_to_face)
-    modules += (text_encoder, custom_unet_celeba_ldm, graphs, vae_wrapper)
-    parts = [diffusers.__version__, *map(_statements, modules)]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
-
-
-def _statements(module: ModuleType) -> str:
-    tree = ast.parse(inspect.getsource(module))
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
-            node.body = [part for part in body if not _is_text(part)]
-    return ast.unparse(tree)
-
-
-def _is_text(node: ast.AST) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)

@@ -1,4 +1,4 @@
-"""Grids of fixed prompts and seeds, drawn during training."""
+"""Grids of fixed prompts and seeds, made during training."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from training.tracking import log_pictures
 
 
 def save_samples(experiment: Experiment, step: int) -> None:
-    """Draw the preset's prompts with the averaged weights into `samples/` and the tracker.
+    """Sample the preset's prompts with the averaged weights into `samples/` and the tracker.
 
     Pictures that are not finite, or for which memory is lacking, cost a message, not the run.
     """
@@ -30,19 +30,10 @@ def save_samples(experiment: Experiment, step: int) -> None:
         save_image(images, path, format="png", nrow=4)
 
 
-def saved_samples(folder: Path, most: int) -> dict[int, torch.Tensor]:
-    """Grids of a run folder, uint8 (3, H, W) by their step, spread evenly over the run. One that
-    is damaged is passed over, and named.
-    """
+def saved_samples(folder: Path, count: int) -> dict[int, torch.Tensor]:
+    """Grids of a run folder, uint8 (3, H, W) by their step, spread evenly over the run."""
     paths = sorted((folder / "samples").glob("step_*.png"))
-    chosen = {round(i * (len(paths) - 1) / max(1, most - 1)) for i in range(most)} if paths else ()
-    grids = {int(paths[i].stem[5:]): _read(paths[i]) for i in sorted(chosen)}
-    return {step: grid for step, grid in grids.items() if grid is not None}
-
-
-def _read(path: Path) -> torch.Tensor | None:
-    try:
-        return decode_image(str(path))
-    except RuntimeError as error:  # torchvision's for an empty file and for one that is cut short
-        print(f"{path} is damaged and passed over: {str(error).splitlines()[0]}")
-        return None
+    chosen = (
+        {round(i * (len(paths) - 1) / max(1, count - 1)) for i in range(count)} if paths else ()
+    )
+    return {int(paths[i].stem[5:]): decode_image(str(paths[i])) for i in sorted(chosen)}

@@ -1,7 +1,12 @@
-"""Words in, faces out: text encoder, guided sampler and decoder of one run, together."""
+"""Words in, faces out: text encoder, UNet, guidance and decoder of one run, together.
 
-from collections.abc import Sequence
-from dataclasses import replace
+Shapes: B batch, C latent channels, h x w latents, H x W picture, L tokens, D text width.
+"""
+
+import operator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,33 +15,33 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 from torch.nn import functional
 
-from config import Config, override
+from config import FREE, ROOT, Changes, Config, SamplingConfig, override
 from diffusion import sampling
-from inference import arguments
+from diffusion.objective import Objective, build_objective
 from inference.opening import open_averaged_unet, open_frozen_models, sampling_precision
-from inference.text_to_latents import TextToLatents
-from models.decoder import open_decoder
-from models.device import autocast, cast_matrices, freed_memory_kept
+from models.decoder import add_encoder
+from models.device import autocast, cast_matrices, choose_device, freed_memory_kept
+from models.graphs import Graphs, graphed_unet
 from models.text_encoder import TextEncoder
 from models.vae_wrapper import VAEWrapper
-from training import checkpoints
+from training.checkpoints import identity
+from training.weights import open_trained
 
 if TYPE_CHECKING:  # sampling alone does not load the training loop
     from training.experiment import Experiment
 
-HOW_PICTURES_ARE_MADE = ("sampling.", "models.decoder", "data.picture_size")
+HOW_PICTURES_ARE_MADE = ("sampling.", "models.decoder", "data.picture_size")  # settings
 DECODE_BATCH = 8  # at full size each picture takes half a gigabyte in the decoder
 
 
-class TextToFace(TextToLatents):
+class TextToFace:
     """Makes pictures from prompts with the weights of one run.
 
-    Every method takes numbers of Python, numpy or torch, and refuses what it cannot use before any
-    work, as a ValueError that names the argument (`inference.arguments`).
-
     Args:
-        vae: the autoencoder whose decoder draws the pictures.
-        precision, folder: see `TextToLatents`.
+        vae: the autoencoder whose decoder makes the pictures; its encoder may be absent.
+        identity: what the weights are, see `checkpoints.identity`.
+        precision: of autocast, see `models.device.choose_precision`; None: the run's, as far as
+            this device has it.
     """
 
     def __init__(
@@ -46,107 +51,74 @@ class TextToFace(TextToLatents):
         text_encoder: TextEncoder,
         vae: VAEWrapper,
         precision: str | None = None,
-        folder: Path | None = None,
+        identity: str = "",
     ) -> None:
-        super().__init__(config, unet, text_encoder, precision, folder)
-        self.vae = vae
+        self.config, self.unet, self.text_encoder, self.vae = config, unet, text_encoder, vae
+        self.identity = identity
+        self.precision = precision or sampling_precision(config, self.device)
 
     @classmethod
     def from_run(
         cls,
-        folder: Path | str,
+        place: Path | str,
         device: torch.device | str | None = None,
-        changes: Sequence[str] = (),
-    ) -> "TextToFace":
-        """Open the newest checkpoint of a run folder with its EMA weights.
-
-        Args:
-            folder: such as "checkpoints/demo", relative to the current folder or the repository.
-                The file of one checkpoint opens that one.
-            device: None: `choose_device`.
-            changes: see `change_sampling`; made before the decoder is opened.
-
-        Raises:
-            FileNotFoundError: no checkpoint, or its frozen models are not available.
-            ValueError: the checkpoint is damaged, the device is not available, or a change is
-                refused.
-        """
-        device, path = arguments.read_device(device), arguments.read_path(folder, "folder")
-        if not path.is_file():
-            path = checkpoints.require_checkpoint(path)
-        return cls.from_checkpoint(path, device, changes=changes)
-
-    @classmethod
-    def from_checkpoint(
-        cls,
-        path: Path | str,
-        device: torch.device | str | None = None,
+        changes: Changes = None,
+        checkpoint: str = "newest",
         for_sampling: bool = True,
-        changes: Sequence[str] = (),
     ) -> "TextToFace":
-        """Rebuild the model that a checkpoint describes, with its EMA weights.
+        """Open the averaged weights of a run.
 
         Args:
+            place: a run folder, a folder or file of weights, or a checkpoint; relative to the
+                current folder or to the repository.
             device: None: `choose_device`.
+            changes: see `sampled_otherwise`; made before the decoder is opened.
+            checkpoint: which of a run folder, see `checkpoints.find`.
             for_sampling: keep the UNet's matrices in the precision that it computes in. False keeps
                 them as they were trained.
-            changes: see `change_sampling`; made before the decoder is opened.
 
         Raises:
-            FileNotFoundError: it does not exist, or its frozen models are not available.
-            ValueError: the checkpoint is damaged, its frozen models have changed, the device is
-                not available, or a change is refused.
+            FileNotFoundError: no such weights, or their frozen models are not available.
+            ValueError: the weights are damaged, the frozen models have changed, or a change is
+                refused.
         """
-        device, path = arguments.read_device(device), arguments.read_path(path, "path")
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"path: {path} is not a checkpoint's file; from_run opens the newest of a folder"
-            )
-        checkpoint = checkpoints.load_checkpoint(path)
-        checkpoint = replace(checkpoint, config=sampled_otherwise(checkpoint.config, changes))
-        config, unet = checkpoint.config, open_averaged_unet(path, checkpoint)
+        device = choose_device() if device is None else torch.device(device)
+        place = Path(place).expanduser()
+        path, weights = open_trained(place if place.exists() else ROOT / place, checkpoint)
+        weights = replace(weights, config=sampled_otherwise(weights.config, changes))
+        config, unet = weights.config, open_averaged_unet(path, weights)
         if for_sampling:
             cast_matrices(unet, sampling_precision(config, device))
-        models = (unet, *open_frozen_models(path, checkpoint))
-        on_device = (model.to(device).eval().requires_grad_(False) for model in models)
-        return cls(config, *on_device, folder=path.parent)
+        models = (unet, *open_frozen_models(path, weights))
+        models = [model.to(device).eval().requires_grad_(False) for model in models]
+        return cls(config, *models, identity=identity(path))
 
     @classmethod
     def of(cls, experiment: "Experiment") -> "TextToFace":
         """A sampler over an experiment's averaged weights as they are now."""
-        return cls(
-            experiment.config,
-            experiment.state.ema_unet,
-            experiment.text_encoder,
-            experiment.drawing_vae,
-            experiment.precision,
-        )
+        models = (experiment.state.ema_unet, experiment.text_encoder, experiment.drawing_vae)
+        return cls(experiment.config, *models, experiment.precision)
 
-    def change_sampling(self, changes: Sequence[str]) -> None:
-        """Make pictures in another way than the run says; see `sampled_otherwise`."""
-        config = sampled_otherwise(self.config, changes)
-        self.draw_with(config.models.decoder, config.data.picture_size)
-        self.config = config
+    @property
+    def device(self) -> torch.device:
+        """Where the UNet is."""
+        return next(self.unet.parameters()).device
 
-    def draw_with(self, decoder: str | None, picture_size: int | None) -> None:
-        """Draw with another decoder of the same latents than so far.
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of one latent."""
+        unet = self.config.unet
+        return (unet.latent_channels, unet.latent_size, unet.latent_size)
 
-        Args:
-            decoder: as `models.decoder`; None: the autoencoder's own.
-            picture_size: as `data.picture_size`; None: `data.image_size`.
+    @cached_property
+    def objective(self) -> Objective:
+        """What the denoiser was trained to predict."""
+        return build_objective(self.config.diffusion)
 
-        Raises:
-            FileNotFoundError, ValueError: see `open_decoder`.
-        """
-        models = replace(self.config.models, decoder=decoder)
-        data = replace(self.config.data, picture_size=picture_size)
-        config = replace(self.config, models=models, data=data)
-        if config == self.config:
-            return
-        vae = self.vae if decoder else VAEWrapper.from_pretrained(models.autoencoder)
-        upsampling = config.picture_size // config.unet.latent_size
-        self.vae = open_decoder(models, vae, upsampling).to(self.device)
-        self.config = config
+    @cached_property
+    def null_states(self) -> Tensor:
+        """Hidden states (1, L, D) of the empty caption."""
+        return self.encode_text("")
 
     def generate(
         self,
@@ -156,7 +128,6 @@ class TextToFace(TextToLatents):
         steps: int | None = None,
         sampler: str | None = None,
         negative_prompt: str = "",
-        guidance_interval: Sequence[float] | None = None,
         batch_size: int = 32,
     ) -> Tensor:
         """Pictures (B, 3, H, W) in [0, 1] on the CPU, one for each prompt with its seed.
@@ -165,41 +136,146 @@ class TextToFace(TextToLatents):
 
         Args:
             prompts: one a picture, or a single text for all.
-            seeds: one a picture, from 0 to 2**64 - 1.
+            seeds: one a picture, from 0 to `sampling.MAX_SEED`.
 
         Raises:
-            ValueError: an argument that cannot be used, or a prompt that is too long; names it.
+            ValueError: an argument that cannot be used, or a prompt that is too long.
         """
-        prompts, seeds = arguments.pair(prompts, seeds)
-        settings = arguments.read_sampling(
-            self.config.sampling, guidance_scale, steps, sampler, guidance_interval
-        )
-        negative = arguments.read_negative_prompt(negative_prompt)
-        size = arguments.read_count(batch_size, "batch_size")
-        self.require_fit([*prompts, negative], settings.sampler, settings.steps)
+        prompts, seeds = paired(prompts, seeds)
+        how = self.settings(guidance_scale, steps, sampler)
+        self.require_fit([*prompts, negative_prompt], how)
         with freed_memory_kept(self.device):
-            parts = [slice(i, i + size) for i in range(0, len(prompts), size)]
-            images = [
-                self.decode(self.last_latents(prompts[p], seeds[p], settings, negative))
-                for p in parts
-            ]
-        return torch.cat(images)  # (B, 3, H, W)
+            pictures = []
+            for start in range(0, len(seeds), batch_size):
+                part = slice(start, start + batch_size)
+                latents = self.sample_latents(prompts[part], seeds[part], how, negative_prompt)
+                pictures.append(self.decode(latents))
+        return torch.cat(pictures)  # (B, 3, H, W)
 
-    def require_fit(self, prompts: Sequence[str], sampler: str, steps: int) -> None:
+    def settings(
+        self,
+        guidance_scale: float | None = None,
+        steps: int | None = None,
+        sampler: str | None = None,
+    ) -> SamplingConfig:
+        """The run's `SamplingConfig` with what is given, which the config checks."""
+        given: dict[str, object] = {}
+        if guidance_scale is not None:
+            given["guidance_scale"] = float(guidance_scale)  # numpy's and torch's numbers too
+        if steps is not None:
+            given["steps"] = operator.index(steps)
+        if sampler is not None:
+            given["sampler"] = sampler
+        return replace(self.config.sampling, **given)
+
+    def facts(
+        self, prompt: str, seed: int, how: SamplingConfig, negative_prompt: str = ""
+    ) -> dict[str, object]:
+        """All that decides a picture, as its file tells."""
+        return {
+            "prompt": prompt,
+            "negative_prompt": negative_prompt,
+            "seed": seed,
+            "sampler": how.sampler,
+            "steps": how.steps,
+            "guidance_scale": how.guidance_scale,
+            "preset": self.config.name,
+            "weights": self.identity,
+            "decoder": f"{self.config.models.decoder} {self._decoder_key}",
+            "precision": self.precision,
+            "device": self.device.type,
+        }
+
+    @cached_property
+    def _decoder_key(self) -> str:
+        return self.vae.decoder_key
+
+    def require_fit(self, prompts: Iterable[str], how: SamplingConfig) -> None:
         """Refuse prompts that are too long, and a number of steps that the sampler cannot take."""
-        sampling.set_timesteps(sampling.build_sampler(sampler, self.objective), steps)
+        sampling.set_timesteps(sampling.build_sampler(how.sampler, self.objective), how.steps)
         self.text_encoder.tokenize(list(dict.fromkeys(prompts)))  # each text once
+
+    def sample_latents(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        how: SamplingConfig,
+        negative_prompt: str = "",
+    ) -> Tensor:
+        """Latents (B, C, h, w) in one batch, one for each prompt with its seed."""
+        predict = self.predictor(prompts, how.guidance_scale, negative_prompt)
+        *_, latents = self.trajectory(predict, seeds, how.sampler, how.steps)
+        return latents
+
+    def trajectory(
+        self, predict: sampling.Predictor, seeds: Sequence[int], sampler: str, steps: int
+    ) -> Iterator[Tensor]:
+        """Latents (B, C, h, w) before the first and after every step."""
+        scheduler = sampling.build_sampler(sampler, self.objective)
+        yield from sampling.trajectory(
+            predict, scheduler, self.latent_shape, seeds, steps, self.device
+        )
+
+    def predictor(
+        self,
+        prompts: str | Sequence[str] | Tensor,
+        guidance_scale: float,
+        negative_prompt: str = "",
+    ) -> sampling.Predictor:
+        """The guided denoiser of these prompts, (latents, t) -> prediction, one prompt a latent.
+
+        Args:
+            prompts: or hidden states (B, L, D), such as those half-way between two prompts.
+            negative_prompt: takes the place of the empty caption.
+        """
+        states = prompts if isinstance(prompts, Tensor) else self.encode_text(prompts)
+        null = self.encode_text(negative_prompt) if negative_prompt else self.null_states
+        return sampling.guide(self.denoise, states, null, guidance_scale)
+
+    def encode_text(self, prompts: str | Sequence[str]) -> Tensor:
+        """Hidden states (B, L, D) of prompts, in the precision that training gave them."""
+        with autocast(self.precision, self.device):
+            return self.text_encoder([prompts] if isinstance(prompts, str) else prompts)
+
+    def denoise(self, latents: Tensor, timesteps: Tensor, hidden_states: Tensor) -> Tensor:
+        """One evaluation of the UNet under autocast.
+
+        Raises:
+            ValueError: not one caption a latent.
+        """
+        if len(latents) != len(hidden_states):
+            raise ValueError(
+                f"{len(hidden_states)} captions for {len(latents)} latents (guidance doubles both):"
+                " give the predictor one prompt a seed"
+            )
+        return self._graphs(latents, timesteps, hidden_states)
+
+    @cached_property
+    def _graphs(self) -> Graphs:
+        return graphed_unet(self.unet, self.precision)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) of the pictures' size in [-1, 1] -> latents (B, C, h, w), the mean.
 
-        Where pictures are drawn larger than what is encoded, they are shrunk first.
+        Where pictures are larger than what is encoded, they are shrunk first.
         """
+        vae = self.open_encoder()
         size = self.config.data.image_size
         if images.shape[-1] != size:
             images = functional.interpolate(images, (size, size), mode="bilinear", antialias=True)
-        return self.vae.posterior(images).mean
+        return vae.posterior(images).mean
+
+    def open_encoder(self) -> VAEWrapper:
+        """The autoencoder with its encoder, which sampling does without where a decoder is alone.
+
+        Raises:
+            FileNotFoundError, ValueError: the encoder is not available, or another.
+        """
+        if not self.vae.has_encoder:
+            autoencoder = VAEWrapper.from_pretrained(self.config.models.autoencoder)
+            add_encoder(self.vae, autoencoder.to(self.device))
+        return self.vae
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) -> pictures (B, 3, H, W) in [0, 1] on the CPU, a few at a time.
@@ -218,20 +294,46 @@ class TextToFace(TextToLatents):
         return pictures
 
 
-def sampled_otherwise(config: Config, changes: Sequence[str]) -> Config:
+def paired(prompts: str | Iterable[str], seeds: int | Iterable[int]) -> tuple[list[str], list[int]]:
+    """One prompt and one seed for each picture; a single text is the prompt of every seed.
+
+    >>> paired("a man", range(3))
+    (['a man', 'a man', 'a man'], [0, 1, 2])
+
+    Raises:
+        ValueError: none, different numbers of both, or a seed out of range.
+        TypeError: a seed is not a whole number.
+    """
+    is_one = hasattr(seeds, "__index__") and not getattr(seeds, "ndim", 0)
+    numbers = [operator.index(seed) for seed in ([seeds] if is_one else seeds)]
+    texts = [prompts] * len(numbers) if isinstance(prompts, str) else list(prompts)
+    if not numbers or len(texts) != len(numbers):
+        raise ValueError(
+            f"{len(texts)} prompts for {len(numbers)} seeds: give one seed a prompt, or a single "
+            "text as the prompt of every seed"
+        )
+    wrong = [seed for seed in numbers if not 0 <= seed <= sampling.MAX_SEED]
+    if wrong:
+        raise ValueError(f"seed {wrong[0]} is out of range: use 0 to {sampling.MAX_SEED}")
+    return texts, numbers
+
+
+def sampled_otherwise(config: Config, changes: Changes) -> Config:
     """The settings of a trained model that makes its pictures in another way.
 
     Args:
-        changes: such as "sampling.steps=10" or "models.decoder=..."; "name=..." does nothing.
+        changes: of `sampling`, or of settings that are free on resume; "name=..." does nothing.
 
     Raises:
-        ValueError: a change of another setting, which a trained model cannot take.
+        ValueError: a change of a setting that shapes the weights.
     """
-    for change in changes:
-        if not change.strip().startswith((*HOW_PICTURES_ARE_MADE, "name=")):
-            raise ValueError(
-                f"{change!r}: of a trained model only sampling.*, models.decoder and "
-                "data.picture_size can change; other settings need another training"
-            )
-    own = [change for change in changes if change.strip().startswith(HOW_PICTURES_ARE_MADE)]
-    return override(config, own)
+    changed = override(config, changes)
+    for section in ("data", "models", "unet", "diffusion", "training"):
+        before, after = vars(getattr(config, section)), vars(getattr(changed, section))
+        for each in fields(getattr(config, section)):
+            if each.metadata["resume"] != FREE and before[each.name] != after[each.name]:
+                raise ValueError(
+                    f"{section}.{each.name}: the model was trained with {before[each.name]!r}; "
+                    "another value needs another training"
+                )
+    return replace(changed, name=config.name)

@@ -8,6 +8,7 @@ import copy
 import json
 from pathlib import Path
 
+import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -19,62 +20,118 @@ from models.vae_wrapper import VAEWrapper
 
 DECODER_FILE = "decoder.safetensors"
 PARTS = ("decoder.", "post_quant_conv.")  # of an autoencoder: what latents pass
+ENCODER_PARTS = ("encoder", "quant_conv")  # and what images pass
 
 
-def open_decoder(config: ModelsConfig, autoencoder: VAEWrapper, upsampling: int) -> VAEWrapper:
-    """The autoencoder whose decoder draws the pictures: `decoder` where it is named, or the given.
+def open_decoder(
+    config: ModelsConfig, autoencoder: VAEWrapper | None, upsampling: int
+) -> VAEWrapper:
+    """What decodes a run's latents: `models.decoder` where it is named, or the autoencoder.
 
     Args:
-        upsampling: pixels that shall be drawn for one latent position along a side.
+        autoencoder: of the latents. None: a decoder alone is opened without it, and can only
+            decode; in the other cases it is opened here.
+        upsampling: pixels for one latent position along a side.
 
     Raises:
         FileNotFoundError: see `open_model`.
-        ValueError: see `open_model`; or the encoder is another, so latents have another meaning; or
-            the pictures have another size.
+        ValueError: see `open_model`; or the decoder is for other latents, or for pictures of
+            another size.
     """
     name = config.decoder or config.autoencoder
-    drawing = open_beside(config.decoder, autoencoder) if config.decoder else autoencoder
-    if drawing.meaning != autoencoder.meaning:
+    if autoencoder is None and is_alone(config.decoder):
+        opened = _open_alone(Path(locate(name)))
+    else:
+        autoencoder = autoencoder or VAEWrapper.from_pretrained(config.autoencoder)
+        opened = open_beside(config.decoder, autoencoder) if config.decoder else autoencoder
+        if opened.latent_key != autoencoder.latent_key:
+            raise ValueError(
+                f"models.decoder: {name} has another encoder than {config.autoencoder}, so it is "
+                "for other latents; name one that `python -m pretraining decoder --from "
+                f"{config.autoencoder}` made, or none"
+            )
+    if opened.upsampling != upsampling:
         raise ValueError(
-            f"models.decoder: {name} has another encoder than {config.autoencoder}, so its latents "
-            "have another meaning; name one that `python -m pretraining decoder --from "
-            f"{config.autoencoder}` made, or none"
+            f"{name} makes {opened.upsampling} pixels of a latent along a side, not {upsampling}; "
+            f"set data.picture_size to {opened.upsampling} times unet.latent_size"
         )
-    if drawing.upsampling != upsampling:
-        raise ValueError(
-            f"{name} draws {drawing.upsampling} pixels for a latent along a side, not "
-            f"{upsampling}; set data.picture_size to {drawing.upsampling} times unet.latent_size"
-        )
-    return drawing
+    return opened
 
 
 def open_beside(name: str, autoencoder: VAEWrapper) -> VAEWrapper:
-    """A whole autoencoder, or the given one with the decoder of a local folder that holds it alone.
+    """A whole autoencoder, or a decoder alone joined with the given encoder.
 
     Raises:
         FileNotFoundError: see `open_model`.
         ValueError: see `open_model`; or the decoder was made for another encoder, or is damaged.
     """
-    folder = Path(locate(name))
-    if not (folder / DECODER_FILE).is_file():
+    if not is_alone(name):
         return VAEWrapper.from_pretrained(name)
-    description, weights, encoder = _read(folder)
-    if encoder != rounded_encoder(autoencoder):
+    opened = _open_alone(Path(locate(name)))
+    add_encoder(opened, autoencoder)
+    return opened
+
+
+def add_encoder(decoder: VAEWrapper, autoencoder: VAEWrapper) -> None:
+    """Let a decoder that was opened alone encode as well.
+
+    Raises:
+        ValueError: it was made for another encoder, whose latents mean something else.
+    """
+    if decoder.made_for != rounded_encoder(autoencoder):
         raise ValueError(
-            f"the decoder {name} was made for another encoder than that of the latents, which have "
-            "another meaning; name one that was made for it, or none"
+            "models.decoder was made for another encoder than that of models.autoencoder; name one "
+            "that was made for it, or none"
         )
+    for part in ENCODER_PARTS:
+        if hasattr(autoencoder.autoencoder, part):
+            setattr(decoder.autoencoder, part, getattr(autoencoder.autoencoder, part))
+
+
+def whole_autoencoder(vae: VAEWrapper, name: str) -> tuple[AutoencoderKL | AutoencoderTiny, bool]:
+    """The autoencoder with both halves, for an export, and whether its encoder works.
+
+    Where the encoder of a decoder alone is not available its weights are NaN: what is encoded with
+    them cannot be taken for a picture.
+
+    Args:
+        name: of the autoencoder of the latents.
+    """
+    if not vae.has_encoder:
+        try:
+            add_encoder(vae, VAEWrapper.from_pretrained(name))
+        except FileNotFoundError as error:
+            print(f"exported without a working encoder, for text-to-image alone: {error}")
+            whole = type(vae.autoencoder).from_config(vae.autoencoder.config)
+            for parameter in whole.parameters():
+                parameter.data.fill_(torch.nan)
+            whole.load_state_dict(vae.autoencoder.state_dict(), strict=False)
+            return whole, False
+    return vae.autoencoder, True
+
+
+def is_alone(name: str | None) -> bool:
+    """Whether a name is that of a local folder which holds a decoder alone."""
+    return name is not None and (Path(locate(name)) / DECODER_FILE).is_file()
+
+
+def _open_alone(folder: Path) -> VAEWrapper:
+    description, weights, encoder = _read(folder)
+    kinds = {kind.__name__: kind for kind in (AutoencoderKL, AutoencoderTiny)}
     with quiet():
-        model = type(autoencoder.autoencoder).from_config(description)
-    own = autoencoder.autoencoder.state_dict()
-    kept = {key: value for key, value in own.items() if not key.startswith(PARTS)}
+        model = kinds[description.pop("_class_name")].from_config(description)
+    for part in ENCODER_PARTS:
+        if hasattr(model, part):
+            setattr(model, part, None)  # its weights are random
     try:
-        model.load_state_dict(weights | kept)
+        model.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(
             f"{folder / DECODER_FILE} does not fit its config.json: {error}"
         ) from error
-    return VAEWrapper(model)
+    opened = VAEWrapper(model)
+    opened.made_for = encoder
+    return opened
 
 
 def _read(folder: Path) -> tuple[dict[str, object], dict[str, Tensor], str | None]:
@@ -91,7 +148,7 @@ def _read(folder: Path) -> tuple[dict[str, object], dict[str, Tensor], str | Non
 def rounded_encoder(vae: VAEWrapper) -> str:
     """The fingerprint of the encoder in float16: the same of a copy in float16 and in float32."""
     model: AutoencoderKL | AutoencoderTiny = copy.deepcopy(vae.autoencoder)
-    return VAEWrapper(model.half().float()).meaning[0]
+    return VAEWrapper(model.half().float()).latent_key[0]
 
 
 def save_decoder_alone(vae: VAEWrapper, folder: Path) -> None:

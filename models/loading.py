@@ -279,6 +279,7 @@ def read_archive(path: Path, purpose: str, map_memory: bool = False) -> Any:
     weights without complaint.
 
     Raises:
+        FileNotFoundError: it is not there, or no longer.
         ValueError: the file is cut short, altered or holds code; names it.
     """
     try:
@@ -288,6 +289,8 @@ def read_archive(path: Path, purpose: str, map_memory: bool = False) -> Any:
             raise zipfile.BadZipFile(f"its record {altered} was altered")
         return torch.load(path, map_location="cpu", weights_only=True, mmap=map_memory)
     except UNREADABLE as error:
+        if not path.exists():  # torch reports a file that is gone like a damaged one
+            raise FileNotFoundError(f"{path} is not there, or no longer") from error
         raise ValueError(f"{path} is not a whole {purpose} of this project: {error}") from error
 
 
@@ -301,30 +304,8 @@ def fingerprint(*models: nn.Module) -> str:
     return hashlib.sha256(b"".join(digests)).hexdigest()[:16]
 
 
-def matches_fingerprint(stored: str, *models: nn.Module) -> bool:
-    """Whether a stored fingerprint is that of these models.
-
-    Accepts the digests of checkpoints of version 1 as well. Those hash parameter names, as either
-    release line of transformers gives them: 4.x puts "text_model." before CLIP's.
-    """
-    prefixes = ("text_model.", "")
-    return stored == fingerprint(*models) or stored in (
-        _fingerprint_with_names(prefix, *models) for prefix in prefixes
-    )
-
-
 def _digest(tensor: torch.Tensor) -> bytes:
     values = tensor.detach().to("cpu", torch.float32).contiguous()
     digest = hashlib.sha256(f"{tuple(values.shape)}".encode())
     digest.update(values.numpy().data)
     return digest.digest()
-
-
-def _fingerprint_with_names(prefix: str, *models: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for model in models:
-        for name, tensor in model.state_dict().items():
-            # `TextEncoder` holds its CLIP as `model`; `VAEWrapper` has no such name.
-            name = re.sub(r"^model\.(text_model\.)?", f"model.{prefix}", name)
-            digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -3,7 +3,7 @@
 The only place that knows the latent scale. It is read from the model's own config, so that
 `stabilityai/sd-vae-ft-mse` (0.18215), TAESD (1) and the demo's own autoencoder are handled alike.
 
-Another decoder may draw the pictures: `models.decoder`.
+Another decoder may decode them (`models.decoder`); one that was opened alone has no encoder.
 
 Shapes: B batch, C latent channels, H x W image, h x w = H/8 x W/8 latents.
 """
@@ -38,6 +38,7 @@ class VAEWrapper(nn.Module):
         self.autoencoder = autoencoder.eval().requires_grad_(False)
         self.scale = float(autoencoder.config.scaling_factor)
         self.shift = float(getattr(autoencoder.config, "shift_factor", None) or 0.0)
+        self.made_for: str | None = None  # the encoder that a decoder alone belongs to
 
     @classmethod
     def from_pretrained(cls, name: str) -> "VAEWrapper":
@@ -64,8 +65,8 @@ class VAEWrapper(nn.Module):
 
     @property
     def upsampling(self) -> int:
-        """How many pixels the decoder draws for one latent position along a side: as many as the
-        encoder sees, or more where it was made to draw larger pictures.
+        """How many pixels the decoder makes of one latent position along a side: as many as the
+        encoder sees, or more where it was made for larger pictures.
         """
         if isinstance(self.autoencoder, AutoencoderTiny):
             config = self.autoencoder.config
@@ -74,10 +75,23 @@ class VAEWrapper(nn.Module):
         return self.downsampling
 
     @property
-    def meaning(self) -> tuple[str, float, float]:
+    def has_encoder(self) -> bool:
+        """Whether images can be encoded; a decoder that was opened alone only decodes."""
+        return self.autoencoder.encoder is not None
+
+    @property
+    def latent_key(self) -> tuple[str, float, float]:
         """What decides the latents: fingerprint of the encoder's weights, scale and shift."""
-        parts = (self.autoencoder.encoder, getattr(self.autoencoder, "quant_conv", None))
-        return fingerprint(*(part for part in parts if part is not None)), self.scale, self.shift
+        return self._fingerprint("encoder", "quant_conv"), self.scale, self.shift
+
+    @property
+    def decoder_key(self) -> str:
+        """What decides the pictures of given latents: fingerprint of the decoder's weights."""
+        return self._fingerprint("decoder", "post_quant_conv")
+
+    def _fingerprint(self, *names: str) -> str:
+        parts = [getattr(self.autoencoder, name, None) for name in names]
+        return fingerprint(*(part for part in parts if part is not None))
 
     def train(self, mode: bool = True) -> "VAEWrapper":
         """Stay in evaluation mode even if a parent module trains: the autoencoder is frozen."""
@@ -105,7 +119,12 @@ class VAEWrapper(nn.Module):
     def posterior(self, images: torch.Tensor) -> Posterior:
         """As `encode`, for images that are known to be in [-1, 1]: on a GPU the host would have to
         wait for it to look.
+
+        Raises:
+            ValueError: the decoder was opened alone.
         """
+        if not self.has_encoder:
+            raise ValueError("this decoder was opened without the encoder of its latents")
         if isinstance(self.autoencoder, AutoencoderTiny):
             latents = self.autoencoder.encode(images).latents.float()
             mean, std = latents, torch.zeros_like(latents)
@@ -117,8 +136,8 @@ class VAEWrapper(nn.Module):
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Scaled latents (B, C, h, w) -> images float (B, 3, H, W) in [0, 1], H = upsampling h."""
-        return (self.draw(latents) / 2 + 0.5).clamp(0, 1)
+        return (self.decode_unclamped(latents) / 2 + 0.5).clamp(0, 1)
 
-    def draw(self, latents: torch.Tensor) -> torch.Tensor:
-        """As `decode`, but around [-1, 1], not clamped, and with gradients: to train a decoder."""
+    def decode_unclamped(self, latents: torch.Tensor) -> torch.Tensor:
+        """As `decode`, but around [-1, 1] and with gradients: to train a decoder."""
         return self.autoencoder.decode(latents / self.scale + self.shift).sample.float()

@@ -21,7 +21,7 @@ from command_line import command
 from config import override
 from custom_datasets.captions import describe
 from files import write_json
-from models.decoder import DECODER_FILE, open_beside, rounded_encoder, save_decoder_alone
+from models.decoder import is_alone, open_beside, rounded_encoder, save_decoder_alone
 from models.device import choose_device
 from models.loading import locate, open_model
 from models.text_encoder import open_tokenizer, save_tokenizer
@@ -119,9 +119,7 @@ def _open_start(arguments: argparse.Namespace) -> tuple[VAEWrapper, VAEWrapper]:
     source, out = arguments.source, arguments.out
     if Path(locate(source)).resolve() == out.resolve():
         raise ValueError(f"--out {out} is --from: the original would be lost; name another folder")
-    name = source
-    if (Path(locate(source)) / DECODER_FILE).is_file():
-        name = arguments.autoencoder
+    name = arguments.autoencoder if is_alone(source) else source
     if not name:
         raise ValueError(f"{source} holds no encoder: name its autoencoder with --autoencoder")
     autoencoder = VAEWrapper.from_pretrained(name)

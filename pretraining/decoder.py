@@ -116,7 +116,7 @@ class _Training:
         rise = min(1.0, max(0.0, (done - config.adversarial_from) / RISE))
         weights = (1.0, config.perceptual_weight, rise * config.adversarial_weight)
         with autocast(self.precision, latents.device):
-            decoded = self.vae.draw(latents)
+            decoded = self.vae.decode_unclamped(latents)
         pictures = decoded.detach().requires_grad_(True)
         losses = self._losses(pictures, real, done)
         pulls = dict(zip(("pixels", "perceptual", "adversarial"), weights, strict=True))

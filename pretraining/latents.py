@@ -15,7 +15,6 @@ from command_line import command, config_from, parser, whole
 from custom_datasets.captions import describe
 from custom_datasets.opening import open_faces
 from inference.text_to_face import TextToFace
-from inference.text_to_latents import TextToLatents
 from models.device import freed_memory_kept
 from pretraining.faces import choose
 
@@ -41,14 +40,14 @@ def main() -> None:
     print(f"{len(captions)} latents in {arguments.out}")
 
 
-def sample_latents(model: TextToLatents, captions: list[str]) -> np.ndarray:
+def sample_latents(model: TextToFace, captions: list[str]) -> np.ndarray:
     """Latents of captions with the run's own settings, float16 (N, C, h, w); the seed of caption i
     is i.
     """
     batches = [range(len(captions))[i : i + BATCH] for i in range(0, len(captions), BATCH)]
     with freed_memory_kept(model.device):
         latents = [
-            model.last_latents([captions[i] for i in seeds], seeds, model.config.sampling)
+            model.sample_latents([captions[i] for i in seeds], seeds, model.config.sampling)
             for seeds in tqdm(batches, desc="latents")
         ]
     return torch.cat(latents).half().cpu().numpy()

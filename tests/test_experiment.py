@@ -18,7 +18,6 @@ from inference.samples import save_samples
 from inference.text_to_face import TextToFace
 from models.vae_wrapper import VAEWrapper
 from training import checkpoints, tracking
-from training.environment import describe_environment
 from training.experiment import Experiment
 from training.loop import train
 
@@ -236,11 +235,3 @@ def test_a_run_with_other_settings_is_refused_before_encoding(exact: Config, roo
         opening(other)
     assert sorted((root / "data" / "latents").glob("*.npy")) == cached
     assert checkpoints.newest_checkpoint(opened.folder).name.endswith("epoch_1.pt")
-
-
-def test_a_machine_without_git_is_described(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    environment = describe_environment(torch.device("cpu"))
-    assert environment["commit"] == "not a git checkout"

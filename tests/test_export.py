@@ -22,7 +22,8 @@ from config import ROOT
 from diffusion.objective import build_objective
 from diffusion.sampling import build_sampler
 from evaluation.sets import request_for
-from export import export
+from export import main
+from inference.exporting import export, measured
 from inference.text_to_face import TextToFace
 from models.loading import fingerprint
 from training import checkpoints
@@ -34,9 +35,7 @@ ALONE = """
 import sys
 import numpy as np
 import torch
-from diffusers import (
-    StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline, StableDiffusionPipeline,
-)
+from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 from PIL import Image
 
 folder, prompts, seeds = sys.argv[1], sys.argv[2].split("|"), map(int, sys.argv[3].split())
@@ -45,20 +44,27 @@ options = {"num_inference_steps": 6, "guidance_scale": 2.5, "output_type": "np"}
 generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 np.save("images.npy", pipeline(prompts, generator=generators, **options).images)
 face = Image.new("RGB", (64, 64), (150, 110, 90))
-mask, size = Image.new("L", (64, 64), 255), {"height": 64, "width": 64}
-for kind, inputs in (
-    (StableDiffusionImg2ImgPipeline, {"image": face, "strength": 0.5}),
-    (StableDiffusionInpaintPipeline, {"image": face, "mask_image": mask, **size}),
-):
-    images = kind.from_pretrained(folder)(prompts[0], **inputs, **options).images
-    assert images.shape == (1, 64, 64, 3) and np.isfinite(images).all(), kind
+changing = StableDiffusionImg2ImgPipeline.from_pretrained(folder)
+images = changing(prompts[0], image=face, strength=0.5, **options).images
+assert images.shape == (1, 64, 64, 3) and np.isfinite(images).all()
+assert not DDIMScheduler.from_config(pipeline.scheduler.config).config.clip_sample
 assert not any(name in sys.modules for name in ("config", "models", "diffusion"))
 """
 
 
+def opened(place: Path) -> TextToFace:
+    return TextToFace.from_run(place, "cpu", for_sampling=False)
+
+
 @pytest.fixture
 def exported(run: Path, tmp_path: Path) -> Path:
-    return export(checkpoints.require_checkpoint(run), tmp_path / "out", tmp_path / "none.json")
+    export(opened(run), tmp_path / "out", tmp_path / "none.json")
+    return tmp_path / "out"
+
+
+def card_of(place: Path, out: Path, metrics: Path) -> str:
+    export(opened(place), out, metrics)
+    return (out / "README.md").read_text()
 
 
 def test_no_file_tells_where_the_models_lay(run: Path, exported: Path) -> None:
@@ -86,24 +92,16 @@ def test_diffusers_alone_finds_the_same_pictures(run: Path, exported: Path, tmp_
     np.testing.assert_allclose(theirs, ours, atol=2e-3)
 
 
-def test_what_a_pipeline_cannot_do_is_refused(run: Path, tmp_path: Path) -> None:
-    arguments = checkpoints.require_checkpoint(run), tmp_path / "out", tmp_path / "none.json"
-    with pytest.raises(ValueError, match="guided by the empty caption alone"):
-        export(*arguments, ["sampling.guide_epoch=1"])
-    with pytest.raises(ValueError, match=r"guidance_interval \(0\.2, 0\.8\).*at every step"):
-        export(*arguments, ["sampling.guidance_interval=0.2,0.8"])
-    assert not (tmp_path / "out").exists()
-
-
 def test_what_is_written(exported: Path) -> None:
     assert not list(exported.rglob("*.bin")) and list(exported.rglob("*.safetensors"))
     index = json.loads((exported / "model_index.json").read_text())
     assert index["_class_name"] == "StableDiffusionPipeline"
     scheduler = json.loads((exported / "scheduler" / "scheduler_config.json").read_text())
     assert scheduler["beta_schedule"] == "squaredcos_cap_v2"
-    assert scheduler["prediction_type"] == "v_prediction"
+    assert scheduler["prediction_type"] == "v_prediction" and scheduler["clip_sample"] is False
     tokenizer = json.loads((exported / "tokenizer" / "tokenizer_config.json").read_text())
     assert tokenizer["model_max_length"] == 77
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in exported.rglob("*.safetensors"))
 
 
 def test_transformers_4_and_5_find_their_names(run: Path, exported: Path) -> None:
@@ -121,19 +119,18 @@ def test_transformers_4_and_5_find_their_names(run: Path, exported: Path) -> Non
     assert old_form(PROMPTS).input_ids == ours.tokenizer(PROMPTS).input_ids
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++"])
 def test_an_export_warns_of_nothing(
-    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, sampler: str
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = with_settings(run, sampler, "epsilon")
+    path = with_settings(run, "ddim", "epsilon")
     libraries = [logging.getLogger(name) for name in ("transformers", "diffusers")]
     for library in libraries:  # they do not propagate
         library.addHandler(caplog.handler)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            folder = export(path, tmp_path / "out", tmp_path / "none.json")
-            StableDiffusionPipeline.from_pretrained(folder)
+            export(opened(path), tmp_path / "out", tmp_path / "none.json")
+            StableDiffusionPipeline.from_pretrained(tmp_path / "out")
     finally:
         for library in libraries:
             library.removeHandler(caplog.handler)
@@ -143,73 +140,65 @@ def test_an_export_warns_of_nothing(
 def test_an_export_may_be_repeated_but_overwrites_nothing_else(
     run: Path, exported: Path, tmp_path: Path
 ) -> None:
-    path = checkpoints.require_checkpoint(run)
-    export(path, exported, tmp_path / "none.json")
+    export(opened(run), exported, tmp_path / "none.json")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").touch()
-    with pytest.raises(FileExistsError, match="mine is not empty"):
-        export(path, tmp_path / "mine", tmp_path / "none.json")
+    with pytest.raises(FileExistsError, match="mine"):
+        export(opened(run), tmp_path / "mine", tmp_path / "none.json")
 
 
 def test_the_card_says_what_was_measured_of_these_weights(run: Path, tmp_path: Path) -> None:
-    path = checkpoints.require_checkpoint(run)
-    without = (export(path, tmp_path / "a", tmp_path / "none.json") / "README.md").read_text()
-    assert "Nothing was measured" in without and "drawings" in without and "license: mit" in without
-    assert "| `snr_gamma` | 5.0 |" in without
+    without = card_of(run, tmp_path / "a", tmp_path / "none.json")
+    assert "Nothing" in without and "drawings" in without and "license: mit" in without
+    assert '"snr_gamma": 5.0' in without
     estimate = {"value": 12.3456, "low": 11.0, "high": 13.0, "n": 400}
     results = {
         "distribution": {"x": {"sets": {"generated": {"FD (judge)": estimate}}}},
         "attribute_consistency": {"headline": {"generated": estimate, "shuffled": None}},
-        "protocol": protocol_of_pictures(path) | {"seeds": "0 to 399"},
+        "protocol": protocol_of_pictures(run) | {"seeds": "0 to 399"},
     }
     (tmp_path / "metrics.json").write_text(json.dumps(results))
-    card = (export(path, tmp_path / "b", tmp_path / "metrics.json") / "README.md").read_text()
-    assert "| FD (judge), generated | 12.346 | 11.000 to 13.000 | 400 |" in card
+    card = card_of(run, tmp_path / "b", tmp_path / "metrics.json")
+    assert "FD (judge) | 12.346 | 11.000 to 13.000 | 400 |" in card
     assert "seeds: 0 to 399" in card
 
 
-def protocol_of_pictures(path: Path) -> dict[str, Any]:
-    """What an evaluation of this checkpoint writes of its pictures."""
-    model = TextToFace.from_checkpoint(path)
-    request = request_for([], model, model.config.sampling, checkpoints.identity(path))
+def protocol_of_pictures(run: Path) -> dict[str, Any]:
+    """What an evaluation of this run writes of its pictures."""
+    model = TextToFace.from_run(run)
+    request = request_for([], model, model.config.sampling, model.identity)
     return dataclasses.replace(request, seeds=(0,)).protocol()
 
 
-@pytest.mark.parametrize(
-    "difference",
-    [
+def test_the_card_leaves_out_what_was_measured_of_other_pictures(run: Path, tmp_path: Path) -> None:
+    model = opened(run)
+    protocol, metrics = protocol_of_pictures(run), tmp_path / "metrics.json"
+    metrics.write_text(json.dumps({"protocol": protocol}))
+    assert "weights: EMA" in measured(metrics, model)
+    for difference in (
         {"model": "celeba_ldm_unet_checkpoint_epoch_1.pt of another run"},
         {"decoder": "0123456789ab"},
-        {"guided_by": "the same run after epoch 1"},
-        {"guidance_interval": (0.2, 0.8)},
         {"guidance_scale": 9.0},
         {"steps": 3},
         {"sampler": "ddpm"},
-    ],
+    ):
+        metrics.write_text(json.dumps({"protocol": protocol | difference}))
+        assert measured(metrics, model).startswith("Nothing")
+
+
+@pytest.mark.parametrize(
+    ("sampler", "prediction_type"), [("ddpm", "v_prediction"), ("dpm++", "epsilon")]
 )
-def test_the_card_leaves_out_what_was_measured_of_other_pictures(
-    difference: dict[str, Any], run: Path, tmp_path: Path
-) -> None:
-    path = checkpoints.require_checkpoint(run)
-    results = {"protocol": protocol_of_pictures(path) | difference}
-    (tmp_path / "metrics.json").write_text(json.dumps(results))
-    card = (export(path, tmp_path / "c", tmp_path / "metrics.json") / "README.md").read_text()
-    assert "Nothing was measured of these weights" in card
-
-
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++"])
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_the_pipeline_keeps_the_timesteps(
     run: Path, tmp_path: Path, sampler: str, prediction_type: str
 ) -> None:
     """StableDiffusionPipeline rewrites the scheduler's offset; pictures must not change by it."""
     path = with_settings(run, sampler, prediction_type)
-    folder = export(path, tmp_path / "out", tmp_path / "none.json")
-    theirs = StableDiffusionPipeline.from_pretrained(folder).scheduler
+    export(opened(path), tmp_path / "out", tmp_path / "none.json")
+    theirs = StableDiffusionPipeline.from_pretrained(tmp_path / "out").scheduler
     objective = build_objective(checkpoints.load_checkpoint(path).config.diffusion)
     ours = build_sampler(sampler, objective)
     assert type(theirs) is type(ours)
-    assert f"Sampler: `{sampler}`" in (folder / "README.md").read_text()
     assert theirs.config.algorithm_type == ours.config.algorithm_type
     for scheduler in (theirs, ours):
         scheduler.set_timesteps(20)
@@ -229,23 +218,15 @@ def with_settings(run: Path, sampler: str, prediction_type: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("text", ['{"protocol": {"mod', "", "[]", '{"protocol": 3}'])
-def test_a_torn_metrics_file_is_said_and_left_out(
-    run: Path, tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("name", ["not an id", "nobody/offline"])
+def test_a_repository_that_cannot_be_made_is_told_before_the_work(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "metrics.json").write_text(text)
-    path = checkpoints.require_checkpoint(run)
-    card = export(path, tmp_path / "out", tmp_path / "metrics.json") / "README.md"
-    assert "Nothing was measured" in card.read_text()
-    assert "metrics.json is damaged" in capsys.readouterr().out
-
-
-def test_what_could_not_be_measured_is_left_out_of_the_card(run: Path, tmp_path: Path) -> None:
-    path = checkpoints.require_checkpoint(run)
-    results = {"protocol": protocol_of_pictures(path)}
-    (tmp_path / "metrics.json").write_text(json.dumps(results))
-    card = export(path, tmp_path / "out", tmp_path / "metrics.json") / "README.md"
-    assert f"Protocol: model: {checkpoints.identity(path)}" in card.read_text()
+    monkeypatch.setattr(sys, "argv", ["export.py", "--preset=smoke", f"--push-to-hub={name}"])
+    monkeypatch.setattr(TextToFace, "from_run", None)
+    with pytest.raises(SystemExit):
+        main()
+    assert f"error: --push-to-hub {name}" in capsys.readouterr().err
 
 
 def test_the_card_names_the_oldest_releases_that_requirements_allow(exported: Path) -> None:

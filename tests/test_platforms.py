@@ -24,9 +24,9 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 WITHOUT = {
     # Windows: no such module, no positioned reads, no folders to open, no signals of a terminal.
-    "fcntl": "sys.modules['fcntl'] = None",
     "calls of Unix": """
 import os, signal
+sys.modules["fcntl"] = None
 for name in ("pread", "pwrite", "posix_fallocate", "fork"):
     if hasattr(os, name):
         delattr(os, name)
@@ -51,8 +51,6 @@ torch.ops.mkldnn = Absent()
 """,
     # NFS without its lock daemon, Lustre without -o flock, some FUSE mounts.
     "locks (ENOLCK)": "import fcntl\\ndef flock(*_): raise OSError(37, 'No locks available')\\n"
-    "fcntl.flock = flock",
-    "locks (ENOTSUP)": "import fcntl\\ndef flock(*_): raise OSError(95, 'Not supported')\\n"
     "fcntl.flock = flock",
 }
 

@@ -1,4 +1,4 @@
-"""A checkpoint that the code wrote before it had versions still opens, samples and goes on."""
+"""Checkpoints that earlier code wrote still open, sample and go on."""
 
 import json
 import zipfile
@@ -10,14 +10,19 @@ import torch
 from accelerate.state import AcceleratorState
 
 import config as config_module
-from config import from_dict
 from inference.text_to_face import TextToFace
 from training import checkpoints, run_folder
 from training.experiment import Experiment
 from training.loop import train
 
-FIXTURE = Path(__file__).parent / "fixtures" / "run_before_versions.zip"
+FIXTURES = Path(__file__).parent / "fixtures"
 PROMPTS = ["A photo of a young woman with blond hair, smiling", "A bald man"]
+
+
+def unpack(name: str, folder: Path) -> Path:
+    with zipfile.ZipFile(FIXTURES / f"{name}.zip") as archive:
+        archive.extractall(folder)
+    return folder
 
 
 @pytest.fixture
@@ -25,19 +30,37 @@ def old_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A run of 6 steps (one epoch of two), of 48 drawn faces, with the shipped frozen models."""
     monkeypatch.setattr(config_module, "ROOT", tmp_path)
     AcceleratorState._reset_state(reset_partial_state=True)
-    folder = tmp_path / "checkpoints" / "before"
-    with zipfile.ZipFile(FIXTURE) as archive:
-        archive.extractall(folder)
-    yield folder
+    yield unpack("run_before_versions", tmp_path / "checkpoints" / "before")
 
 
-def test_it_samples_as_it_did(old_run: Path) -> None:
-    pictures = TextToFace.from_run(old_run).generate(PROMPTS, [1, 2], steps=4)
-    want = torch.load(old_run / "pictures.pt", weights_only=True)
-    assert ((pictures * 255).round() - want.float()).abs().max() <= 1
+@pytest.fixture
+def run_of_version_2(old_run: Path) -> Path:
+    """A run of 12 steps, stopped after 6, with the losses that the code of its time then had."""
+    return unpack("run_of_version_2", old_run.with_name("two"))
 
 
-def test_it_goes_on(old_run: Path) -> None:
+def test_they_sample_as_they_did(old_run: Path, run_of_version_2: Path) -> None:
+    for folder in (old_run, run_of_version_2):
+        pictures = TextToFace.from_run(folder).generate(PROMPTS, [1, 2], steps=4)
+        want = torch.load(folder / "pictures.pt", weights_only=True)
+        assert ((pictures * 255).round() - want.float()).abs().max() <= 1
+
+
+def test_a_run_of_version_2_has_the_losses_that_it_would_have_had(run_of_version_2: Path) -> None:
+    _, checkpoint = checkpoints.open_newest(run_of_version_2)
+    assert checkpoint.fingerprint.frozen and checkpoint.fingerprint.images == ""
+    with Experiment(checkpoint.config) as experiment:
+        steps = list(train(experiment.open_all()))
+    assert [step.number for step in steps] == [7, 8, 9, 10, 11, 12]
+    want = json.loads((run_of_version_2 / "expected.json").read_text())
+    losses = [line["loss"] for line in run_folder.read_losses(run_of_version_2)]
+    assert losses[6:] == pytest.approx(want["losses"], rel=1e-3)
+    validation = [line["loss"] for line in run_folder.read_validation(run_of_version_2)]
+    assert validation == pytest.approx(want["validation"], rel=1e-3)
+    assert run_folder.read_changes(run_of_version_2) == []
+
+
+def test_a_run_of_version_1_goes_on(old_run: Path) -> None:
     _, checkpoint = checkpoints.open_newest(old_run)
     assert (checkpoint.epoch, checkpoint.step, checkpoint.updates) == (1, 6, 6)
     assert checkpoint.config.training.batch_size == 8
@@ -61,4 +84,23 @@ def test_its_batch_was_that_of_each_process(old_run: Path) -> None:
 
 def test_its_settings_can_be_read(old_run: Path) -> None:
     values = json.loads((old_run / "config.json").read_text())["config"]
-    assert from_dict(values, config_module.Config).name == "before"
+    assert checkpoints.read_config(values).name == "before"
+
+
+def test_retired_settings_are_dropped_and_changed_ones_translated(
+    old_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = json.loads((old_run / "config.json").read_text())["config"]
+    want = checkpoints.read_config(values)
+    values["training"] |= {"momentum": 0.9}
+    values["optics"] = {"lens": 50}
+    with pytest.raises(ValueError, match="momentum"):
+        checkpoints.read_config({k: v for k, v in values.items() if k != "optics"})
+    monkeypatch.setitem(checkpoints.RETIRED, "training", {"momentum"})
+    with pytest.raises(ValueError, match="optics"):
+        checkpoints.read_config(values)
+    monkeypatch.setitem(checkpoints.RETIRED, "", {"optics"})
+    assert checkpoints.read_config(values) == want
+    later = {"training": lambda section: section | {"seed": int(10 * section["momentum"])}}
+    monkeypatch.setattr(checkpoints, "TRANSLATED", later)
+    assert checkpoints.read_config(values).training.seed == 9

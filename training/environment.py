@@ -28,7 +28,15 @@ def describe_environment(device: torch.device, precision: str = "no") -> dict[st
 
 
 def _commit() -> str:
-    if shutil.which("git") is None:
+    """The commit of this repository, and whether its files were edited since; "" where its folder
+    is no git checkout, or only lies within another one's.
+    """
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
         return ""
-    git = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
-    return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    commit = _git("rev-parse", "HEAD")
+    return f"{commit}, edited" if _git("status", "--porcelain") else commit
+
+
+def _git(*words: str) -> str:
+    command = ["git", "-C", str(ROOT), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()

@@ -54,7 +54,8 @@ class Saving:
         run_folder.sync(experiment.folder)
         checkpoints.save_checkpoint(path, self._checkpoint(epoch))
         last, every = settings.keep_last, settings.keep_every_n_epochs
-        pruned = checkpoints.superfluous(path, last, every, self._best_epoch())
+        best = checkpoints.best_epoch(experiment.folder)
+        pruned = checkpoints.superfluous(path, last, every, best)
         for old in pruned:
             old.unlink()
         if self.mirror:
@@ -66,19 +67,13 @@ class Saving:
             config=experiment.config,
             epoch=epoch,
             step=state.step,
-            circumstances=experiment.circumstances,
+            fingerprint=experiment.fingerprint,
             unet=state.unet.state_dict(),
             ema=state.ema_unet.state_dict(),
             optimizer=state.optimizer.state_dict(),
             scaler=state.scaler.state_dict(),
             updates=int(state.updates),
         )
-
-    def _best_epoch(self) -> int | None:
-        """The epoch with the lowest loss of held-out faces, of those that have a checkpoint."""
-        lines = run_folder.read_validation(self.experiment.folder)
-        losses = {line["epoch"]: line["loss"] for line in lines}
-        return checkpoints.best_epoch(self.experiment.folder, losses.get)
 
     def finish(self) -> None:
         """Wait for the mirror."""

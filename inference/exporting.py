@@ -1,0 +1,157 @@
+"""Writes a model as a folder that diffusers' `StableDiffusionPipeline` opens, with a model card."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import diffusers
+import torch
+import transformers
+from diffusers import StableDiffusionPipeline
+
+from diffusion.objective import TARGETS
+from diffusion.sampling import build_sampler
+from files import let_others_read, write_text
+from inference.text_to_face import TextToFace
+from models.decoder import whole_autoencoder
+from models.text_encoder import save_text_weights, save_tokenizer
+
+CARD = """---
+library_name: diffusers
+pipeline_tag: text-to-image
+license: {licence}
+tags: [text-to-image, latent-diffusion, faces]
+---
+# Text-to-face latent diffusion, preset `{name}`
+
+A UNet of {parameters:.1f}M parameters, trained to predict {target} on the latents of {data} at
+{size} px, under captions made from the 40 attributes of CelebA. The weights are the moving average
+of `{weights}`. Frozen parts: autoencoder `{autoencoder}`, text encoder `{text_encoder}`, decoder
+`{decoder}`, which makes pictures of {picture_size} px.{encoder}
+
+```python
+from diffusers import StableDiffusionPipeline
+
+pipeline = StableDiffusionPipeline.from_pretrained("this folder")
+image = pipeline("{prompt}", num_inference_steps={steps}, guidance_scale={scale}).images[0]
+```
+
+Written with {versions}; opens with diffusers 0.35 and transformers 4.56 or newer.
+
+## Recipe
+
+```json
+{recipe}
+```
+
+## Measured
+
+{measured}
+
+## Use and limits
+
+{limits}
+"""
+NO_ENCODER = """ The autoencoder's encoder is not in this folder: its weights are NaN, and
+image-to-image pipelines do not work."""
+DRAWN = """The faces are drawings (Avataaars by Pablo Stanley), and the frozen models know nothing
+else. This model shows that a pipeline works; it is of no other use."""
+REAL = """For non-commercial research only, as CelebA-HQ is. CelebA's labels were given by few
+annotators, are noisy, and judge looks ("attractive", "big nose"); its people are celebrities,
+mostly young and light-skinned, and the model repeats that. Do not use it to judge people, to depict
+real ones, or to deceive."""
+
+
+def export(model: TextToFace, out: Path, metrics: Path) -> None:
+    """Write a model as a Stable Diffusion pipeline with a model card.
+
+    Args:
+        model: opened with `for_sampling=False`, on the CPU.
+        metrics: `metrics.json` of the run; the card says so where there is none.
+
+    Raises:
+        FileExistsError: `out` holds something that was not exported.
+    """
+    if out.is_dir() and any(out.iterdir()) and not (out / "model_index.json").is_file():
+        raise FileExistsError(f"{out} is not empty and not an export: name another folder")
+    autoencoder, has_encoder = whole_autoencoder(model.vae, model.config.models.autoencoder)
+    tokenizer = model.text_encoder.tokenizer
+    tokenizer.model_max_length = model.text_encoder.max_tokens  # the pipeline pads to it
+    scheduler = build_sampler(model.config.sampling.sampler, model.objective)
+    scheduler.register_to_config(clip_sample=False)  # DDIM that is made from it would clip latents
+    pipeline = StableDiffusionPipeline(
+        vae=autoencoder.to(memory_format=torch.contiguous_format),
+        text_encoder=model.text_encoder.model,
+        tokenizer=tokenizer,
+        unet=model.unet.to(memory_format=torch.contiguous_format),
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(out, safe_serialization=True)
+    save_text_weights(pipeline.text_encoder, out / "text_encoder")
+    save_tokenizer(tokenizer, out / "tokenizer")
+    write_text(out / "README.md", model_card(model, metrics, has_encoder))
+    for file in out.rglob("*.safetensors"):
+        let_others_read(file)
+
+
+def model_card(model: TextToFace, metrics: Path, has_encoder: bool) -> str:
+    """The page that goes with an exported model: data, recipe, numbers and protocol, limits."""
+    config, libraries = model.config, (torch, diffusers, transformers)
+    values, is_drawn = config.to_dict(), bool(config.data.drawn_counts)
+    return CARD.format(
+        licence="mit" if is_drawn else "other\nlicense_name: non-commercial-research",
+        name=config.name,
+        parameters=sum(value.numel() for value in model.unet.parameters()) / 1e6,
+        target=TARGETS[config.diffusion.prediction_type].description,
+        data="drawn faces" if is_drawn else "CelebA-HQ (train split)",
+        size=config.data.image_size,
+        weights=model.identity,
+        autoencoder=config.models.autoencoder,
+        text_encoder=config.models.text_encoder,
+        decoder=config.models.decoder or config.models.autoencoder,
+        picture_size=config.picture_size,
+        encoder="" if has_encoder else NO_ENCODER,
+        prompt=config.sampling.prompts[0],
+        steps=config.sampling.steps,
+        scale=config.sampling.guidance_scale,
+        versions=", ".join(f"{each.__name__} {each.__version__}" for each in libraries),
+        recipe=json.dumps({name: values[name] for name in ("diffusion", "training")}, indent=2),
+        measured=measured(metrics, model),
+        limits=DRAWN if is_drawn else REAL,
+    )
+
+
+def measured(metrics: Path, model: TextToFace) -> str:
+    """The numbers of `metrics.json` with their protocol, if they are of pictures that are made as
+    the pipeline makes them.
+    """
+    results = json.loads(metrics.read_text(encoding="utf-8")) if metrics.is_file() else {}
+    protocol, how = results.get("protocol", {}), model.settings()
+    exported = {
+        "model": model.identity,
+        "decoder": model.vae.decoder_key if model.config.models.decoder else None,
+        "sampler": how.sampler,
+        "steps": how.steps,
+        "guidance_scale": how.guidance_scale,
+    }
+    if any(protocol.get(name) != value for name, value in exported.items()):
+        return "Nothing: run the notebook `metrics1` with these weights and settings, export again."
+    rows = [
+        f"| {name} | {each['value']:.3f} | {each['low']:.3f} to {each['high']:.3f} | {each['n']} |"
+        for section in ("distribution", "attribute_consistency")
+        for name, each in estimates(results.get(section), section)
+    ]
+    facts = ", ".join(f"{key}: {value}" for key, value in protocol.items())
+    return "\n".join(["| number | value | 95% | n |", "|---|---|---|---|", *rows, "", facts])
+
+
+def estimates(results: object, name: str) -> Iterator[tuple[str, dict[str, float]]]:
+    """The numbers that have an interval, each with its path."""
+    if isinstance(results, dict) and {"value", "low", "high", "n"} <= results.keys():
+        yield name, results
+    elif isinstance(results, dict):
+        for key, value in results.items():
+            yield from estimates(value, f"{name}, {key}")
