@@ -18,7 +18,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 CODE = Path(__file__).resolve().parent  # and the shipped models in assets/
 # Data, checkpoints and outputs lie in the repository; of an installed package, where it is called.
-ROOT = CODE if (CODE / "requirements.txt").is_file() else Path.cwd()
+ROOT = Path.cwd() if CODE.name in ("site-packages", "dist-packages") else CODE
 Settings = TypeVar("Settings")
 
 # Whether the value may change when a run resumes from a checkpoint.
