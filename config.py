@@ -18,7 +18,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 CODE = Path(__file__).resolve().parent  # and the shipped models in assets/
 # Data, checkpoints and outputs lie in the repository; of an installed package, where it is called.
-ROOT = CODE if (CODE / "requirements.txt").is_file() else Path.cwd()
+ROOT = Path.cwd() if CODE.name in ("site-packages", "dist-packages") else CODE
 # How often a thread of torch on a CPU looks whether the others have finished, before it sleeps.
 # The default, 300,000, takes milliseconds: on a busy machine two threads then keep each other from
 # computing. Results are the same. It is read when torch is loaded, so import this file before.
