@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from command_line import command, config_from, parser
-from config import Config, from_dict, override
+from config import Config, override
 from inference.samples import save_samples
 from training import checkpoints
 from training.experiment import Experiment
@@ -46,7 +46,7 @@ def configured(arguments: argparse.Namespace) -> Config:
     """The settings of `--config`, or of `--preset`, with the changes of `--set`."""
     if arguments.config is None:
         return config_from(arguments)
-    return override(from_dict(read_stored(arguments.config), Config), arguments.changes)
+    return override(checkpoints.read_config(read_stored(arguments.config)), arguments.changes)
 
 
 def read_stored(path: Path) -> object:

@@ -10,7 +10,6 @@ import torch
 from accelerate.state import AcceleratorState
 
 import config as config_module
-from config import from_dict
 from inference.text_to_face import TextToFace
 from training import checkpoints, run_folder
 from training.experiment import Experiment
@@ -61,4 +60,23 @@ def test_its_batch_was_that_of_each_process(old_run: Path) -> None:
 
 def test_its_settings_can_be_read(old_run: Path) -> None:
     values = json.loads((old_run / "config.json").read_text())["config"]
-    assert from_dict(values, config_module.Config).name == "before"
+    assert checkpoints.read_config(values).name == "before"
+
+
+def test_retired_settings_are_dropped_and_changed_ones_translated(
+    old_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = json.loads((old_run / "config.json").read_text())["config"]
+    want = checkpoints.read_config(values)
+    values["training"] |= {"momentum": 0.9}
+    values["optics"] = {"lens": 50}
+    with pytest.raises(ValueError, match="momentum"):
+        checkpoints.read_config({k: v for k, v in values.items() if k != "optics"})
+    monkeypatch.setitem(checkpoints.RETIRED, "training", {"momentum"})
+    with pytest.raises(ValueError, match="optics"):
+        checkpoints.read_config(values)
+    monkeypatch.setitem(checkpoints.RETIRED, "", {"optics"})
+    assert checkpoints.read_config(values) == want
+    later = {"training": lambda section: section | {"seed": int(10 * section["momentum"])}}
+    monkeypatch.setattr(checkpoints, "TRANSLATED", later)
+    assert checkpoints.read_config(values).training.seed == 9

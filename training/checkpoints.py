@@ -27,6 +27,23 @@ FIELDS = ("config", "epoch", "step", "circumstances", "unet", "ema", "optimizer"
 # What shapes the weights and the course of a run, and how its pictures are made.
 STORED_SECTIONS = ("data", "models", "unet", "diffusion", "training", "sampling")
 
+# Settings that stored configs hold and that no longer exist, by section ("" for whole sections).
+# They are dropped on reading; every other unknown name is refused.
+RETIRED: dict[str, set[str]] = {
+    "": set(),
+    "data": set(),
+    "models": set(),
+    "unet": set(),
+    "diffusion": set(),
+    "training": set(),
+    "sampling": set(),
+    "classifier": set(),
+    "evaluation": set(),
+}
+# Sections whose stored values mean something else today: each function takes a section's values,
+# retired ones included, and returns them as the present code means them.
+TRANSLATED: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+
 
 class OtherVersion(ValueError):
     """A whole checkpoint that this version of the code cannot read."""
@@ -113,13 +130,32 @@ def load_checkpoint(path: Path, map_memory: bool = True) -> Checkpoint:
     if version == 1:
         values = _from_version_1(values)
     try:
-        read = {key: from_dict(values[key], kind) for key, kind in _SECTIONS.items()}
+        read = {
+            "config": read_config(values["config"]),
+            "circumstances": from_dict(values["circumstances"], Circumstances),
+        }
     except ValueError as error:
         raise OtherVersion(f"{path}: {error}") from error
     return Checkpoint(**(values | read))
 
 
-_SECTIONS = {"config": Config, "circumstances": Circumstances}
+def read_config(values: Any) -> Config:
+    """A stored config, of this version or an earlier one; see `RETIRED` and `TRANSLATED`.
+
+    Raises:
+        ValueError: a field is unknown or of another type; it is named.
+    """
+    if not isinstance(values, dict):
+        return from_dict(values, Config)  # which refuses it
+    known = {}
+    for name, section in values.items():
+        if name in RETIRED[""]:
+            continue
+        if isinstance(section, dict):
+            section = TRANSLATED.get(name, dict)(section)
+            section = {k: v for k, v in section.items() if k not in RETIRED.get(name, ())}
+        known[name] = section
+    return from_dict(known, Config)
 
 
 def _from_version_1(values: dict[str, Any]) -> dict[str, Any]:
