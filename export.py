@@ -135,7 +135,7 @@ def _require_plain_guidance(sampling: SamplingConfig) -> None:
 def model_card(checkpoint: checkpoints.Checkpoint, measured: str) -> str:
     """The page that goes with an exported model: data, recipe, numbers and protocol, limits."""
     config = checkpoint.config
-    drawn = bool(config.data.drawn_counts)
+    drawn = config.data.is_drawn
     return CARD.format(
         name=config.name,
         parameters=sum(value.numel() for value in checkpoint.unet.values()) / 1e6,

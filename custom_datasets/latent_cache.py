@@ -23,13 +23,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from custom_datasets import screening
-from custom_datasets.celeba_hq_dataset import CelebAHQ, read_image, to_model_range
+from custom_datasets.celeba_hq_dataset import CelebAHQ
+from custom_datasets.images import to_model_range
+from custom_datasets.screening import fingerprint
 from files import locked, write_json
 from models.device import autocast, choose_precision, freed_memory_kept
 from models.vae_wrapper import Posterior, VAEWrapper
 
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 BATCH_PIXELS = 2**20  # in one pass of the autoencoder; a few small images would leave cores idle
 CHUNK = 256  # faces between two records of how far an encode has come
 
@@ -44,15 +45,15 @@ class LatentSource(Protocol):
 
 
 @dataclass(frozen=True)
-class Team:
-    """The processes that encode into one folder, and this one's place among them."""
+class Shard:
+    """One of the processes that encode into a folder together."""
 
     index: int = 0
     count: int = 1
     wait: Callable[[], None] = lambda: None  # until all of them have come here
 
 
-ALONE = Team()
+ALONE = Shard()
 
 
 def encoding_precision(wanted: str, device: torch.device) -> str:
@@ -88,8 +89,7 @@ class ImageLatents:
 
     def start_reading(self, positions: np.ndarray) -> Iterator[Tensor]:
         """Begin to read these faces; gives their images, uint8 (3, S, S), in order."""
-        paths = [self.faces.path(int(position)) for position in positions]
-        return self.readers.map(read_image, paths, [self.faces.image_size] * len(paths))
+        return self.readers.map(self.faces.image, np.asarray(positions).tolist())
 
     def encode(self, images: Tensor, flipped: np.ndarray) -> Posterior:
         """Posteriors of images uint8 (B, 3, S, S), mirrored where `flipped`."""
@@ -126,13 +126,19 @@ class LatentCache:
 
 
 def cache_key(faces: CelebAHQ, vae: VAEWrapper, frozen: str, flip: bool, precision: str) -> str:
-    """Hash of what determines the latents: images, size, autoencoder, precision.
-
-    Images count by name, size and a few contents, so that a copy of a folder on another machine
-    has the same key.
+    """Hash of what determines the latents: the content of the images, their size, the autoencoder
+    and the precision. Neither names nor places count.
     """
-    images = screening.fingerprint(faces)
-    parts = [CACHE_VERSION, images, faces.image_size, flip, precision, frozen, vae.scale, vae.shift]
+    parts = [
+        CACHE_VERSION,
+        fingerprint(faces),
+        faces.image_size,
+        flip,
+        precision,
+        frozen,
+        vae.scale,
+        vae.shift,
+    ]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
@@ -144,7 +150,7 @@ def open_latent_cache(
     flip: bool = True,
     workers: int = 4,
     precision: str = "no",
-    team: Team = ALONE,
+    shard: Shard = ALONE,
     batch_size: int | None = None,
 ) -> LatentCache:
     """Open the cache of these faces under this autoencoder, encoding what is not there yet.
@@ -166,16 +172,16 @@ def open_latent_cache(
     encode = _Encode(path, shape)
     batch_size = batch_size or max(1, BATCH_PIXELS // faces.image_size**2)
     source = ImageLatents(faces, vae, workers, precision)
-    with locked(path.with_suffix(".lock")) if team.index == 0 else nullcontext():
-        if team.index == 0:
+    with locked(path.with_suffix(".lock")) if shard.index == 0 else nullcontext():
+        if shard.index == 0:
             encode.prepare()
-        team.wait()  # all begin from the same records
+        shard.wait()  # all begin from the same records
         if not path.is_file():
-            encode.run(source, team, batch_size)
-            team.wait()
-            if team.index == 0:
+            encode.run(source, shard, batch_size)
+            shard.wait()
+            if shard.index == 0:
                 encode.finish()
-        team.wait()
+        shard.wait()
     return LatentCache(path)
 
 
@@ -199,15 +205,15 @@ class _Encode:
         self.partial.unlink(missing_ok=True)
         _reserve(self.partial, self.shape)
 
-    def run(self, source: ImageLatents, team: Team, batch_size: int) -> None:
+    def run(self, source: ImageLatents, shard: Shard, batch_size: int) -> None:
         """Encode this process's share of the chunks that are missing."""
         done = self._done()
         chunks = [c for c in range(-(-self.shape[0] // CHUNK)) if c not in done]
-        mine = chunks[team.index :: team.count]
-        team.wait()  # nobody records a chunk before all have counted
-        record = self.path.with_suffix(f".progress{team.index}.json")
+        mine = chunks[shard.index :: shard.count]
+        shard.wait()  # nobody records a chunk before all have counted
+        record = self.path.with_suffix(f".progress{shard.index}.json")
         recorded = _read_record(record)
-        bar = tqdm(mine, "encoding latents", mininterval=5, leave=False, disable=team.index > 0)
+        bar = tqdm(mine, "encoding latents", mininterval=5, leave=False, disable=shard.index > 0)
         device = next(source.vae.parameters()).device
         with freed_memory_kept(device), self.partial.open("r+b") as file:
             for chunk in bar:
@@ -298,9 +304,9 @@ def _finite(latents: Tensor, faces: CelebAHQ, positions: np.ndarray) -> np.ndarr
     halves = latents.half()
     wrong = ~halves.isfinite().flatten(1).all(dim=1)
     if wrong.any():
-        path = faces.path(int(positions[int(wrong.nonzero()[0])]))
+        name = faces.names[int(positions[int(wrong.nonzero()[0])])]
         raise FloatingPointError(
-            f"the latent of {path} is not finite: the autoencoder overflows in this precision; "
+            f"the latent of {name} is not finite: the autoencoder overflows in this precision; "
             "set data.encoding=best, or LDM_DEVICE=cpu for this step"
         )
     return halves.numpy()

@@ -1,145 +1,440 @@
-"""What an importer reads: a folder, a zip archive or a parquet file.
+"""One door to faces: whatever form they come in, they become one table.
 
-A `Source` is the list of files that could hold images or labels, in any place. An adapter
-turns one into rows; it does not know whether the files are in an archive.
+The forms: the official CelebAMask-HQ folder; a data set on the hub or in parquet files, with 40
+columns of attributes, a list of 40, or a caption; a folder of pictures with `metadata.csv` or
+`.jsonl`; a copy of CelebA-HQ of pictures alone. Faces of CelebA-HQ are recognised by their content
+in any of them, and divided by identity as CelebA is; others as their source divides them, else by
+chance.
 """
 
+import functools
 import os
-import zipfile
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path, PurePath
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
 
+import datasets
 import numpy as np
+import pandas as pd
 
-from custom_datasets.celeba_files import File
+import config
+from custom_datasets.celeba_files import (
+    ATTRIBUTE_FILE,
+    ATTRIBUTES,
+    IMAGE_FOLDER,
+    OFFICIAL_COUNT,
+    as_attributes,
+    attribute_columns,
+    read_attributes,
+)
+from custom_datasets.drawn_faces import MARKER_FILE
+from custom_datasets.pictures import Pictures, find_pictures, from_files, image_number
+from custom_datasets.recognition import (
+    UNKNOWN,
+    attribute_digests,
+    known_digests,
+    official_indices,
+)
+from custom_datasets.splits import (
+    NO_SPLIT,
+    official_split,
+    split_by_chance,
+    split_by_folders,
+    split_number,
+)
+from files import replacing
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-SUFFIXES = (*IMAGE_SUFFIXES, ".txt", ".csv", ".parquet", ".zip")
-UNREAD = {  # what would help with a file that is not read
-    ".arrow": "write it as parquet, with datasets.load_from_disk(folder).to_parquet(file)",
-    ".jsonl": "write it as CSV, with pandas.read_json(file, lines=True).to_csv(other)",
-    **dict.fromkeys((".tar", ".gz", ".tgz", ".7z", ".rar"), "unpack it"),
+METADATA_FILES = ("metadata.csv", "metadata.jsonl")
+CAPTION_COLUMNS = ("caption", "text")
+CELEBA_RATES = {  # shares of CelebA's faces; CelebA-HQ's differ by up to .05
+    **{"Male": 0.42, "Young": 0.77, "Smiling": 0.48, "No_Beard": 0.84, "Eyeglasses": 0.07},
+    **{"Black_Hair": 0.24, "Blond_Hair": 0.15, "Bangs": 0.15, "Wearing_Hat": 0.05},
 }
-UNFINISHED_FOLDER = ".importing"  # at the end of a folder's name, while it is imported into
-NOT_FACES = ("__MACOSX", "CelebAMask-HQ-mask-anno")  # what macOS adds to archives; 400,000 masks
+RATE_TOLERANCE, ENOUGH = 0.2, 1_000  # faces, below which rates tell nothing
+NAMED = 10  # pictures that are named of those that are left out for one reason
 
 
 @dataclass(frozen=True)
-class Row:
-    """One face of a copy, as an adapter yields it."""
+class FaceTable:
+    """What a source holds: parallel columns over N faces, in the order of `indices`."""
 
-    image: bytes | File  # as they are in the copy: nothing is decoded
-    attributes: np.ndarray | None  # bool (40,); None: not known, `why_not` says why
-    name: str  # what it is called in the copy
-    original: str | None = None  # CelebA's file name, which tells the official split
-    index: int | None = None  # CelebA-HQ's own number
-    split: int | None = None  # 0, 1 or 2, where the copy itself is split as CelebA is
-    why_not: str = ""  # why the face has to be left out
-
-
-@dataclass(frozen=True)
-class Source:
-    """The files of a copy, and what the user says of it."""
-
-    place: Path  # the folder or archive
-    files: list[File]
-    attribute_list: Path | None = None  # in place of one in or next to the copy
-    mapping: Path | None = None
-    is_hq: bool = True  # False: CelebA as published, before it became CelebA-HQ
-
-    def with_suffix(self, *suffixes: str) -> list[File]:
-        """The files of these kinds, in the order of their names."""
-        return [file for file in self.files if PurePath(file.name).suffix.lower() in suffixes]
-
-    def find(self, *names: str) -> File | None:
-        """A file of the first of these names in or next to the copy; None without one."""
-        beside = [self.place.parent / name for name in names]
-        for name in names:
-            found = [file for file in self.files if file.name.lower() == name.lower()]
-            found += [path for path in beside if path.name == name and path.is_file()]
-            if found:
-                return found[0]
-        return None
-
-    def unread(self) -> str:
-        """A sentence on the first file that is not read, and what would help; empty without one."""
-        paths = sorted(self.place.rglob("*")) if self.place.is_dir() else []
-        found = next((path for path in paths if path.suffix.lower() in UNREAD), None)
-        return f" {found} is not read: {UNREAD[found.suffix.lower()]}." if found else ""
+    source: str
+    pictures: Pictures
+    rows: np.ndarray  # int (N,), numbers in `pictures`
+    names: np.ndarray  # str (N,), for messages
+    indices: np.ndarray  # int (N,); CelebA-HQ's own where the faces are recognised
+    splits: np.ndarray  # uint8 (N,): 0 train, 1 val, 2 test
+    split_kind: str  # of `splits.SPLIT_KINDS`
+    attributes: np.ndarray | None  # bool (N, 40)
+    captions: list[tuple[str, ...]] | None  # the wordings of each face, as the source has them
 
 
-# Gives the rows of a copy, or None where it is of another form. Errors are for a copy of this form
-# that lacks something.
-Adapter = Callable[[Source], Iterable[Row] | None]
+@dataclass
+class _Copy:
+    """A source as it was found, before its faces are recognised."""
+
+    source: str
+    pictures: Pictures
+    names: list[str]
+    left_out: dict[str, str] = field(default_factory=dict)  # name -> reason
+    splits: np.ndarray | None = None
+    attributes: np.ndarray | None = None
+    captions: list[tuple[str, ...]] | None = None
+    claimed: np.ndarray | None = None  # official indices, as names or rows claim
+    annotation: Path | None = None  # CelebAMask-HQ's file beside the pictures
+    is_drawn: bool = False
 
 
-def open_source(
-    place: Path,
-    attribute_list: Path | None = None,
-    mapping: Path | None = None,
-    is_hq: bool = True,
-) -> Source:
-    """Find the files of a copy; of a folder that holds nothing but an archive, those in it.
+def open_source(source: str | Path) -> FaceTable:
+    """Open a folder, or a data set on the hub.
 
     Raises:
-        ValueError: a file of a kind that is not read here, or a damaged archive.
+        FileNotFoundError: there is no such folder, no picture in it, or no such data set.
+        ConnectionError: the hub does not answer.
+        ValueError: nothing tells what the pictures show, or a table contradicts itself.
     """
-    files = _files_of(place)
-    kinds = Counter(PurePath(file.name).suffix.lower() for file in files)
-    has_faces = any(kinds[kind] for kind in (*IMAGE_SUFFIXES, ".parquet"))
-    if place.is_dir() and kinds[".zip"] == 1 and not has_faces:
-        place = next(file for file in files if file.name.lower().endswith(".zip"))
-        files = _files_of(place)
-    return Source(place, files, attribute_list, mapping, is_hq)
+    path = Path(source)
+    found = _open_folder(path) if _is_path(path) else _open_dataset(str(source))
+    return _identify(found)
 
 
-def _files_of(place: Path) -> list[File]:
-    if place.is_dir():
-        found: Iterable[File] = _files_in_folder(place)
-    elif zipfile.is_zipfile(place):
-        found = _files_in_archive(place)
-    elif place.suffix.lower() == ".parquet":
-        found = [place]
-    elif place.suffix.lower() == ".zip":
-        raise ValueError(f"{place} is not a whole zip archive: was its download cut short?")
-    else:
-        raise ValueError(
-            f"{place} is a file, but neither a zip archive nor parquet: unpack it and name the "
-            "folder"
+def _is_path(path: Path) -> bool:
+    """A data set's id is owner/name, and no folder of this name is there."""
+    is_id = not path.is_absolute() and len(path.parts) == 2 and path.parts[0] not in ("~", "..")
+    return path.exists() or not is_id
+
+
+def _open_folder(folder: Path) -> _Copy:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {folder.resolve()}: name one with data.source")
+    official = next(folder.glob(f"*/{IMAGE_FOLDER}"), folder / IMAGE_FOLDER)
+    if folder.name == IMAGE_FOLDER or official.is_dir():
+        return _open_official(folder if folder.name == IMAGE_FOLDER else official)
+    tables = sorted(path for name in METADATA_FILES for path in folder.rglob(name))
+    if tables:
+        return _open_tables(folder, tables)
+    if next(folder.rglob("*.parquet"), None):
+        return _open_dataset(str(folder))
+    names, left_out = find_pictures(folder)
+    _require_pictures(folder, names, left_out)
+    beside = next((p for p in (folder, folder.parent) if (p / ATTRIBUTE_FILE).is_file()), None)
+    annotation = beside and beside / ATTRIBUTE_FILE
+    pictures = from_files(folder, names)
+    return _Copy(
+        str(folder), pictures, names, left_out, split_by_folders(names), annotation=annotation
+    )
+
+
+def _open_official(folder: Path) -> _Copy:
+    """`CelebA-HQ-img/<index>.jpg`, and the annotation file beside it."""
+    found, left_out = find_pictures(folder)
+    numbers = {name: image_number(name) for name in found}
+    left_out |= {name: "its name is no number" for name in found if numbers[name] is None}
+    names = sorted((name for name in found if numbers[name] is not None), key=numbers.__getitem__)
+    _require_pictures(folder, names, left_out)
+    annotation = folder.parent / ATTRIBUTE_FILE
+    return _Copy(
+        str(folder.parent),
+        from_files(folder, names),
+        names,
+        left_out,
+        claimed=np.array([numbers[name] for name in names]),
+        annotation=annotation if annotation.is_file() else None,
+    )
+
+
+def _require_pictures(folder: Path, names: list[str], left_out: dict[str, str]) -> None:
+    if not names:
+        seen = sorted(path.name for path in folder.iterdir())[:5]
+        raise FileNotFoundError(
+            f"{folder.resolve()} holds no JPEG, PNG or WebP picture; it holds "
+            f"{', '.join(seen) or 'nothing'}{reasons_in_lines(left_out)}"
         )
-    return sorted(found, key=str)
 
 
-def _is_wanted(path: PurePath) -> bool:
-    """Not hidden ("._0.jpg" is what macOS keeps next to 0.jpg), and of a kind that is read here."""
-    passed_over = any(_is_passed_over(part) for part in path.parts)
-    return not passed_over and path.suffix.lower() in SUFFIXES
+def _open_tables(folder: Path, tables: list[Path]) -> _Copy:
+    """A folder of pictures as `datasets`' image folders are: `file_name` and further columns."""
+    table = pd.concat([_read_table(folder, path) for path in tables], ignore_index=True)
+    found, left_out = find_pictures(folder)
+    there, listed = set(found), set(table["file_name"])
+    left_out |= {name: f"no row in {tables[0].name}" for name in found if name not in listed}
+    for name in listed - there:
+        left_out.setdefault(name, f"not there, but in {tables[0].name}")
+    table = table[table["file_name"].isin(there)]
+    captions, attributes = None, None
+    columns = attribute_columns(tables[0], table.columns) if not _caption_column(table) else []
+    if caption := _caption_column(table):
+        left_out |= dict.fromkeys(table["file_name"][table[caption].isna()], "it has no caption")
+        # A picture may have several rows, each with a caption.
+        grouped = table.dropna(subset=[caption]).groupby("file_name", sort=False)[caption]
+        wordings = {name: _wordings(values) for name, values in grouped}
+        table = table.drop_duplicates("file_name")
+        table = table[table["file_name"].isin(list(wordings))]
+        captions = [wordings[name] for name in table["file_name"]]
+        if set(ATTRIBUTES) <= set(table.columns):
+            columns = list(ATTRIBUTES)
+    elif table["file_name"].duplicated().any():
+        name = table["file_name"][table["file_name"].duplicated()].iloc[0]
+        raise ValueError(f"{tables[0]}: two rows for {name}")
+    if columns:
+        attributes = as_attributes(tables[0], table[columns].to_numpy())
+    names = table["file_name"].tolist()
+    _require_pictures(folder, names, left_out)
+    return _Copy(
+        str(folder),
+        from_files(folder, names),
+        names,
+        left_out,
+        split_by_folders(names),
+        attributes,
+        captions,
+        is_drawn=(folder / MARKER_FILE).is_file(),
+    )
 
 
-def _is_passed_over(name: str) -> bool:
-    return name.startswith(".") or name in NOT_FACES or name.endswith(UNFINISHED_FOLDER)
-
-
-def _files_in_folder(folder: Path) -> Iterator[Path]:
-    seen = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:  # links can run in a circle
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = [name for name in folders if not _is_passed_over(name)]
-        yield from (Path(place, name) for name in names if _is_wanted(PurePath(name)))
-
-
-def _files_in_archive(archive: Path) -> Iterator[zipfile.Path]:
+def _read_table(folder: Path, path: Path) -> pd.DataFrame:
+    """A table whose `file_name` is the path from the folder."""
     try:
-        opened = zipfile.ZipFile(archive)
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{archive} is damaged ({error}): download it again") from error
-    members = [m for m in opened.infolist() if not m.is_dir() and _is_wanted(PurePath(m.filename))]
-    if any(member.flag_bits & 1 for member in members):
-        raise ValueError(f"{archive} is encrypted: unpack it and name the folder")
-    yield from (zipfile.Path(opened, member.filename) for member in members)
+        if path.suffix == ".csv":  # "NA" may be a word of a caption
+            table = pd.read_csv(path, encoding="utf-8-sig", keep_default_na=False, na_values=[""])
+        else:
+            table = pd.read_json(path, lines=True)
+    except ValueError as error:  # not text in UTF-8, or another number of cells in a row
+        raise ValueError(f"{path}: {error}") from error
+    if "file_name" not in table.columns:
+        raise ValueError(
+            f"{path} has no column file_name, but {', '.join(map(str, table.columns))}"
+        )
+    place = path.parent.relative_to(folder)
+    return table.assign(file_name=[(place / str(n)).as_posix() for n in table["file_name"]])
+
+
+def _caption_column(columns: Iterable[str]) -> str | None:
+    return next((name for name in CAPTION_COLUMNS if name in columns), None)
+
+
+def _wordings(values: Iterable[object]) -> tuple[str, ...]:
+    """Captions, each a text or a list of texts."""
+    lists = (value if isinstance(value, list | np.ndarray) else [value] for value in values)
+    return tuple(str(text) for texts in lists for text in texts)
+
+
+def _open_dataset(source: str) -> _Copy:
+    """A data set on the hub, or a folder of parquet files: `datasets` fetches it once, and keeps a
+    memory-mapped copy.
+    """
+    if not is_at_hand(source):
+        print(f"{source}: datasets keeps the download and a copy of it in {_cache_of(source)}")
+    parts = datasets.load_dataset(source)
+    numbers = [split_number(name) for name in parts]
+    counts = [len(part) for part in parts.values()]
+    has_own_split = len(parts) > 1 and None not in numbers
+    table = datasets.concatenate_datasets(list(parts.values()))
+    image = _image_column(source, table.features)
+    pictures = Pictures(table.rename_column(image, "image") if image != "image" else table)
+    columns = attribute_columns(source, table.column_names)
+    listed = "attributes" if not columns and "attributes" in table.column_names else None
+    caption = _caption_column(table.column_names)
+    wanted = [*columns, *filter(None, (listed, caption))]
+    values = table.select_columns(wanted).to_pandas() if wanted else None
+    attributes = captions = None
+    if columns:
+        attributes = as_attributes(source, values[columns].to_numpy())
+    elif listed:
+        attributes = as_attributes(source, np.array(values[listed].tolist()))
+        _warn_of_rates(source, attributes)
+    if caption:
+        captions = [_wordings([value]) for value in values[caption]]
+    return _Copy(
+        source,
+        pictures,
+        [f"row {row}" for row in range(len(table))],
+        splits=np.repeat(numbers, counts).astype(np.uint8) if has_own_split else None,
+        attributes=attributes,
+        captions=captions,
+        claimed=np.arange(len(table)) if len(parts) == 1 else None,
+    )
+
+
+def is_at_hand(source: str | Path) -> bool:
+    """Whether a source can be opened without a download."""
+    if _is_path(Path(source)):
+        return Path(source).is_dir()
+    try:
+        return Path(_cache_of(str(source))).is_dir()
+    except (ConnectionError, FileNotFoundError):
+        return False
+
+
+def _cache_of(source: str) -> str:
+    return datasets.load_dataset_builder(source).cache_dir
+
+
+def _image_column(source: str, features: datasets.Features) -> str:
+    found = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
+    if not found:
+        raise ValueError(f"{source} has no column of pictures, but {', '.join(features)}")
+    return "image" if "image" in found else found[0]
+
+
+def _warn_of_rates(source: str, attributes: np.ndarray) -> None:
+    """A list of 40 does not name its entries: say so if it cannot be in CelebA's order."""
+    found = dict(zip(ATTRIBUTES, attributes.mean(axis=0), strict=True))
+    wrong = [
+        f"{name} {found[name]:.2f} (CelebA {rate:.2f})"
+        for name, rate in CELEBA_RATES.items()
+        if abs(found[name] - rate) > RATE_TOLERANCE
+    ]
+    if wrong and len(attributes) >= ENOUGH:
+        say_once(
+            f"warning: {source} has other attributes than CelebA in its order: {', '.join(wrong)}"
+        )
+
+
+def _identify(found: _Copy) -> FaceTable:
+    """Recognise the faces of CelebA-HQ, and divide the faces."""
+    count, pictures = len(found.names), found.pictures
+    indices = None
+    if not found.is_drawn:
+        indices = official_indices(pictures.file, count, found.claimed, pictures.stamp)
+    opened = _others(found) if indices is None else _official(found, indices)
+    if found.left_out:
+        say_once(
+            f"left out of {opened.source}, {len(found.left_out)} of "
+            f"{len(opened.rows) + len(found.left_out)}:{reasons_in_lines(found.left_out)}"
+        )
+    return opened
+
+
+def _others(found: _Copy) -> FaceTable:
+    """Faces that are not CelebA-HQ's."""
+    attributes, kept = found.attributes, np.arange(len(found.names))
+    if attributes is None and found.annotation:
+        attributes, kept = _annotated_by_name(found)
+    if attributes is None and found.captions is None:
+        raise ValueError(
+            f"{found.source} holds pictures that are not CelebA-HQ's, and nothing tells what they "
+            "show: put a metadata.csv beside them, with the columns file_name and caption"
+        )
+    splits, kind = found.splits, "drawn" if found.is_drawn else "own"
+    if splits is None:
+        splits, kind = split_by_chance(found.names), "chance"
+    return FaceTable(
+        found.source,
+        found.pictures,
+        kept,
+        np.array(found.names)[kept],
+        kept,
+        splits[kept],
+        kind,
+        attributes,
+        found.captions,
+    )
+
+
+def _annotated_by_name(found: _Copy) -> tuple[np.ndarray, np.ndarray]:
+    """Attributes (n, 40) of the pictures that have a row in the annotation file, and which."""
+    names, values = read_attributes(found.annotation)
+    rows = {name.partition(".")[0]: row for row, name in enumerate(names)}
+    at = [rows.get(Path(name).stem.lstrip("0") or "0", UNKNOWN) for name in found.names]
+    kept = np.flatnonzero(np.array(at) != UNKNOWN)
+    missing = set(range(len(at))) - set(kept.tolist())
+    found.left_out |= {found.names[i]: f"no row in {ATTRIBUTE_FILE}" for i in sorted(missing)}
+    return values[np.array(at)[kept]], kept
+
+
+def _official(found: _Copy, indices: np.ndarray) -> FaceTable:
+    """Faces of CelebA-HQ, in the order of their indices."""
+    known = indices != UNKNOWN
+    found.left_out |= {
+        found.names[i]: "no face of CelebA-HQ" for i in np.flatnonzero(~known).tolist()
+    }
+    splits = official_split()[indices]
+    kept = np.flatnonzero(known & (splits != NO_SPLIT))
+    kept = kept[np.argsort(indices[kept], kind="stable")]
+    captions, attributes = found.captions, found.attributes
+    if attributes is not None:
+        attributes = attributes[kept]
+    else:
+        try:
+            values, has_row = official_attributes(found.annotation)
+            found.left_out |= {
+                found.names[i]: f"no row in {ATTRIBUTE_FILE}" for i in kept[~has_row[indices[kept]]]
+            }
+            kept = kept[has_row[indices[kept]]]
+            attributes = values[indices[kept]]
+        except ConnectionError:
+            if captions is None:
+                raise
+    if attributes is not None:
+        _warn_of_labels(found, attributes, indices[kept])
+    return FaceTable(
+        found.source,
+        found.pictures,
+        kept,
+        np.array(found.names)[kept],
+        indices[kept],
+        splits[kept],
+        "identity",
+        attributes,
+        captions and [captions[row] for row in kept],
+    )
+
+
+def official_attributes(annotation: Path | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The attributes of the 30,000 official faces, bool (30000, 40), and which of them are known,
+    bool (30000,): from an annotation file on this machine, else the column of the hub's data set
+    alone, without its pictures, kept.
+
+    Raises:
+        ConnectionError: there is no such file, and the hub does not answer.
+        ValueError: they are of other faces.
+    """
+    homes = [os.environ.get("CELEBA_HQ_DIR"), config.ROOT / "data" / "celeba_hq"]
+    places = [annotation, *(Path(home) / ATTRIBUTE_FILE for home in homes if home)]
+    if place := next((place for place in places if place and place.is_file()), None):
+        names, found = read_attributes(place)
+        numbers = np.array([image_number(name) for name in names])
+        values = np.zeros((OFFICIAL_COUNT, len(ATTRIBUTES)), bool)
+        values[numbers] = found
+        return values, np.isin(np.arange(OFFICIAL_COUNT), numbers)
+    record = config.ROOT / "data" / "celeba_hq_attributes.npy"
+    values = np.load(record) if record.is_file() else _fetch_attributes(record)
+    return values, np.ones(len(values), bool)
+
+
+def _fetch_attributes(record: Path) -> np.ndarray:
+    rows = datasets.load_dataset(
+        config.CELEBA_HQ, split="train", streaming=True, columns=["attributes"]
+    )
+    values = as_attributes(config.CELEBA_HQ, np.array([row["attributes"] for row in rows]))
+    if not np.array_equal(attribute_digests(values), known_digests()):
+        raise ValueError(f"{config.CELEBA_HQ} is no longer in CelebA-HQ's order")
+    with replacing(record) as temporary, temporary.open("wb") as opened:
+        np.save(opened, values)
+    return values
+
+
+def _warn_of_labels(found: _Copy, attributes: np.ndarray, indices: np.ndarray) -> None:
+    wrong = np.flatnonzero(attribute_digests(attributes) != known_digests()[indices])
+    if len(wrong):
+        say_once(
+            f"warning: {found.source} gives {len(wrong)} of {len(indices)} faces other attributes "
+            f"than CelebA-HQ does, such as CelebA-HQ's {indices[wrong[0]]}"
+        )
+
+
+def reasons_in_lines(left_out: dict[str, str]) -> str:
+    """Names by reason, one line a reason."""
+    lines = []
+    for reason in sorted(set(left_out.values())):
+        names = [name for name, why in left_out.items() if why == reason]
+        more = f" and {len(names) - NAMED} more" * (len(names) > NAMED)
+        lines.append(f"\n  {', '.join(names[:NAMED])}{more}: {reason}")
+    return "".join(lines)
+
+
+@functools.cache
+def say_once(text: str) -> None:
+    """Print a text the first time: a source is opened for each of its splits."""
+    print(text)

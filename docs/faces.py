@@ -7,7 +7,6 @@ what the model draws is shown, so the figure may be published.
 from pathlib import Path
 
 from command_line import command, config_from, parser
-from custom_datasets.captions import describe
 from custom_datasets.opening import open_faces
 from files import replacing
 from inference.text_to_face import TextToFace
@@ -28,10 +27,7 @@ def main() -> None:
     config = config_from(arguments)
     model = TextToFace.from_run(config.run_folder, choose_device(), arguments.changes)
     test = open_faces(config, "test")
-    captions = [
-        describe(test.attributes[position], int(test.indices[position]))
-        for position in choose(len(test), COUNT)
-    ]
+    captions = [test.caption(int(position)).text for position in choose(len(test), COUNT)]
     pictures = list(model.generate(captions, range(len(captions))))
     figure = show_images(pictures, captions, columns=COLUMNS, width=INCHES)
     with replacing(arguments.out) as path:

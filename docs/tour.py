@@ -92,7 +92,7 @@ def require_drawn_faces(cells: Sequence[Cell], path: Path) -> str:
             f"{path}: its outputs name {' and '.join(named) or 'no'} preset, so nothing says that "
             "its faces are drawn: print `preset {config.name}` in a cell, and run it again"
         )
-    if not PRESETS[named[0]]().data.drawn_counts:
+    if not PRESETS[named[0]]().data.is_drawn:
         raise ValueError(
             f"{path} shows real faces (preset {named[0]}), which may not be published: take the "
             "notebooks of the preset demo"

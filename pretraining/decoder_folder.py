@@ -111,12 +111,12 @@ def require_large(faces: CelebAHQ) -> None:
     """
     sides = []
     for position in range(len(faces)):
-        with Image.open(faces.path(position)) as image:
+        with Image.open(faces.file(position)) as image:
             sides.append(min(image.size))
     smallest = min(sides)
     if smallest < faces.image_size:
         raise ValueError(
-            f"{faces.path(sides.index(smallest))} has {smallest} px, fewer than the "
+            f"{faces.names[sides.index(smallest)]} has {smallest} px, fewer than the "
             f"{faces.image_size} px to be drawn; choose --picture-size {smallest}, or faces in a "
             "larger copy"
         )

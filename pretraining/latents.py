@@ -12,7 +12,6 @@ import torch
 from tqdm import tqdm
 
 from command_line import command, config_from, parser, whole
-from custom_datasets.captions import describe
 from custom_datasets.opening import open_faces
 from inference.text_to_face import TextToFace
 from inference.text_to_latents import TextToLatents
@@ -35,7 +34,7 @@ def main() -> None:
     config = config_from(arguments)
     faces = open_faces(config, "train")
     shown = choose(len(faces), arguments.count).tolist()
-    captions = [describe(faces.attributes[row], int(faces.indices[row])) for row in shown]
+    captions = [faces.caption(row).text for row in shown]
     latents = draw(TextToFace.from_run(config.run_folder, None, arguments.changes), captions)
     np.save(arguments.out, latents)
     print(f"{arguments.out}: {latents.shape}")

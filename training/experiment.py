@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from config import Config
-from custom_datasets.captions import describe
 from custom_datasets.celeba_hq_dataset import CelebAHQ
 from custom_datasets.latent_cache import (
     ImageLatents,
@@ -297,8 +296,7 @@ class Experiment:
 
     def caption(self, position: int, wording: int) -> str:
         """The caption of a training face in one of its wordings."""
-        index = int(self.faces.indices[position])
-        return describe(self.faces.attributes[position], index, wording, self.config.training.seed)
+        return self.faces.caption(position, wording, self.config.training.seed).text
 
     @torch.no_grad()
     def predict(self, latents: Tensor, timesteps: Tensor, captions: list[str]) -> Tensor:

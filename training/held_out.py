@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from config import TrainingConfig
-from custom_datasets.captions import describe
 from custom_datasets.celeba_hq_dataset import CelebAHQ
 from custom_datasets.latent_cache import LatentSource
 from diffusion.determinism import sample_generator, share_of
@@ -86,8 +85,7 @@ def encode_held_out(
     posteriors, states = [], []
     for some in (mine[start : start + BATCH] for start in range(0, len(mine), BATCH)):
         posteriors.append(latents.fetch(some, np.zeros(len(some), bool)))
-        rows = [(faces.attributes[at], int(faces.indices[at])) for at in some]
-        states.append(encode_text([describe(row, index, 0, seed) for row, index in rows]))
+        states.append(encode_text([faces.caption(at, 0, seed).text for at in some.tolist()]))
     hidden_states = torch.cat(states)  # (b, L, D)
     generators = [sample_generator(seed, NO_STEP, place) for place in places]
     shape = tuple(posteriors[0].mean.shape[1:])

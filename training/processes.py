@@ -21,7 +21,7 @@ from accelerate.utils import (
     gather_object,
 )
 
-from custom_datasets.latent_cache import Team
+from custom_datasets.latent_cache import Shard
 from models.device import choose_device
 
 SUPPORTED = {
@@ -146,14 +146,14 @@ def sees_same_folder(accelerator: Accelerator, folder: Path) -> bool:
     return seen
 
 
-def team_of(accelerator: Accelerator, folder: Path) -> Team:
+def team_of(accelerator: Accelerator, folder: Path) -> Shard:
     """The processes that share a folder: all of them, or those of this machine."""
     folder.mkdir(parents=True, exist_ok=True)
     wait = accelerator.wait_for_everyone
     if sees_same_folder(accelerator, folder):
-        return Team(accelerator.process_index, accelerator.num_processes, wait)
+        return Shard(accelerator.process_index, accelerator.num_processes, wait)
     count = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return Team(accelerator.local_process_index, count, wait)
+    return Shard(accelerator.local_process_index, count, wait)
 
 
 class ProcessLost(RuntimeError):
