@@ -76,7 +76,8 @@ def read_attributes(path: Path) -> tuple[list[str], np.ndarray]:
     Raises:
         ValueError: it is another file, or is cut short.
     """
-    announced = path.open(encoding="utf-8").readline().strip()
+    with path.open(encoding="utf-8-sig") as file:
+        announced = file.readline().strip()
     try:
         table = pd.read_csv(path, sep=r"\s+", skiprows=1)  # the first column has no header
         columns = attribute_columns(path, table.columns)

@@ -119,7 +119,7 @@ def test_the_weights_of_a_decoder_are_those_that_latents_pass(
 
 
 def test_reconstructions_come_nearer(vae: VAEWrapper, faces: CelebAHQ) -> None:
-    held_out = CelebAHQ(faces.folder, "test", 64).images()
+    held_out = CelebAHQ(faces.source, "test", 64).images()
     before = measure(vae, held_out, held_out, range(6))
     *_, last = training(vae, faces, minutes=40, learning_rate=2e-2)
     after = measure(last.model, held_out, held_out, range(6))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import config as config_module
 from benchmarks.decoders import table_lines
 from config import Config
 from evaluation.features import FeatureNetwork
@@ -25,10 +26,9 @@ NETWORK = FeatureNetwork("colours", 4, colours)
 
 
 @pytest.fixture
-def preset(tiny_config: Config, tmp_path: Path) -> Config:
-    data = dataclasses.replace(
-        tiny_config.data, folder=str(tmp_path / "faces"), drawn_counts=(2, 24, 40)
-    )
+def preset(tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    monkeypatch.setattr(config_module, "ROOT", tmp_path)
+    data = dataclasses.replace(tiny_config.data, source=None, drawn_counts=(2, 24, 40))
     return dataclasses.replace(tiny_config, data=data)
 
 

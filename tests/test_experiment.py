@@ -219,7 +219,7 @@ def test_an_unknown_model_is_named_before_any_long_work(
 
 
 def test_missing_faces_are_named(exact: Config, root: Path) -> None:
-    nowhere = changed(exact, "data", folder=str(root / "nowhere"), drawn_counts=())
+    nowhere = changed(exact, "data", source=str(root / "nowhere"))
     with pytest.raises(FileNotFoundError, match="nowhere"):
         opening(nowhere)
 

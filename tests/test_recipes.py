@@ -24,9 +24,7 @@ def preset(tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     values = dataclasses.replace(
         tiny_config,
         name="race",
-        data=dataclasses.replace(
-            tiny_config.data, folder=str(tmp_path / "faces"), drawn_counts=(60, 60, 60)
-        ),
+        data=dataclasses.replace(tiny_config.data, source=None, drawn_counts=(60, 60, 60)),
         training=dataclasses.replace(tiny_config.training, mixed_precision="no"),
         evaluation=dataclasses.replace(
             tiny_config.evaluation, count=60, feature_networks=("judge",), clip_judges=()
