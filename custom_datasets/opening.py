@@ -7,8 +7,8 @@ import config as config_module
 from config import Config, DataConfig
 from custom_datasets.celeba_hq_dataset import CelebAHQ
 from custom_datasets.drawn_faces import write_drawn_faces
+from custom_datasets.forms import is_at_hand
 from custom_datasets.screening import screen
-from custom_datasets.sources import is_at_hand
 
 KAGGLE_INPUT = Path("/kaggle/input")  # where Kaggle mounts the data sets of a notebook
 KAGGLE_NAME = "CelebAMask-HQ"

@@ -1,57 +1,42 @@
 """One door to faces: whatever form they come in, they become one table.
 
-The forms: the official CelebAMask-HQ folder; a data set on the hub or in parquet files, with 40
-columns of attributes, a list of 40, or a caption; a folder of pictures with `metadata.csv` or
-`.jsonl`; a copy of CelebA-HQ of pictures alone. Faces of CelebA-HQ are recognised by their content
-in any of them, and divided by identity as CelebA is; others as their source divides them, else by
-chance.
+Faces of CelebA-HQ are recognised by their content in any form, get their attributes by their
+official index where the form has none, and are divided by identity as CelebA is. Others are divided
+as their source divides them, else by chance.
 """
 
-import functools
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
 import numpy as np
-import pandas as pd
 
 import config
 from custom_datasets.celeba_files import (
     ATTRIBUTE_FILE,
     ATTRIBUTES,
-    IMAGE_FOLDER,
     OFFICIAL_COUNT,
     as_attributes,
-    attribute_columns,
     read_attributes,
 )
-from custom_datasets.drawn_faces import MARKER_FILE
-from custom_datasets.pictures import Pictures, find_pictures, from_files, image_number
+from custom_datasets.forms import (
+    Copy,
+    is_path,
+    open_dataset,
+    open_folder,
+    reasons_in_lines,
+    say_once,
+)
+from custom_datasets.pictures import Pictures, image_number
 from custom_datasets.recognition import (
     UNKNOWN,
     attribute_digests,
     known_digests,
     official_indices,
 )
-from custom_datasets.splits import (
-    NO_SPLIT,
-    official_split,
-    split_by_chance,
-    split_by_folders,
-    split_number,
-)
+from custom_datasets.splits import NO_SPLIT, official_split, split_by_chance
 from files import replacing
-
-METADATA_FILES = ("metadata.csv", "metadata.jsonl")
-CAPTION_COLUMNS = ("caption", "text")
-CELEBA_RATES = {  # shares of CelebA's faces; CelebA-HQ's differ by up to .05
-    **{"Male": 0.42, "Young": 0.77, "Smiling": 0.48, "No_Beard": 0.84, "Eyeglasses": 0.07},
-    **{"Black_Hair": 0.24, "Blond_Hair": 0.15, "Bangs": 0.15, "Wearing_Hat": 0.05},
-}
-RATE_TOLERANCE, ENOUGH = 0.2, 1_000  # faces, below which rates tell nothing
-NAMED = 10  # pictures that are named of those that are left out for one reason
 
 
 @dataclass(frozen=True)
@@ -69,22 +54,6 @@ class FaceTable:
     captions: list[tuple[str, ...]] | None  # the wordings of each face, as the source has them
 
 
-@dataclass
-class _Copy:
-    """A source as it was found, before its faces are recognised."""
-
-    source: str
-    pictures: Pictures
-    names: list[str]
-    left_out: dict[str, str] = field(default_factory=dict)  # name -> reason
-    splits: np.ndarray | None = None
-    attributes: np.ndarray | None = None
-    captions: list[tuple[str, ...]] | None = None
-    claimed: np.ndarray | None = None  # official indices, as names or rows claim
-    annotation: Path | None = None  # CelebAMask-HQ's file beside the pictures
-    is_drawn: bool = False
-
-
 def open_source(source: str | Path) -> FaceTable:
     """Open a folder, or a data set on the hub.
 
@@ -94,204 +63,11 @@ def open_source(source: str | Path) -> FaceTable:
         ValueError: nothing tells what the pictures show, or a table contradicts itself.
     """
     path = Path(source)
-    found = _open_folder(path) if _is_path(path) else _open_dataset(str(source))
+    found = open_folder(path) if is_path(path) else open_dataset(str(source))
     return _identify(found)
 
 
-def _is_path(path: Path) -> bool:
-    """A data set's id is owner/name, and no folder of this name is there."""
-    is_id = not path.is_absolute() and len(path.parts) == 2 and path.parts[0] not in ("~", "..")
-    return path.exists() or not is_id
-
-
-def _open_folder(folder: Path) -> _Copy:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder.resolve()}: name one with data.source")
-    official = next(folder.glob(f"*/{IMAGE_FOLDER}"), folder / IMAGE_FOLDER)
-    if folder.name == IMAGE_FOLDER or official.is_dir():
-        return _open_official(folder if folder.name == IMAGE_FOLDER else official)
-    tables = sorted(path for name in METADATA_FILES for path in folder.rglob(name))
-    if tables:
-        return _open_tables(folder, tables)
-    if next(folder.rglob("*.parquet"), None):
-        return _open_dataset(str(folder))
-    names, left_out = find_pictures(folder)
-    _require_pictures(folder, names, left_out)
-    beside = next((p for p in (folder, folder.parent) if (p / ATTRIBUTE_FILE).is_file()), None)
-    annotation = beside and beside / ATTRIBUTE_FILE
-    pictures = from_files(folder, names)
-    return _Copy(
-        str(folder), pictures, names, left_out, split_by_folders(names), annotation=annotation
-    )
-
-
-def _open_official(folder: Path) -> _Copy:
-    """`CelebA-HQ-img/<index>.jpg`, and the annotation file beside it."""
-    found, left_out = find_pictures(folder)
-    numbers = {name: image_number(name) for name in found}
-    left_out |= {name: "its name is no number" for name in found if numbers[name] is None}
-    names = sorted((name for name in found if numbers[name] is not None), key=numbers.__getitem__)
-    _require_pictures(folder, names, left_out)
-    annotation = folder.parent / ATTRIBUTE_FILE
-    return _Copy(
-        str(folder.parent),
-        from_files(folder, names),
-        names,
-        left_out,
-        claimed=np.array([numbers[name] for name in names]),
-        annotation=annotation if annotation.is_file() else None,
-    )
-
-
-def _require_pictures(folder: Path, names: list[str], left_out: dict[str, str]) -> None:
-    if not names:
-        seen = sorted(path.name for path in folder.iterdir())[:5]
-        raise FileNotFoundError(
-            f"{folder.resolve()} holds no JPEG, PNG or WebP picture; it holds "
-            f"{', '.join(seen) or 'nothing'}{reasons_in_lines(left_out)}"
-        )
-
-
-def _open_tables(folder: Path, tables: list[Path]) -> _Copy:
-    """A folder of pictures as `datasets`' image folders are: `file_name` and further columns."""
-    table = pd.concat([_read_table(folder, path) for path in tables], ignore_index=True)
-    found, left_out = find_pictures(folder)
-    there, listed = set(found), set(table["file_name"])
-    left_out |= {name: f"no row in {tables[0].name}" for name in found if name not in listed}
-    for name in listed - there:
-        left_out.setdefault(name, f"not there, but in {tables[0].name}")
-    table = table[table["file_name"].isin(there)]
-    captions, attributes = None, None
-    columns = attribute_columns(tables[0], table.columns) if not _caption_column(table) else []
-    if caption := _caption_column(table):
-        left_out |= dict.fromkeys(table["file_name"][table[caption].isna()], "it has no caption")
-        # A picture may have several rows, each with a caption.
-        grouped = table.dropna(subset=[caption]).groupby("file_name", sort=False)[caption]
-        wordings = {name: _wordings(values) for name, values in grouped}
-        table = table.drop_duplicates("file_name")
-        table = table[table["file_name"].isin(list(wordings))]
-        captions = [wordings[name] for name in table["file_name"]]
-        if set(ATTRIBUTES) <= set(table.columns):
-            columns = list(ATTRIBUTES)
-    elif table["file_name"].duplicated().any():
-        name = table["file_name"][table["file_name"].duplicated()].iloc[0]
-        raise ValueError(f"{tables[0]}: two rows for {name}")
-    if columns:
-        attributes = as_attributes(tables[0], table[columns].to_numpy())
-    names = table["file_name"].tolist()
-    _require_pictures(folder, names, left_out)
-    return _Copy(
-        str(folder),
-        from_files(folder, names),
-        names,
-        left_out,
-        split_by_folders(names),
-        attributes,
-        captions,
-        is_drawn=(folder / MARKER_FILE).is_file(),
-    )
-
-
-def _read_table(folder: Path, path: Path) -> pd.DataFrame:
-    """A table whose `file_name` is the path from the folder."""
-    try:
-        if path.suffix == ".csv":  # "NA" may be a word of a caption
-            table = pd.read_csv(path, encoding="utf-8-sig", keep_default_na=False, na_values=[""])
-        else:
-            table = pd.read_json(path, lines=True)
-    except ValueError as error:  # not text in UTF-8, or another number of cells in a row
-        raise ValueError(f"{path}: {error}") from error
-    if "file_name" not in table.columns:
-        raise ValueError(
-            f"{path} has no column file_name, but {', '.join(map(str, table.columns))}"
-        )
-    place = path.parent.relative_to(folder)
-    return table.assign(file_name=[(place / str(n)).as_posix() for n in table["file_name"]])
-
-
-def _caption_column(columns: Iterable[str]) -> str | None:
-    return next((name for name in CAPTION_COLUMNS if name in columns), None)
-
-
-def _wordings(values: Iterable[object]) -> tuple[str, ...]:
-    """Captions, each a text or a list of texts."""
-    lists = (value if isinstance(value, list | np.ndarray) else [value] for value in values)
-    return tuple(str(text) for texts in lists for text in texts)
-
-
-def _open_dataset(source: str) -> _Copy:
-    """A data set on the hub, or a folder of parquet files: `datasets` fetches it once, and keeps a
-    memory-mapped copy.
-    """
-    if not is_at_hand(source):
-        print(f"{source}: datasets keeps the download and a copy of it in {_cache_of(source)}")
-    parts = datasets.load_dataset(source)
-    numbers = [split_number(name) for name in parts]
-    counts = [len(part) for part in parts.values()]
-    has_own_split = len(parts) > 1 and None not in numbers
-    table = datasets.concatenate_datasets(list(parts.values()))
-    image = _image_column(source, table.features)
-    pictures = Pictures(table.rename_column(image, "image") if image != "image" else table)
-    columns = attribute_columns(source, table.column_names)
-    listed = "attributes" if not columns and "attributes" in table.column_names else None
-    caption = _caption_column(table.column_names)
-    wanted = [*columns, *filter(None, (listed, caption))]
-    values = table.select_columns(wanted).to_pandas() if wanted else None
-    attributes = captions = None
-    if columns:
-        attributes = as_attributes(source, values[columns].to_numpy())
-    elif listed:
-        attributes = as_attributes(source, np.array(values[listed].tolist()))
-        _warn_of_rates(source, attributes)
-    if caption:
-        captions = [_wordings([value]) for value in values[caption]]
-    return _Copy(
-        source,
-        pictures,
-        [f"row {row}" for row in range(len(table))],
-        splits=np.repeat(numbers, counts).astype(np.uint8) if has_own_split else None,
-        attributes=attributes,
-        captions=captions,
-        claimed=np.arange(len(table)) if len(parts) == 1 else None,
-    )
-
-
-def is_at_hand(source: str | Path) -> bool:
-    """Whether a source can be opened without a download."""
-    if _is_path(Path(source)):
-        return Path(source).is_dir()
-    try:
-        return Path(_cache_of(str(source))).is_dir()
-    except (ConnectionError, FileNotFoundError):
-        return False
-
-
-def _cache_of(source: str) -> str:
-    return datasets.load_dataset_builder(source).cache_dir
-
-
-def _image_column(source: str, features: datasets.Features) -> str:
-    found = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
-    if not found:
-        raise ValueError(f"{source} has no column of pictures, but {', '.join(features)}")
-    return "image" if "image" in found else found[0]
-
-
-def _warn_of_rates(source: str, attributes: np.ndarray) -> None:
-    """A list of 40 does not name its entries: say so if it cannot be in CelebA's order."""
-    found = dict(zip(ATTRIBUTES, attributes.mean(axis=0), strict=True))
-    wrong = [
-        f"{name} {found[name]:.2f} (CelebA {rate:.2f})"
-        for name, rate in CELEBA_RATES.items()
-        if abs(found[name] - rate) > RATE_TOLERANCE
-    ]
-    if wrong and len(attributes) >= ENOUGH:
-        say_once(
-            f"warning: {source} has other attributes than CelebA in its order: {', '.join(wrong)}"
-        )
-
-
-def _identify(found: _Copy) -> FaceTable:
+def _identify(found: Copy) -> FaceTable:
     """Recognise the faces of CelebA-HQ, and divide the faces."""
     count, pictures = len(found.names), found.pictures
     indices = None
@@ -306,7 +82,7 @@ def _identify(found: _Copy) -> FaceTable:
     return opened
 
 
-def _others(found: _Copy) -> FaceTable:
+def _others(found: Copy) -> FaceTable:
     """Faces that are not CelebA-HQ's."""
     attributes, kept = found.attributes, np.arange(len(found.names))
     if attributes is None and found.annotation:
@@ -332,7 +108,7 @@ def _others(found: _Copy) -> FaceTable:
     )
 
 
-def _annotated_by_name(found: _Copy) -> tuple[np.ndarray, np.ndarray]:
+def _annotated_by_name(found: Copy) -> tuple[np.ndarray, np.ndarray]:
     """Attributes (n, 40) of the pictures that have a row in the annotation file, and which."""
     names, values = read_attributes(found.annotation)
     rows = {name.partition(".")[0]: row for row, name in enumerate(names)}
@@ -343,7 +119,7 @@ def _annotated_by_name(found: _Copy) -> tuple[np.ndarray, np.ndarray]:
     return values[np.array(at)[kept]], kept
 
 
-def _official(found: _Copy, indices: np.ndarray) -> FaceTable:
+def _official(found: Copy, indices: np.ndarray) -> FaceTable:
     """Faces of CelebA-HQ, in the order of their indices."""
     known = indices != UNKNOWN
     found.left_out |= {
@@ -415,26 +191,10 @@ def _fetch_attributes(record: Path) -> np.ndarray:
     return values
 
 
-def _warn_of_labels(found: _Copy, attributes: np.ndarray, indices: np.ndarray) -> None:
+def _warn_of_labels(found: Copy, attributes: np.ndarray, indices: np.ndarray) -> None:
     wrong = np.flatnonzero(attribute_digests(attributes) != known_digests()[indices])
     if len(wrong):
         say_once(
             f"warning: {found.source} gives {len(wrong)} of {len(indices)} faces other attributes "
             f"than CelebA-HQ does, such as CelebA-HQ's {indices[wrong[0]]}"
         )
-
-
-def reasons_in_lines(left_out: dict[str, str]) -> str:
-    """Names by reason, one line a reason."""
-    lines = []
-    for reason in sorted(set(left_out.values())):
-        names = [name for name, why in left_out.items() if why == reason]
-        more = f" and {len(names) - NAMED} more" * (len(names) > NAMED)
-        lines.append(f"\n  {', '.join(names[:NAMED])}{more}: {reason}")
-    return "".join(lines)
-
-
-@functools.cache
-def say_once(text: str) -> None:
-    """Print a text the first time: a source is opened for each of its splits."""
-    print(text)

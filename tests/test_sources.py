@@ -14,7 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 import config as config_module
-from custom_datasets import recognition, sources
+from custom_datasets import forms, recognition, sources
 from custom_datasets.celeba_files import (
     ATTRIBUTE_FILE,
     ATTRIBUTES,
@@ -219,13 +219,13 @@ def test_a_data_set_of_other_faces_keeps_its_split(root: Path) -> None:
 
 
 def test_a_list_that_is_in_another_order_is_told(capsys: pytest.CaptureFixture) -> None:
-    rates = np.array([sources.CELEBA_RATES.get(name, 0.1) for name in ATTRIBUTES])
+    rates = np.array([forms.CELEBA_RATES.get(name, 0.1) for name in ATTRIBUTES])
     values = np.random.default_rng(0).random((1200, 40)) < rates
-    sources._warn_of_rates("right", values)
-    sources._warn_of_rates("few", values[:900, ::-1])
+    forms._warn_of_rates("right", values)
+    forms._warn_of_rates("few", values[:900, ::-1])
     assert not capsys.readouterr().out
-    sources._warn_of_rates("reversed", values[:, ::-1])
-    sources._warn_of_rates("denied", ~values)
+    forms._warn_of_rates("reversed", values[:, ::-1])
+    forms._warn_of_rates("denied", ~values)
     said = capsys.readouterr().out
     assert "reversed" in said and "denied" in said
 

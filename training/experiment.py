@@ -164,6 +164,8 @@ class Experiment:
             encoder.tokenize(self.config.sampling.prompts)
         except ValueError as error:
             raise ValueError(f"sampling.prompts: {error}") from error
+        given = self.faces.given_captions or ()
+        encoder.tokenize([text for wordings in given for text in wordings] or [""])
         return encoder.to(self.device)
 
     @cached_property
