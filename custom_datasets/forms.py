@@ -32,6 +32,7 @@ CELEBA_RATES = {  # shares of CelebA's faces; CelebA-HQ's differ by up to .05
     **{"Black_Hair": 0.24, "Blond_Hair": 0.15, "Bangs": 0.15, "Wearing_Hat": 0.05},
 }
 RATE_TOLERANCE, ENOUGH = 0.2, 1_000  # faces, below which rates tell nothing
+WAYS = "; name a folder of faces, or a data set on the hub, with data.source: see docs/data.md"
 NAMED = 10  # pictures that are named of those that are left out for one reason
 
 
@@ -58,11 +59,18 @@ def is_path(path: Path) -> bool:
 
 
 def open_folder(folder: Path) -> Copy:
+    """Find out which form a folder has, and open it; nothing is copied.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no picture in it.
+        ValueError: a table cannot be read, or contradicts itself; it is named.
+    """
     if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder.resolve()}: name one with data.source")
-    official = next(folder.glob(f"*/{IMAGE_FOLDER}"), folder / IMAGE_FOLDER)
-    if folder.name == IMAGE_FOLDER or official.is_dir():
-        return _open_official(folder if folder.name == IMAGE_FOLDER else official)
+        raise FileNotFoundError(f"no folder {folder.resolve()}{WAYS}")
+    places = (folder, folder / IMAGE_FOLDER, *folder.glob(f"*/{IMAGE_FOLDER}"))
+    official = next((p for p in places if p.name == IMAGE_FOLDER and p.is_dir()), None)
+    if official:
+        return _open_official(official)
     tables = sorted(path for name in METADATA_FILES for path in folder.rglob(name))
     if tables:
         return _open_tables(folder, tables)
@@ -176,37 +184,48 @@ def open_dataset(source: str) -> Copy:
     """A data set on the hub, or a folder of parquet files: `datasets` fetches it once, and keeps a
     memory-mapped copy.
     """
-    if not is_at_hand(source):
-        print(f"{source}: datasets keeps the download and a copy of it in {_cache_of(source)}")
-    parts = datasets.load_dataset(source)
-    numbers = [split_number(name) for name in parts]
-    counts = [len(part) for part in parts.values()]
-    has_own_split = len(parts) > 1 and None not in numbers
+    try:
+        if not Path(place := _cache_of(source)).is_dir():
+            print(f"{source}: datasets keeps the download, and a copy of it in {place}")
+        parts = datasets.load_dataset(source)
+    except (ConnectionError, FileNotFoundError) as error:
+        raise type(error)(f"{error}{WAYS}") from error
     table = datasets.concatenate_datasets(list(parts.values()))
     image = _image_column(source, table.features)
-    pictures = Pictures(table.rename_column(image, "image") if image != "image" else table)
     columns = attribute_columns(source, table.column_names)
     listed = "attributes" if not columns and "attributes" in table.column_names else None
     caption = _caption_column(table.column_names)
     wanted = [*columns, *filter(None, (listed, caption))]
     values = table.select_columns(wanted).to_pandas() if wanted else None
+    rows = np.flatnonzero(values[caption].notna()) if caption else np.arange(len(table))
     attributes = captions = None
     if columns:
-        attributes = as_attributes(source, values[columns].to_numpy())
+        attributes = as_attributes(source, values[columns].to_numpy())[rows]
     elif listed:
-        attributes = as_attributes(source, np.array(values[listed].tolist()))
+        attributes = as_attributes(source, np.array(values[listed].tolist()))[rows]
         _warn_of_rates(source, attributes)
     if caption:
-        captions = [_wordings([value]) for value in values[caption]]
+        captions = [_wordings([value]) for value in values[caption].iloc[rows]]
+    missing = set(range(len(table))) - set(rows.tolist())
+    table = table.select(rows) if missing else table
     return Copy(
         source,
-        pictures,
-        [f"row {row}" for row in range(len(table))],
-        splits=np.repeat(numbers, counts).astype(np.uint8) if has_own_split else None,
-        attributes=attributes,
-        captions=captions,
-        claimed=np.arange(len(table)) if len(parts) == 1 else None,
+        Pictures(table.rename_column(image, "image") if image != "image" else table),
+        [f"row {row}" for row in rows],
+        {f"row {row}": "it has no caption" for row in sorted(missing)},
+        _own_split(parts, rows),
+        attributes,
+        captions,
+        claimed=rows if len(parts) == 1 else None,
     )
+
+
+def _own_split(parts: datasets.DatasetDict, rows: np.ndarray) -> np.ndarray | None:
+    """The split of each of these rows; None where there is one alone, or an unusual name."""
+    numbers = [split_number(name) for name in parts]
+    if len(parts) == 1 or None in numbers:
+        return None
+    return np.repeat(numbers, [len(part) for part in parts.values()]).astype(np.uint8)[rows]
 
 
 def is_at_hand(source: str | Path) -> bool:

@@ -218,6 +218,16 @@ def test_a_data_set_of_other_faces_keeps_its_split(root: Path) -> None:
         assert np.array_equal(chosen.attributes, OFFICIAL[indices])
 
 
+def test_a_data_set_with_captions(root: Path, capsys: pytest.CaptureFixture) -> None:
+    indices = list(range(40, 50))
+    texts = [f"number {i}" for i in indices[:-1]]
+    write_parquet(root / "hub", {"text": [*texts, None]}, indices, "train")
+    faces = CelebAHQ(root / "hub", None, 32)
+    assert [faces.caption(i).text for i in range(len(faces))] == texts and not faces.has_attributes
+    assert faces.split_kind == "chance" and "row 9" in capsys.readouterr().out
+    assert sorted(np.bincount(faces.splits).tolist()) == [1, 1, 7]
+
+
 def test_a_list_that_is_in_another_order_is_told(capsys: pytest.CaptureFixture) -> None:
     rates = np.array([forms.CELEBA_RATES.get(name, 0.1) for name in ATTRIBUTES])
     values = np.random.default_rng(0).random((1200, 40)) < rates
