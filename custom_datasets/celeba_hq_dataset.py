@@ -4,6 +4,7 @@ A thin class over one `datasets.Dataset`; `sources` opens every form that faces 
 """
 
 import copy
+import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -81,6 +82,13 @@ class CelebAHQ(Dataset):
             given = self.given_captions[position]
             return Caption(given[wording % len(given)], {})
         return compose(self.attributes[position], int(self.indices[position]), wording, seed)
+
+    def label_fingerprint(self) -> str:
+        """Sixteen hex digits of attributes and captions, in the order of the faces."""
+        digest = hashlib.sha256(b"" if self.attributes is None else self.attributes.tobytes())
+        if self.given_captions is not None:
+            digest.update(repr(self.given_captions).encode())
+        return digest.hexdigest()[:16]
 
     def file(self, position: int) -> ImageFile:
         """The image's file, as Pillow opens it: a path, or its content."""

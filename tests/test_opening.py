@@ -10,6 +10,7 @@ from config import Config, get_config
 from custom_datasets import opening
 from custom_datasets.drawn_faces import write_drawn_faces
 from custom_datasets.opening import find_faces, has_split, locate, mounted_by_kaggle, open_faces
+from training import checkpoints
 
 
 @pytest.fixture(autouse=True)
@@ -74,3 +75,19 @@ def test_faces_that_are_there_are_found(tiny_config: Config) -> None:
     models = dataclasses.replace(tiny_config.models, decoder="of twice the size")
     twice = dataclasses.replace(tiny_config, data=larger, models=models)
     assert find_faces(twice, "test")[0].image.shape == (3, 128, 128)  # to be edited at this size
+
+
+@pytest.mark.parametrize(
+    ("stored", "source"),
+    [
+        ({"folder": "data/drawn_faces", "drawn_counts": [4, 1, 1], "source": None}, None),
+        ({"folder": "data/celeba_hq", "source": "eurecom-ds/celeba-hq-256"}, None),
+        ({"folder": "/home/ada/faces", "source": None}, "/home/ada/faces"),
+        ({"source": "owner/name"}, "owner/name"),
+    ],
+)
+def test_stored_settings_name_the_faces_that_they_named(stored: dict, source: str | None) -> None:
+    """Before there was one door, `data.folder` held the faces."""
+    found = checkpoints.read_config({"name": "before", "data": {"image_size": 256, **stored}})
+    assert found.data.source == source
+    assert found.data.is_drawn == bool(stored.get("drawn_counts"))

@@ -278,7 +278,13 @@ def test_own_captions_are_used_as_they_are(root: Path) -> None:
     for position, name in enumerate(faces.names):
         caption = faces.caption(position, wording=position, seed=position)
         assert caption.text == f"Aunt Ada, number {name[0]}" and caption.stated == {}
+    key = faces.label_fingerprint()
+    assert (
+        key != CelebAHQ(mine(root, "file_name,caption\n0.jpg,a man"), None, 32).label_fingerprint()
+    )
+    mine(root, "\n".join(["number,file_name,caption", *rows]))
     held_out = CelebAHQ(root / "mine", "test", 32)
+    assert held_out.label_fingerprint() != key
     assert held_out.caption(0).text == f"Aunt Ada, number {held_out.names[0][0]}"
 
 
