@@ -129,17 +129,8 @@ def cache_key(faces: CelebAHQ, vae: VAEWrapper, frozen: str, flip: bool, precisi
     """Hash of what determines the latents: the content of the images, their size, the autoencoder
     and the precision. Neither names nor places count.
     """
-    parts = [
-        CACHE_VERSION,
-        fingerprint(faces),
-        faces.image_size,
-        flip,
-        precision,
-        frozen,
-        vae.scale,
-        vae.shift,
-    ]
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+    what = (fingerprint(faces), faces.image_size, flip, precision, frozen, vae.scale, vae.shift)
+    return hashlib.sha256(repr((CACHE_VERSION, *what)).encode()).hexdigest()[:16]
 
 
 def open_latent_cache(
