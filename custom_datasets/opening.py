@@ -7,7 +7,7 @@ import config as config_module
 from config import Config, DataConfig
 from custom_datasets.celeba_hq_dataset import CelebAHQ
 from custom_datasets.drawn_faces import write_drawn_faces
-from custom_datasets.forms import is_at_hand
+from custom_datasets.forms import is_at_hand, is_path
 from custom_datasets.screening import screen
 
 KAGGLE_INPUT = Path("/kaggle/input")  # where Kaggle mounts the data sets of a notebook
@@ -24,7 +24,7 @@ def locate(data: DataConfig) -> str:
     """
     if data.source:
         path = config_module.ROOT / Path(data.source).expanduser()
-        return str(path) if path.exists() else data.source
+        return str(path) if path.exists() or is_path(Path(data.source)) else data.source
     if data.drawn_counts:
         return str(config_module.ROOT / "data" / "drawn" / "-".join(map(str, data.drawn_counts)))
     if named := os.environ.get("CELEBA_HQ_DIR"):

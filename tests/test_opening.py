@@ -40,6 +40,7 @@ def test_the_door_to_the_faces(root: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert located("celeba_hq") == str(root / "elsewhere")
     assert located("celeba_hq", "data.source=mine") == str(mine)  # what is said last counts
     assert located("celeba_hq", "data.source=owner/name") == "owner/name"
+    assert located("celeba_hq", "data.source=~/none") == str(Path("~/none").expanduser())
     assert Path(located("demo")).is_relative_to(root / "data" / "drawn")
     assert located("demo") != located("smoke")
     assert located("demo", "data.source=mine") == str(mine)
