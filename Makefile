@@ -6,7 +6,7 @@ PRESET ?= demo
 NOTEBOOKS = train1_t2i_celeba_hq_ldm_cfg inference1_t2i_celeba_hq_ldm_cfg \
             train2_train_celeba_attribute_classifier metrics1_evaluate_celeba_hq
 
-.PHONY: app bench bench-gpu data demo export faces test test-lowest torture tour train
+.PHONY: app bench bench-gpu demo export faces test test-lowest torture tour train
 
 # The notebooks headless and in order; executed copies, also as HTML, go to outputs/<preset>/notebooks.
 demo: $(VENV)/run-time
@@ -54,11 +54,6 @@ bench: $(VENV)/development
 # The first minutes on a GPU, in stages that each leave their result. QUICK=--quick: a CPU too.
 bench-gpu: $(VENV)/run-time
 	$(VENV)/bin/python -m benchmarks.gpu $(QUICK) $(if $(MINUTES),--minutes $(MINUTES))
-
-# Imports a copy of CelebA-HQ, in any known form, into data/celeba_hq: make data SOURCE=...
-# Without SOURCE it says what is there and how to get it.
-data: $(VENV)/run-time
-	$(VENV)/bin/python -m custom_datasets.importing $(if $(SOURCE),"$(SOURCE)")
 
 # 24 faces with their captions, none of them chosen, from the weights that ship in assets/laptop.
 faces: $(VENV)/run-time

@@ -90,10 +90,12 @@ NAMED_NETWORKS = ("clip:", "dinov2:")
 class DataConfig(Section):
     """Where faces come from."""
 
-    # Relative to the repository; CELEBA_HQ_DIR overrides it for real faces.
-    folder: str = setting("data/celeba_hq", resume=FREE)
+    # A folder, relative to the repository, or the id of a data set on the hub: docs/data.md lists
+    # the forms. None: drawn faces if there are drawn_counts, else CELEBA_HQ_DIR, else
+    # data/celeba_hq, else CELEBA_HQ below.
+    source: str | None = setting(None, resume=FREE)
     image_size: int = setting(256, min=8)  # pixels; others are resized and centre-cropped
-    # Train, val, test faces to draw; empty: the folder holds real faces.
+    # Train, val, test faces to draw where no source is named; empty: real faces.
     drawn_counts: tuple[int, ...] = setting((), min=1)
     flip: bool = setting(True)  # mirrored faces too: no attribute knows left from right
     caption_wordings: int = setting(4, min=1)  # of each face, in turn by epoch
@@ -102,10 +104,13 @@ class DataConfig(Section):
     # Precision of encoding: "best" for latents that are kept, "fast" as training computes.
     encoding: str = setting("best", resume=FREE, choices=("best", "fast"))
     loader_workers: int = setting(4, resume=FREE, min=1)  # threads that read images
-    # Hub id or path that a missing folder is imported from; None: the user brings the folder.
-    source: str | None = setting(None, resume=FREE)
-    # Pixels of pictures that are drawn and judged; None: image_size. Others need models.decoder.
+    # Pixels of pictures that are decoded and judged; None: image_size. Others need models.decoder.
     picture_size: int | None = setting(None, resume=FREE, min=8)
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether the faces are drawn."""
+        return self.source is None and bool(self.drawn_counts)
 
 
 @dataclass(frozen=True)
@@ -365,14 +370,6 @@ class Config:
             yield "diffusion.timestep_sampling 'weight' needs diffusion.snr_gamma, such as 5"
 
     @property
-    def data_folder(self) -> Path:
-        """Folder of the faces: for real ones CELEBA_HQ_DIR if it is set, else `data.folder`; a
-        relative path is relative to the repository, so that it means one folder everywhere.
-        """
-        named = None if self.data.drawn_counts else os.environ.get("CELEBA_HQ_DIR")
-        return ROOT / Path(named or self.data.folder).expanduser()
-
-    @property
     def picture_size(self) -> int:
         """Pixels along a side of the pictures, and of the faces that judge them."""
         return self.data.picture_size or self.data.image_size
@@ -407,7 +404,7 @@ class Config:
 
 def celeba_hq() -> Config:
     """The specified experiment, value for value; one GPU or several."""
-    return Config("celeba_hq", data=DataConfig(source=CELEBA_HQ))
+    return Config("celeba_hq")
 
 
 def celeba_hq_best() -> Config:
@@ -422,7 +419,6 @@ def celeba_hq_best() -> Config:
     )
     return Config(
         "celeba_hq_best",
-        data=DataConfig(source=CELEBA_HQ),
         diffusion=DiffusionConfig(
             prediction_type="v_prediction", snr_gamma=5.0, timestep_sampling="weight"
         ),
@@ -472,7 +468,7 @@ def demo() -> Config:
     """Drawn faces at 64 px with the frozen models that ship in `assets/`; minutes on a CPU."""
     return Config(
         "demo",
-        data=DataConfig("data/drawn_faces", 64, (4_800, 400, 800), loader_workers=2),
+        data=DataConfig(image_size=64, drawn_counts=(4_800, 400, 800), loader_workers=2),
         models=ModelsConfig(
             "assets/demo_autoencoder", "assets/demo_clip", decoder="assets/demo_decoder"
         ),
@@ -506,9 +502,7 @@ def smoke() -> Config:
     return dataclasses.replace(
         small,
         name="smoke",
-        data=dataclasses.replace(
-            small.data, folder="data/smoke_faces", drawn_counts=(128, 56, 112)
-        ),
+        data=dataclasses.replace(small.data, drawn_counts=(128, 56, 112)),
         unet=dataclasses.replace(small.unet, widths=(32, 64)),
         training=dataclasses.replace(
             small.training, num_epochs=2, batch_size=16, checkpoint_every_n_epochs=1, warmup_steps=2

@@ -25,7 +25,7 @@ from models.device import choose_device
 PATIENCE = timedelta(hours=12)
 EVALUATED = (  # what can change without another training; the checkpoint decides the rest
     *(*HOW_PICTURES_ARE_MADE, "evaluation.", "classifier.least_balanced_accuracy", "name="),
-    *("data.folder", "data.source", "data.drawn_counts", "data.loader_workers"),
+    *("data.source", "data.drawn_counts", "data.loader_workers"),
 )
 
 

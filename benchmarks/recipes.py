@@ -22,7 +22,6 @@ import torch
 
 from command_line import command, parser, whole
 from config import ROOT, Config, get_config
-from custom_datasets.captions import describe
 from custom_datasets.opening import open_faces
 from evaluation.distribution import frechet_distance
 from evaluation.features import FeatureNetwork, efficientnet_lite0_features, extract_features
@@ -124,10 +123,7 @@ def measured(config: Config, model: TextToFace) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     real, shown = (rng.permutation(len(faces)) for faces in (test, held_out))
     count = min(config.evaluation.count, len(shown))
-    captions = [
-        describe(held_out.attributes[i], int(held_out.indices[i]), 0, CAPTION_SEED)
-        for i in shown[:count]
-    ]
+    captions = [held_out.caption(int(face), 0, CAPTION_SEED).text for face in shown[:count]]
     pictures = torch.cat(
         [
             (model.generate(captions[i : i + 16], range(i, min(i + 16, count))) * 255).round()

@@ -20,8 +20,6 @@ from importlib import resources
 from xml.etree import ElementTree
 
 import numpy as np
-import resvg_py
-from dicebear import Avatar, Style
 from PIL import Image
 
 from custom_datasets.celeba_files import ATTRIBUTES
@@ -215,8 +213,11 @@ def _facial_hair(drawing: Drawing, rng: random.Random, sex: str, color: str) -> 
     }
 
 
+# dicebear takes a second to import, which only drawing needs.
 @cache
-def _style() -> Style:
+def _style() -> object:
+    from dicebear import Style
+
     style = resources.files("dicebear_styles").joinpath("avataaars.json")
     return Style(json.loads(style.read_text("utf-8")))
 
@@ -240,6 +241,9 @@ def _over_hair(hatted: str, haired: str) -> str:
 
 def draw(drawing: Drawing, size: int) -> Image.Image:
     """Rasterise a drawing as an RGB image of size x size."""
+    import resvg_py
+    from dicebear import Avatar
+
     svg = str(Avatar(_style(), {**drawing.options, "size": size}))
     if drawing.hair_below:
         options = {**drawing.options, "topVariant": drawing.hair_below, "size": size}

@@ -6,8 +6,8 @@ that are said, in their order and in their phrasing; the same (index, wording, s
 the same sentence. `Caption.stated` tells which attribute values the sentence asserts, so that an
 evaluation can ask for exactly those.
 
-Noisy labels contradict each other (bald with bangs, black and blond hair); a caption never does: of
-values that exclude each other at most one is said.
+Noisy labels contradict each other (bald with bangs, black and blond hair, bangs and a receding
+hairline); a caption never does: of values that exclude each other at most one is said.
 """
 
 import functools
@@ -37,6 +37,7 @@ FEATURES = {  # attribute -> phrases, each of which can follow "with"
     "Double_Chin": ("a double chin",),
     "Heavy_Makeup": ("heavy makeup",),
     "High_Cheekbones": ("high cheekbones",),
+    "Mouth_Slightly_Open": ("a slightly open mouth",),  # of a face that does not smile
     "Narrow_Eyes": ("narrow eyes",),
     "Oval_Face": ("an oval face",),
     "Pale_Skin": ("pale skin",),
@@ -52,9 +53,10 @@ WORN = {
     "Wearing_Necklace": ("a necklace",),
     "Wearing_Necktie": ("a necktie",),
 }
+EXCLUSIVE = (("Big_Nose", "Pointy_Nose"), ("Bangs", "Receding_Hairline"))
 OPENINGS = ("a photo of ", "a portrait of ", "a picture of ", "", "")
 SAY_EACH = 0.8  # chance that a true attribute is said; long captions teach more than short ones
-MOST_FEATURES, MOST_WORN = 6, 3  # so that the longest caption fits CLIP's 77 tokens
+MAX_FEATURES, MAX_WORN = 6, 3  # so that the longest caption fits CLIP's 77 tokens
 SAY_ABSENT = 0.25  # chance that a telling absence (no glasses, not smiling, clean-shaven) is said
 
 
@@ -107,15 +109,19 @@ def compose(attributes: Sequence[bool], index: int, wording: int = 0, seed: int 
     """
     if len(attributes) != len(ATTRIBUTES):
         raise ValueError(f"a face has {len(ATTRIBUTES)} attributes, got {len(attributes)}")
-    shown = frozenset(name for name, value in zip(ATTRIBUTES, attributes, strict=True) if value)
-    draft = _Draft(shown, random.Random(f"caption/{seed}/{wording}/{index}"))
+    shown = {name for name, value in zip(ATTRIBUTES, attributes, strict=True) if value}
+    rng = random.Random(f"caption/{seed}/{wording}/{index}")
+    for pair in EXCLUSIVE:
+        if shown >= set(pair):
+            shown.remove(rng.choice(pair))
+    draft = _Draft(frozenset(shown), rng)
     opening = _opening(draft)
     subject, noun = _subject(draft)
     has, worn, (done, not_done) = _has(draft), _wears(draft), _does(draft)
     actions = [*([f"wearing {join_words(worn)}"] if worn else []), *done]
-    draft.rng.shuffle(actions)
+    rng.shuffle(actions)
     # Negations come last: "not smiling and wearing a hat" would deny both.
-    text = _assemble(opening + subject, noun, has, [*actions, *not_done], draft.rng)
+    text = _assemble(opening + subject, noun, has, [*actions, *not_done], rng)
     return Caption(text[0].upper() + text[1:], draft.stated)
 
 
@@ -191,8 +197,8 @@ def _facial_hair(draft: _Draft) -> list[_Phrase]:
 
 def _features(draft: _Draft) -> list[_Phrase]:
     hidden = {"Receding_Hairline"} if "Bald" in draft.shown else set()
-    if draft.shown >= {"Big_Nose", "Pointy_Nose"}:
-        hidden.add(draft.rng.choice(("Big_Nose", "Pointy_Nose")))
+    if "Smiling" in draft.shown:
+        hidden.add("Mouth_Slightly_Open")
     return [
         (draft.rng.choice(phrases), {name: True})
         for name, phrases in FEATURES.items()
@@ -205,7 +211,7 @@ def _has(draft: _Draft) -> list[str]:
     candidates = [*_brows(draft), *_facial_hair(draft), *_features(draft)]
     draft.rng.shuffle(candidates)
     features = []
-    for phrase, stated in candidates[:MOST_FEATURES]:
+    for phrase, stated in candidates[:MAX_FEATURES]:
         draft.stated.update(stated)
         features.append(phrase)
     hair = _hair(draft)
@@ -215,7 +221,7 @@ def _has(draft: _Draft) -> list[str]:
 def _wears(draft: _Draft) -> list[str]:
     worn = [name for name in WORN if draft.wants(name, 0.9)]
     draft.rng.shuffle(worn)
-    worn = worn[:MOST_WORN]
+    worn = worn[:MAX_WORN]
     for name in worn:
         draft.say(name)
     return [draft.rng.choice(WORN[name]) for name in worn]
@@ -228,10 +234,9 @@ def _does(draft: _Draft) -> tuple[list[str], list[str]]:
     if draft.rng.random() < (0.9 if smiling else 2 * SAY_ABSENT):
         draft.say("Smiling", smiling)
         (done if smiling else not_done).append("smiling" if smiling else "not smiling")
-    if draft.wants("Mouth_Slightly_Open", 0.6):
+    if done and draft.wants("Mouth_Slightly_Open", 0.6):
         draft.say("Mouth_Slightly_Open")
-        suffix = "with the mouth slightly open"
-        done = [f"smiling {suffix}"] if done else [f"shown {suffix}"]
+        done = ["smiling with the mouth slightly open"]
     for name, phrase in (
         ("Eyeglasses", "not wearing glasses"),
         ("Wearing_Hat", "not wearing a hat"),
@@ -254,7 +259,8 @@ def _assemble(
         subject = f"{subject} with {join_words(has)}"
     if actions and has and rng.random() < 0.3:
         pronoun = {"man": "He is", "woman": "She is", "person": "They are"}[noun]
-        return f"{subject}. {pronoun} {join_words(actions)}"
+        # Not joined by "and": "wearing earrings and lipstick and not smiling".
+        return f"{subject}. {pronoun} {', '.join(actions)}"
     return ", ".join([subject, *actions])
 
 

@@ -1,26 +1,17 @@
-"""The text files that come with CelebA and CelebA-HQ: attributes, mapping, partition.
+"""The 40 attributes, by name: CelebAMask-HQ's annotation file, and tables with a column for each.
 
-Reads them in every form in which they are handed on, and writes them in the official one. The
-attribute file comes as CelebAMask-HQ's `CelebAMask-HQ-attribute-anno.txt`, as CelebA's
-`list_attr_celeba.txt`, and with commas as Kaggle's `list_attr_celeba.csv`.
+Columns go by their names, never by their place.
 """
 
-import codecs
-import csv
 import re
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
-
-import files
+import pandas as pd
 
 IMAGE_FOLDER = "CelebA-HQ-img"
 ATTRIBUTE_FILE = "CelebAMask-HQ-attribute-anno.txt"
-MAPPING_FILE = "CelebA-HQ-to-CelebA-mapping.txt"
-PARTITION_FILE = "list_eval_partition.txt"
 OFFICIAL_COUNT = 30_000
 
 ATTRIBUTES: tuple[str, ...] = tuple(
@@ -34,175 +25,76 @@ ATTRIBUTES: tuple[str, ...] = tuple(
     ).split()
 )
 
-# A file on disk or inside a zip archive; both have name, parent, open and read_bytes.
-File = Path | zipfile.Path
-Key = TypeVar("Key", int, str)
 
-_NUMBERED_IMAGE = re.compile(r"([0-9]+)\.(jpe?g|png|webp)", re.IGNORECASE)
-_SIGNS = ({"-1", "1"}, {"0", "1"}, {"False", "True"})  # a file uses one of these pairs
-_SPELLINGS = {  # as pandas and spreadsheets write them
-    **{"1.0": "1", "0.0": "0", "-1.0": "-1"},
-    **{"TRUE": "True", "true": "True", "FALSE": "False", "false": "False"},
-}
-
-
-def image_number(name: str) -> int | None:
-    """The number of an image file: 7 for "7.jpg", "00007.PNG" or "7.webp"; None for other files."""
-    found = _NUMBERED_IMAGE.fullmatch(name)
-    return int(found[1]) if found else None
-
-
-def read_lines(path: File) -> list[str]:
-    """Lines of a text file, with either kind of line end, with or without a byte order mark.
-
-    Raises:
-        ValueError: the file is not text in UTF-8, nor in UTF-16 with a byte order mark.
-    """
-    data = path.read_bytes()
-    is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    try:
-        return data.decode("utf-16" if is_utf16 else "utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not a text file: {error}. Download it again.") from error
-
-
-def _delimiter(line: str) -> str | None:
-    """What separates the cells of a line: a comma, a semicolon (some spreadsheets), or space."""
-    found = max(",;", key=line.count)
-    return found if found in line else None
-
-
-def _cells(line: str, delimiter: str | None) -> list[str]:
-    if delimiter is None:
-        return line.split()
-    return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter), [])]
-
-
-def attribute_name(text: str) -> str:
-    """The attribute that a text names, such as "Wavy Hair" or "wavy_hair"; else the text."""
-    return _BY_PLAIN_NAME.get(_plain_name(text), text)
-
-
-def _plain_name(text: str) -> str:
-    return re.sub(r"[\s-]+", "_", text.replace("'", "")).lower()
-
-
-_BY_PLAIN_NAME = {_plain_name(name): name for name in ATTRIBUTES}
-
-
-def _header(line: str) -> list[str]:
-    return [attribute_name(cell) for cell in _cells(line, _delimiter(line))]
-
-
-def has_attribute_header(lines: Sequence[str]) -> bool:
-    """Whether one of the first two lines holds the 40 attribute names."""
-    return any(set(ATTRIBUTES) <= set(_header(line)) for line in lines[:2])
-
-
-def read_attributes(
-    path: File, key: Callable[[str], Key | None] = str
-) -> dict[Key, np.ndarray]:  # bool (40,) each, in the order of ATTRIBUTES
-    """Read an attribute file into {key(image name): attributes}.
-
-    Columns are found by their names. A line with the number of rows may come first.
+def attribute_columns(where: object, columns: Iterable[str]) -> list[str]:
+    """The columns of the 40 attributes, in their order, such as "Wavy Hair" or "wavy_hair"; empty
+    where there is none.
 
     Args:
-        key: makes a key of an image's name; None refuses the name.
+        where: the table, for the message.
 
     Raises:
-        ValueError: header, row length, values or the number of rows are not as announced, or two
-            rows have one key; the line is named.
+        ValueError: some of the 40 are there, and others are not.
     """
-    lines = read_lines(path)
-    rows: dict[Key, np.ndarray] = {}
-    for number, name, values in _attribute_rows(path, lines):
-        found = key(name)
-        if found is None:
-            raise ValueError(f"{path}:{number}: {name!r} is not the name of an image, <index>.jpg")
-        if found in rows:
-            raise ValueError(f"{path}:{number}: a second row for {name}")
-        rows[found] = values
-    announced = lines[0].strip()
-    if not has_attribute_header(lines[:1]) and announced != str(len(rows)):
-        raise ValueError(f"{path}: line 1 announces {announced!r} rows, {len(rows)} follow")
-    return rows
-
-
-def _attribute_rows(path: File, lines: list[str]) -> Iterator[tuple[int, str, np.ndarray]]:
-    """Line number, image name and attributes of each row."""
-    if not has_attribute_header(lines):
+    found = {_plain(name): name for name in columns}
+    missing = [name for name in ATTRIBUTES if _plain(name) not in found]
+    if len(missing) == len(ATTRIBUTES):
+        return []
+    if missing:
         raise ValueError(
-            f"{path}: neither line 1 nor line 2 holds CelebA's 40 attribute names. Use the "
-            f"{ATTRIBUTE_FILE} of CelebAMask-HQ or CelebA's list_attr_celeba.txt."
+            f"{where} has {len(ATTRIBUTES) - len(missing)} of CelebA's 40 attributes, and lacks "
+            f"{', '.join(missing)}. Add these columns, or a column `caption` in their place."
         )
-    first = 1 if has_attribute_header(lines[:1]) else 2
-    delimiter, header = _delimiter(lines[first - 1]), _header(lines[first - 1])
-    if len(header) == len(ATTRIBUTES):
-        header = ["image", *header]  # the official header does not name the first column
-    columns = [header.index(name) for name in ATTRIBUTES]
-    others = [i for i, cell in enumerate(header) if cell not in ATTRIBUTES]
-    # pandas writes the number of the row under an empty name, and reads it as "Unnamed: 0".
-    named = [i for i in others if header[i] and not header[i].startswith("Unnamed")]
-    name_column = (named or others)[0]
-    seen: set[str] = set()
-    for number, line in enumerate(lines[first:], start=first + 1):
-        cells = _cells(line, delimiter)
-        if not any(cells):
-            continue
-        values = [cells[i] for i in columns] if len(cells) == len(header) else [""]
-        values = [_SPELLINGS.get(value, value) for value in values]
-        seen |= set(values)
-        if not any(seen <= pair for pair in _SIGNS):
-            raise ValueError(
-                f"{path}:{number}: expected an image's name and {len(header) - 1} values, for "
-                f"attributes -1 or 1: {line[:60]!r}"
-            )
-        yield number, cells[name_column], np.isin(values, ("1", "True"))
+    return [found[_plain(name)] for name in ATTRIBUTES]
 
 
-def read_mapping(path: File) -> dict[int, str]:
-    """Read `CelebA-HQ-to-CelebA-mapping.txt` into {index: CelebA's file name}.
-
-    The file comes with and without a header line.
-    """
-    rows = map(str.split, read_lines(path))
-    return {int(row[0]): row[2] for row in rows if len(row) == 3 and row[0].isdecimal()}
+def _plain(name: str) -> str:
+    return re.sub(r"[\s-]+", "_", name.replace("'", "")).lower()
 
 
-def read_partition(path: File) -> dict[str, int]:
-    """Read `list_eval_partition.txt` into {CelebA's file name: 0 train, 1 val, 2 test}.
+def as_attributes(where: object, values: np.ndarray) -> np.ndarray:
+    """Values -1 or 0 for no and 1 for yes, (N, 40), as bool.
 
     Raises:
-        ValueError: a row is neither; the line is named.
+        ValueError: another shape, or another value.
     """
-    partition = {}
-    for number, line in enumerate(read_lines(path), start=1):
-        cells = _cells(line, _delimiter(line))
-        if len(cells) == 2 and cells[1] in ("0", "1", "2"):
-            partition[cells[0]] = int(cells[1])
-        elif cells and number > 1:  # the first line may be a header
-            raise ValueError(f"{path}:{number}: expected a name and 0, 1 or 2: {line[:60]!r}")
-    return partition
+    if values.ndim != 2 or values.shape[1] != len(ATTRIBUTES):
+        raise ValueError(f"{where}: expected 40 attributes of each face, got {values.shape}")
+    wrong = ~np.isin(values, (-1, 0, 1))
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0]
+        raise ValueError(
+            f"{where}: {ATTRIBUTES[column]} of row {row} is {values[row, column]!r}, not -1, 0 or 1"
+        )
+    return values == 1
 
 
-def write_attributes(folder: Path, rows: Mapping[str, np.ndarray]) -> None:
-    """Write {image name: bool (40,)} as the official attribute file."""
-    lines = [f"{name}  " + " ".join("1" if v else "-1" for v in row) for name, row in rows.items()]
-    text = "\n".join([str(len(lines)), " ".join(ATTRIBUTES), *lines])
-    files.write_text(folder / ATTRIBUTE_FILE, text + "\n")
+def read_attributes(path: Path) -> tuple[list[str], np.ndarray]:
+    """The names of the images in CelebAMask-HQ's annotation file, and their attributes, bool
+    (N, 40).
+
+    Raises:
+        ValueError: it is another file, or is cut short.
+    """
+    with path.open(encoding="utf-8-sig") as file:
+        announced = file.readline().strip()
+    try:
+        table = pd.read_csv(path, sep=r"\s+", skiprows=1)  # the first column has no header
+        columns = attribute_columns(path, table.columns)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    if not columns or announced != str(len(table)):
+        raise ValueError(f"{path} announces {announced!r} faces, {len(table)} follow")
+    return table.index.tolist(), as_attributes(path, table[columns].to_numpy())
 
 
-def write_partition(
-    folder: Path, indices: Sequence[int], originals: Sequence[str], splits: Sequence[int]
-) -> None:
-    """Write the mapping and partition files that give a folder its own split.
+def write_metadata(folder: Path, names: Sequence[str], attributes: np.ndarray) -> None:
+    """Write the table of a folder of pictures, as `datasets`' image folders have it.
 
     Args:
-        originals: a name for each index, CelebA's where it is known.
-        splits: 0 train, 1 val, 2 test.
+        names: paths from the folder, such as "train/0.jpg".
+        attributes: bool (N, 40).
     """
-    mapping = [f"{i} {i} {name}" for i, name in zip(indices, originals, strict=True)]
-    text = "\n".join(["idx orig_idx orig_file", *mapping])
-    files.write_text(folder / MAPPING_FILE, text + "\n")
-    partition = [f"{name} {split}" for name, split in zip(originals, splits, strict=True)]
-    files.write_text(folder / PARTITION_FILE, "\n".join(partition) + "\n")
+    table = pd.DataFrame(attributes.astype(int), columns=list(ATTRIBUTES))
+    table.insert(0, "file_name", list(names))
+    table.to_csv(folder / "metadata.csv", index=False, lineterminator="\n")

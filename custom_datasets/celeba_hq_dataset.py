@@ -1,36 +1,26 @@
-"""CelebA-HQ faces with their 40 attributes and the official split by identity.
+"""Faces with their 40 attributes or a caption, and the split by identity of CelebA-HQ.
 
-Opens the official CelebAMask-HQ folder: `CelebA-HQ-img/<index>.jpg` of any size, also as .png or
-.webp, and `CelebAMask-HQ-attribute-anno.txt`. The split of the 30,000 official faces ships with
-this file; a folder that brings its own mapping and partition files (the drawn faces do) is split by
-those.
+A thin class over one `datasets.Dataset`; `sources` opens every form that faces come in.
 """
 
 import copy
-import os
+import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import Dataset
-from torchvision.transforms.v2 import functional as transforms
 
-from custom_datasets.celeba_files import (
-    ATTRIBUTE_FILE,
-    ATTRIBUTES,
-    IMAGE_FOLDER,
-    image_number,
-    read_attributes,
-)
-from custom_datasets.splits import SPLITS, split_kind, split_of
+from custom_datasets.captions import Caption, compose
+from custom_datasets.images import ImageFile, read_image, to_model_range, to_rgb
+from custom_datasets.sources import open_source
+from custom_datasets.splits import SPLITS
 
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")  # Pillow's other decoders stay closed to unknown files
+__all__ = ["CelebAHQ", "Face", "Images", "read_image", "to_model_range", "to_rgb"]
 
 
 @dataclass(frozen=True)
@@ -38,112 +28,76 @@ class Face:
     """One face: the image, what is known of it, and which split it belongs to."""
 
     image: torch.Tensor  # uint8 (3, H, W)
-    attributes: np.ndarray  # bool (40,), in the order of ATTRIBUTES
+    attributes: np.ndarray | None  # bool (40,), in the order of ATTRIBUTES; None: not known
     index: int
     split: str
 
 
-def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
-    """Scale the shorter side to `size` (antialiased) and cut the middle square out."""
-    if image.size != (size, size):
-        image = transforms.center_crop(transforms.resize(image, [size], antialias=True), [size])
-    return image
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL mode as RGB: upright by its EXIF tag, transparency over white, 16 bits scaled to 8.
-
-    Pillow's own conversion ignores the tag, shows the colours that transparency hides, and clips
-    16-bit values to white.
-    """
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
-        values = np.asarray(image, dtype=np.float64) / 257  # 65,535 becomes 255
-        return Image.fromarray(values.round().clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
-
-
-def read_image(path: Path, size: int) -> torch.Tensor:
-    """Read one image of any size as uint8 RGB (3, size, size).
-
-    Raises:
-        ValueError: the file is missing, is not an image, or is far too large; the message names it.
-    """
-    try:
-        with Image.open(path, formats=IMAGE_FORMATS) as image:
-            return transforms.pil_to_tensor(resize_and_crop(to_rgb(image), size))
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise ValueError(
-            f"cannot read the image {path}: {error}. Remove it or download it again."
-        ) from error
-
-
-def to_model_range(images: torch.Tensor) -> torch.Tensor:
-    """uint8 [0, 255] -> float [-1, 1], the range that the autoencoders were trained on."""
-    return images.float() / 127.5 - 1
-
-
 class CelebAHQ(Dataset):
-    """The faces of one split (or of all) in a CelebAMask-HQ folder.
+    """The faces of one split (or of all) of a source, in the order of their indices.
 
-    Held in memory are `attributes` bool (N, 40), `indices` (N,), `splits` (N,) and the file names
-    `names` (N,); images are read on access.
+    Held in memory are `attributes` bool (N, 40), or None where the source has captions alone,
+    `indices` (N,), `splits` (N,) and `names` (N,); images are read on access.
+
+    Args:
+        source: a folder, or the id of a data set on the hub; see `sources`.
+        split: "train", "val" or "test"; None: all.
+        image_size: pixels along a side.
 
     Raises:
-        FileNotFoundError: the folder, its images or its attribute file are missing; says how to get
-            them.
-        ValueError: files that contradict each other, or a split without a face.
+        FileNotFoundError, ConnectionError: the source is not available.
+        ValueError: see `sources.open_source`; or a split without a face.
     """
 
-    def __init__(self, folder: str | Path, split: str | None, image_size: int) -> None:
-        self.folder, self.split, self.image_size = Path(folder), split, image_size
-        if split is not None and split not in SPLITS:
-            raise ValueError(
-                f"unknown split {split!r}: choose one of {', '.join(SPLITS)} or None for all"
-            )
-        _require_layout(self.folder)
-        rows = read_attributes(self.folder / ATTRIBUTE_FILE, image_number)
-        names = find_images(self.folder / IMAGE_FOLDER)
-        unlabelled = [name for index, name in names.items() if index not in rows]
-        if unlabelled:
-            raise ValueError(
-                f"{self.folder}: {len(unlabelled)} of {len(names)} images have no row in "
-                f"{ATTRIBUTE_FILE}, e.g. {unlabelled[0]}"
-            )
-        splits = split_of(self.folder, list(names))
-        chosen = np.ones(len(names), bool) if split is None else splits == SPLITS.index(split)
-        if not chosen.any():
-            raise ValueError(
-                f"{self.folder}: none of its {len(names)} images belongs to the split {split!r}"
-            )
-        self.indices = np.array(list(names))[chosen]
-        self.names = np.array(list(names.values()))[chosen]
-        self.splits = splits[chosen]
-        self.attributes = np.empty((len(self.indices), len(ATTRIBUTES)), bool)
-        for position, index in enumerate(self.indices.tolist()):
-            self.attributes[position] = rows[index]
-        self.present_count, self.listed_count = len(names), len(rows)
+    def __init__(self, source: str | Path, split: str | None, image_size: int) -> None:
+        table = open_source(source)
+        self.source, self.split, self.image_size = table.source, None, image_size
+        self.split_kind, self.pictures = table.split_kind, table.pictures
+        self.rows, self.names, self.indices = table.rows, table.names, table.indices
+        self.splits, self.attributes = table.splits, table.attributes
+        self.given_captions = table.captions
+        self.digests: np.ndarray | None = None  # uint8 (N, 16), by the screening
+        self.counts = {name: int((table.splits == i).sum()) for i, name in enumerate(SPLITS)}
+        if split is not None:
+            vars(self).update(vars(self.of_split(split)))
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return len(self.rows)
 
     def __getitem__(self, position: int) -> Face:
-        index = int(self.indices[position])
-        image = read_image(self.path(position), self.image_size)
-        return Face(image, self.attributes[position], index, SPLITS[self.splits[position]])
+        attributes = None if self.attributes is None else self.attributes[position]
+        index, split = int(self.indices[position]), SPLITS[self.splits[position]]
+        return Face(self.image(position), attributes, index, split)
 
-    @cached_property
-    def split_kind(self) -> str:
-        """How the folder was divided: one of `splits.SPLIT_KINDS`.
+    @property
+    def has_attributes(self) -> bool:
+        """Whether the 40 attributes of the faces are known."""
+        return self.attributes is not None
 
-        Raises:
-            ValueError: see `splits.split_kind`.
+    def caption(self, position: int, wording: int = 0, seed: int = 0) -> Caption:
+        """A face's caption: as its source gives it, in turn by wording, else written from its
+        attributes, and what it states of these.
         """
-        return split_kind(self.folder)
+        if self.given_captions is not None:
+            given = self.given_captions[position]
+            return Caption(given[wording % len(given)], {})
+        return compose(self.attributes[position], int(self.indices[position]), wording, seed)
+
+    def label_fingerprint(self) -> str:
+        """Sixteen hex digits of attributes and captions, in the order of the faces."""
+        digest = hashlib.sha256(b"" if self.attributes is None else self.attributes.tobytes())
+        if self.given_captions is not None:
+            digest.update(repr(self.given_captions).encode())
+        return digest.hexdigest()[:16]
+
+    def file(self, position: int) -> ImageFile:
+        """The image's file, as Pillow opens it: a path, or its content."""
+        return self.pictures.file(int(self.rows[position]))
+
+    def image(self, position: int) -> torch.Tensor:
+        """The image, uint8 (3, S, S)."""
+        name = f"{self.names[position]} of {self.source}"
+        return read_image(self.file(position), self.image_size, name)
 
     def images(self, workers: int = 4) -> "Images":
         """The images alone, read when they are asked for."""
@@ -153,23 +107,41 @@ class CelebAHQ(Dataset):
         """All images in memory, uint8 (N, 3, S, S)."""
         return self.images(workers)[:]
 
+    def of_split(self, split: str | None) -> "CelebAHQ":
+        """The faces of one split; None: all.
+
+        Raises:
+            ValueError: there is no such split, or no face in it.
+        """
+        if split is None:
+            return self
+        if split not in SPLITS:
+            raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
+        others = np.flatnonzero(self.splits != SPLITS.index(split))
+        if len(others) == len(self):
+            raise ValueError(f"{self.source}: none of its {len(self)} faces is in {split!r}")
+        chosen = self.without(others)
+        chosen.split = split
+        return chosen
+
     def without(self, positions: Sequence[int]) -> "CelebAHQ":
         """The same faces but those at these positions."""
-        kept = np.setdiff1d(np.arange(len(self)), positions)
         fewer = copy.copy(self)
-        fewer.indices, fewer.splits = self.indices[kept], self.splits[kept]
-        fewer.attributes, fewer.names = self.attributes[kept], self.names[kept]
+        fewer._keep(np.setdiff1d(np.arange(len(self)), positions))
         return fewer
 
-    def path(self, position: int) -> Path:
-        """The path of the image at this position."""
-        return self.folder / IMAGE_FOLDER / str(self.names[position])
+    def _keep(self, kept: np.ndarray) -> None:
+        for name in ("rows", "names", "indices", "splits", "attributes", "digests"):
+            values = getattr(self, name)
+            setattr(self, name, None if values is None else values[kept])
+        if self.given_captions is not None:
+            self.given_captions = [self.given_captions[position] for position in kept]
 
     def __repr__(self) -> str:
+        counts = ", ".join(f"{count} {name}" for name, count in self.counts.items())
         return (
-            f"CelebAHQ({str(self.folder)!r}, split={self.split!r}): {len(self)} faces at "
-            f"{self.image_size} px; "
-            f"the folder holds {self.present_count} of {self.listed_count} images"
+            f"CelebAHQ({self.source!r}, split={self.split!r}): {len(self)} faces at "
+            f"{self.image_size} px; the source holds {counts}"
         )
 
 
@@ -196,48 +168,12 @@ class Images:
         chosen = np.arange(len(self.faces))[which]
         size = self.faces.image_size
         if chosen.ndim == 0:
-            return read_image(self.faces.path(int(chosen)), size)
+            return self.faces.image(int(chosen))
         images = torch.empty((len(chosen), 3, size, size), dtype=torch.uint8)
 
-        def read(place: int) -> None:
-            images[place] = read_image(self.faces.path(int(chosen[place])), size)
+        def read(slot: int) -> None:
+            images[slot] = self.faces.image(int(chosen[slot]))
 
         with ThreadPoolExecutor(self.workers) as readers:
             list(readers.map(read, range(len(chosen))))  # the list raises what a reader raised
         return images
-
-
-def find_images(folder: Path) -> dict[int, str]:
-    """The images of a folder as {index: file name}, in the order of their indices.
-
-    Raises:
-        ValueError: there is none, or two files have one index; says which files were seen.
-    """
-    with os.scandir(folder) as entries:
-        seen = sorted(entry.name for entry in entries)
-    images: dict[int, str] = {}
-    for name in seen:
-        index = image_number(name)
-        if index is None:  # such as Thumbs.db, and the "._7.jpg" that macOS adds
-            continue
-        if index in images:
-            raise ValueError(f"{folder}: {images[index]} and {name} have one index; keep one")
-        images[index] = name
-    if not images:
-        others = f"; it holds {', '.join(seen[:3])}" if seen else ""
-        raise ValueError(
-            f"{folder} holds no <index>.jpg, nor .jpeg, .png or .webp with such a name{others}"
-        )
-    return dict(sorted(images.items()))
-
-
-def _require_layout(folder: Path) -> None:
-    missing = [name for name in (IMAGE_FOLDER, ATTRIBUTE_FILE) if not (folder / name).exists()]
-    if missing:
-        raise FileNotFoundError(
-            f"no CelebA-HQ at {folder.resolve()}: {' and '.join(missing)} missing. Unpack "
-            "CelebAMask-HQ there "
-            "(github.com/switchablenorms/CelebAMask-HQ), or name its folder with "
-            "CELEBA_HQ_DIR=/path/to/folder. "
-            "To try everything without it: LDM_PRESET=demo."
-        )

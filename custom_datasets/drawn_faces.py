@@ -1,44 +1,30 @@
-"""A set of drawn faces with exact attributes, written in CelebA-HQ's own on-disk form.
+"""A set of drawn faces with exact attributes, as a folder of pictures with a table.
 
-The embedded default data set: nothing is downloaded, every label is true by construction, and the
-same loader reads it as the real thing.
+The embedded default data set: nothing is downloaded, every label is true by construction, and it is
+read as a person's own pictures are.
 """
 
 import json
-import os
 import shutil
-from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from custom_datasets.avatars import DRAWING_VERSION, attribute_vector, draw, imagine
-from custom_datasets.celeba_files import (
-    ATTRIBUTE_FILE,
-    IMAGE_FOLDER,
-    MAPPING_FILE,
-    PARTITION_FILE,
-    read_attributes,
-    read_mapping,
-    read_partition,
-    write_attributes,
-    write_partition,
-)
-from custom_datasets.splits import ABOUT_FILE, split_kind, write_about
+from custom_datasets.celeba_files import write_metadata
 from files import locked, write_json
 
 MARKER_FILE = "drawn_faces.json"
-JPEG_END = b"\xff\xd9"
+FOLDERS = ("train", "validation", "test")
 FEW = 64  # faces, which one process draws sooner than others start
 
 
 def write_drawn_faces(
     folder: Path, counts: tuple[int, int, int], size: int = 128, seed: int = 0, workers: int = 2
 ) -> Path:
-    """Draw train, val and test faces into `folder` in CelebA-HQ's on-disk form; an existing set is
-    kept, and what is missing or damaged in it is drawn again. Of several processes one draws, the
-    others wait.
+    """Draw train, val and test faces into `folder`; an existing set is kept. Of several processes
+    one draws, the others wait. The folder gets its name when all faces are in it.
 
     Raises:
         FileExistsError: the folder holds something else, or faces drawn with other settings.
@@ -46,109 +32,50 @@ def write_drawn_faces(
     settings = {"version": DRAWING_VERSION, "counts": list(counts), "size": size, "seed": seed}
     with locked(folder.parent / f".{folder.name}.lock"):
         if not _is_drawn(folder, settings):
-            _draw_all(folder, counts, settings, workers)
-        if not _tells_its_kind(folder):
-            write_about(folder, "drawn")
+            unfinished = folder.with_name(f".{folder.name}.unfinished")
+            shutil.rmtree(unfinished, ignore_errors=True)  # its name says that it is ours
+            _draw_all(unfinished, counts, settings, workers)
+            if folder.is_dir():  # an empty one
+                folder.rmdir()
+            unfinished.replace(folder)
     return folder
 
 
-def _tells_its_kind(folder: Path) -> bool:
-    """Whether the kind of split is stored: not in sets drawn before it was, or where it is torn."""
-    try:
-        return (folder / ABOUT_FILE).is_file() and split_kind(folder) == "drawn"
-    except ValueError:
-        return False
-
-
 def _is_drawn(folder: Path, settings: dict[str, object]) -> bool:
-    """Whether the folder holds all faces of these settings; raises where it holds others."""
-    marker = folder / MARKER_FILE
-    if marker.is_file():
-        found = _read_marker(marker)
-        if found is None:
-            print(f"{marker} is damaged: drawing the faces again")
-            shutil.rmtree(folder / IMAGE_FOLDER, ignore_errors=True)  # there may be more of them
-            return False
-        was_whole = found.pop("whole", False)
-        if found == settings:
-            return was_whole and _is_whole(folder, sum(settings["counts"]))
-        if found != settings:
-            raise FileExistsError(
-                f"{folder} holds faces drawn with other settings ({marker.name}); remove it"
-            )
-    elif any(folder.glob("*.txt")):
-        raise FileExistsError(
-            f"{folder} is not empty and was not drawn by this program; name another folder"
-        )
-    return False
-
-
-def _is_whole(folder: Path, count: int) -> bool:
-    """Whether the images and tables of a set are all there; says where they are not."""
-    torn = [f"{i}.jpg" for i in range(count) if not _ends(folder / IMAGE_FOLDER / f"{i}.jpg")]
-    tables = {
-        ATTRIBUTE_FILE: read_attributes,
-        MAPPING_FILE: read_mapping,
-        PARTITION_FILE: read_partition,
-    }
-    torn += [name for name, read in tables.items() if _rows(folder / name, read) != count]
-    if torn:
-        print(f"{folder}: {len(torn)} files, such as {torn[0]}, are damaged and are drawn again")
-    return not torn
-
-
-def _rows(table: Path, read: Callable[[Path], Mapping]) -> int:
-    try:
-        return len(read(table))
-    except (FileNotFoundError, ValueError, IndexError):  # an empty file has no first line
-        return 0
-
-
-def _ends(image: Path) -> bool:
-    """Whether a JPEG file is there up to its end, which a crash or a power cut takes away."""
-    try:
-        with image.open("rb") as file:
-            file.seek(-len(JPEG_END), os.SEEK_END)
-            return file.read() == JPEG_END
-    except OSError:  # no such file, or an empty one
+    """Whether the folder holds the faces of these settings; False where it is absent or empty."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
-
-
-def _read_marker(marker: Path) -> dict[str, object] | None:
-    """The settings of a set; None where the file is damaged or missing."""
-    try:
-        return dict(json.loads(marker.read_text(encoding="utf-8")))
-    except (FileNotFoundError, ValueError, TypeError):
-        return None
+    marker = folder / MARKER_FILE
+    found = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else None
+    if found != settings:
+        held = "faces drawn with other settings" if found else "what this program did not draw"
+        raise FileExistsError(f"{folder} holds {held}; name another folder, or remove it")
+    return True
 
 
 def _draw_all(
     folder: Path, counts: tuple[int, int, int], settings: dict[str, object], workers: int
 ) -> None:
-    (folder / IMAGE_FOLDER).mkdir(parents=True, exist_ok=True)
-    before = _read_marker(folder / MARKER_FILE) or {}
-    keeps = {**before, "whole": False} == {**settings, "whole": False}  # images of these settings
-    write_json(folder / MARKER_FILE, {**settings, "whole": False})
-    names = [f"{i}.jpg" for i in range(sum(counts))]
+    splits = [name for name, count in zip(FOLDERS, counts, strict=True) for _ in range(count)]
+    names = [f"{split}/{index}.jpg" for index, split in enumerate(splits)]
+    for split in FOLDERS:
+        (folder / split).mkdir(parents=True, exist_ok=True)
     tasks = [
-        (folder / IMAGE_FOLDER / name, i, settings["seed"], settings["size"], keeps)
-        for i, name in enumerate(names)
+        (folder / name, index, settings["seed"], settings["size"])
+        for index, name in enumerate(names)
     ]
     if workers < 2 or len(tasks) <= FEW:
-        rows = [_write_one(task) for task in tasks]
+        rows = [_draw_one(task) for task in tasks]
     else:
         with ProcessPoolExecutor(workers) as pool:
-            rows = list(pool.map(_write_one, tasks, chunksize=32))
-    write_attributes(folder, dict(zip(names, rows, strict=True)))
-    originals = [f"{i + 1:06d}.jpg" for i in range(len(names))]
-    write_partition(folder, range(len(names)), originals, np.repeat([0, 1, 2], counts).tolist())
-    write_json(folder / MARKER_FILE, {**settings, "whole": True})
+            rows = list(pool.map(_draw_one, tasks, chunksize=32))
+    write_metadata(folder, names, np.stack(rows))
+    write_json(folder / MARKER_FILE, settings)
 
 
-def _write_one(task: tuple[Path, int, int, int, bool]) -> np.ndarray:
+def _draw_one(task: tuple[Path, int, int, int]) -> np.ndarray:
     """Draw one face into a file; gives its attributes. Runs in another process."""
-    path, index, seed, size, keeps = task
+    path, index, seed, size = task
     drawing = imagine(index, seed)
-    if not (keeps and _ends(path)):
-        draw(drawing, size).save(path, quality=95, subsampling=0)
+    draw(drawing, size).save(path, quality=95, subsampling=0)
     return attribute_vector(drawing)

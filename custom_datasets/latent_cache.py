@@ -23,13 +23,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from custom_datasets import screening
-from custom_datasets.celeba_hq_dataset import CelebAHQ, read_image, to_model_range
+from custom_datasets.celeba_hq_dataset import CelebAHQ
+from custom_datasets.images import to_model_range
+from custom_datasets.screening import fingerprint
 from files import locked, write_json
 from models.device import autocast, choose_precision, freed_memory_kept
 from models.vae_wrapper import Posterior, VAEWrapper
 
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 BATCH_PIXELS = 2**20  # in one pass of the autoencoder; a few small images would leave cores idle
 CHUNK = 256  # faces between two records of how far an encode has come
 
@@ -88,8 +89,7 @@ class ImageLatents:
 
     def start_reading(self, positions: np.ndarray) -> Iterator[Tensor]:
         """Begin to read these faces; gives their images, uint8 (3, S, S), in order."""
-        paths = [self.faces.path(int(position)) for position in positions]
-        return self.readers.map(read_image, paths, [self.faces.image_size] * len(paths))
+        return self.readers.map(self.faces.image, np.asarray(positions).tolist())
 
     def encode(self, images: Tensor, flipped: np.ndarray) -> Posterior:
         """Posteriors of images uint8 (B, 3, S, S), mirrored where `flipped`."""
@@ -126,14 +126,11 @@ class LatentCache:
 
 
 def cache_key(faces: CelebAHQ, vae: VAEWrapper, frozen: str, flip: bool, precision: str) -> str:
-    """Hash of what determines the latents: images, size, autoencoder, precision.
-
-    Images count by name, size and a few contents, so that a copy of a folder on another machine
-    has the same key.
+    """Hash of what determines the latents: the content of the images, their size, the autoencoder
+    and the precision. Neither names nor places count.
     """
-    images = screening.fingerprint(faces)
-    parts = [CACHE_VERSION, images, faces.image_size, flip, precision, frozen, vae.scale, vae.shift]
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+    what = (fingerprint(faces), faces.image_size, flip, precision, frozen, vae.scale, vae.shift)
+    return hashlib.sha256(repr((CACHE_VERSION, *what)).encode()).hexdigest()[:16]
 
 
 def open_latent_cache(
@@ -298,9 +295,9 @@ def _finite(latents: Tensor, faces: CelebAHQ, positions: np.ndarray) -> np.ndarr
     halves = latents.half()
     wrong = ~halves.isfinite().flatten(1).all(dim=1)
     if wrong.any():
-        path = faces.path(int(positions[int(wrong.nonzero()[0])]))
+        name = faces.names[int(positions[int(wrong.nonzero()[0])])]
         raise FloatingPointError(
-            f"the latent of {path} is not finite: the autoencoder overflows in this precision; "
+            f"the latent of {name} is not finite: the autoencoder overflows in this precision; "
             "set data.encoding=best, or LDM_DEVICE=cpu for this step"
         )
     return halves.numpy()

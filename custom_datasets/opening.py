@@ -1,34 +1,61 @@
-"""Opens the faces that a preset names, from nothing where it can: drawn, fetched, screened."""
+"""Opens the faces that a preset names: drawn, from a folder, or from the hub; and screens them."""
 
 import os
+from pathlib import Path
 
-from config import Config
+import config as config_module
+from config import Config, DataConfig
 from custom_datasets.celeba_hq_dataset import CelebAHQ
 from custom_datasets.drawn_faces import write_drawn_faces
-from custom_datasets.fetching import ensure_faces
+from custom_datasets.forms import is_at_hand, is_path
 from custom_datasets.screening import screen
-from custom_datasets.splits import SPLITS
+
+KAGGLE_INPUT = Path("/kaggle/input")  # where Kaggle mounts the data sets of a notebook
+KAGGLE_NAME = "CelebAMask-HQ"
+KAGGLE_DEPTH = 3  # folders between the two: celebamaskhq, or datasets/ipythonx/celebamaskhq
+
+
+def locate(data: DataConfig) -> str:
+    """The folder or the hub's id that holds the faces of these settings; nothing is opened.
+
+    `data.source` comes first; without it, the folder of drawn faces where the preset draws them,
+    else CELEBA_HQ_DIR, `data/celeba_hq`, what Kaggle mounts, and the hub. Paths are relative to the
+    repository.
+    """
+    if data.source:
+        path = config_module.ROOT / Path(data.source).expanduser()
+        return str(path) if path.exists() or is_path(Path(data.source)) else data.source
+    if data.drawn_counts:
+        return str(config_module.ROOT / "data" / "drawn" / "-".join(map(str, data.drawn_counts)))
+    if named := os.environ.get("CELEBA_HQ_DIR"):
+        return str(config_module.ROOT / Path(named).expanduser())
+    home = config_module.ROOT / "data" / "celeba_hq"
+    if home.is_dir() and any(home.iterdir()):
+        return str(home)
+    return str(mounted_by_kaggle(KAGGLE_INPUT) or config_module.CELEBA_HQ)
+
+
+def mounted_by_kaggle(place: Path) -> Path | None:
+    """The official folder among the data sets that Kaggle mounts, such as ipythonx/celebamaskhq."""
+    depths = (place.glob("*/" * depth + KAGGLE_NAME) for depth in range(KAGGLE_DEPTH + 1))
+    return next((found for depth in depths for found in sorted(depth)), None)
 
 
 def open_faces(config: Config, split: str | None, image_size: int | None = None) -> CelebAHQ:
-    """The usable faces of a split; drawn first where the preset draws its own, fetched where it
-    names a source.
+    """The usable faces of a split; drawn first where the preset draws its own.
 
     Args:
         split: "train", "val" or "test"; None: all.
         image_size: pixels; None: the preset's.
 
     Raises:
-        FileNotFoundError, ValueError: see `ensure_faces`, `CelebAHQ` and `screen`.
+        FileNotFoundError, ConnectionError, ValueError: see `CelebAHQ` and `screen`.
     """
-    data, folder = config.data, config.data_folder
-    if data.drawn_counts:
-        write_drawn_faces(folder, tuple(data.drawn_counts), workers=data.loader_workers)
-    else:
-        # A folder that the user names is theirs: if it is misspelt, nothing is imported into it.
-        ensure_faces(folder, None if os.environ.get("CELEBA_HQ_DIR") else data.source)
-    faces = CelebAHQ(folder, split, image_size or data.image_size)
-    return screen(faces, config.cache_folder / "screened", data.loader_workers)
+    data, source = config.data, locate(config.data)
+    if data.is_drawn:
+        write_drawn_faces(Path(source), data.drawn_counts, workers=data.loader_workers)
+    faces = CelebAHQ(source, None, image_size or data.image_size)
+    return screen(faces, config.cache_folder / "screened", data.loader_workers).of_split(split)
 
 
 def find_faces(config: Config, split: str) -> CelebAHQ | None:
@@ -37,25 +64,22 @@ def find_faces(config: Config, split: str) -> CelebAHQ | None:
 
     For what is a little less without faces. Fetches none, and draws those that the preset draws.
     """
-    if not config.data.drawn_counts:
-        try:
-            CelebAHQ(config.data_folder, split, config.picture_size)
-        except FileNotFoundError as error:
-            print(f"left out: {error}")
-            return None
+    source = locate(config.data)
+    if not config.data.is_drawn and not is_at_hand(source):
+        print(f"left out: no faces at {source}")
+        return None
     return open_faces(config, split, config.picture_size)
 
 
 def has_split(faces: CelebAHQ, split: str, says: bool = True) -> bool:
-    """Whether the copy of these faces holds any of a split.
+    """Whether the source of these faces holds any of a split.
 
     Args:
         says: print what is missed where it holds none.
     """
-    found = SPLITS.index(split) in CelebAHQ(faces.folder, None, faces.image_size).splits
-    if not found and says:
+    if not faces.counts[split] and says:
         print(
-            f"{faces.folder} holds no face of the {split} split: no loss of held-out faces is "
+            f"{faces.source} holds no face of the {split} split: no loss of held-out faces is "
             "measured, and no checkpoint is kept as the best"
         )
-    return found
+    return faces.counts[split] > 0

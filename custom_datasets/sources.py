@@ -1,145 +1,200 @@
-"""What an importer reads: a folder, a zip archive or a parquet file.
+"""One door to faces: whatever form they come in, they become one table.
 
-A `Source` is the list of files that could hold images or labels, in any place. An adapter
-turns one into rows; it does not know whether the files are in an archive.
+Faces of CelebA-HQ are recognised by their content in any form, get their attributes by their
+official index where the form has none, and are divided by identity as CelebA is. Others are divided
+as their source divides them, else by chance.
 """
 
 import os
-import zipfile
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 
+import datasets
 import numpy as np
 
-from custom_datasets.celeba_files import File
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-SUFFIXES = (*IMAGE_SUFFIXES, ".txt", ".csv", ".parquet", ".zip")
-UNREAD = {  # what would help with a file that is not read
-    ".arrow": "write it as parquet, with datasets.load_from_disk(folder).to_parquet(file)",
-    ".jsonl": "write it as CSV, with pandas.read_json(file, lines=True).to_csv(other)",
-    **dict.fromkeys((".tar", ".gz", ".tgz", ".7z", ".rar"), "unpack it"),
-}
-UNFINISHED_FOLDER = ".importing"  # at the end of a folder's name, while it is imported into
-NOT_FACES = ("__MACOSX", "CelebAMask-HQ-mask-anno")  # what macOS adds to archives; 400,000 masks
+import config
+from custom_datasets.celeba_files import (
+    ATTRIBUTE_FILE,
+    ATTRIBUTES,
+    OFFICIAL_COUNT,
+    as_attributes,
+    read_attributes,
+)
+from custom_datasets.forms import (
+    Copy,
+    is_path,
+    open_dataset,
+    open_folder,
+    reasons_in_lines,
+    say_once,
+)
+from custom_datasets.pictures import Pictures, image_number
+from custom_datasets.recognition import (
+    UNKNOWN,
+    attribute_digests,
+    known_digests,
+    official_indices,
+)
+from custom_datasets.splits import NO_SPLIT, official_split, split_by_chance
+from files import replacing
 
 
 @dataclass(frozen=True)
-class Row:
-    """One face of a copy, as an adapter yields it."""
+class FaceTable:
+    """What a source holds: parallel columns over N faces, in the order of `indices`."""
 
-    image: bytes | File  # as they are in the copy: nothing is decoded
-    attributes: np.ndarray | None  # bool (40,); None: not known, `why_not` says why
-    name: str  # what it is called in the copy
-    original: str | None = None  # CelebA's file name, which tells the official split
-    index: int | None = None  # CelebA-HQ's own number
-    split: int | None = None  # 0, 1 or 2, where the copy itself is split as CelebA is
-    why_not: str = ""  # why the face has to be left out
-
-
-@dataclass(frozen=True)
-class Source:
-    """The files of a copy, and what the user says of it."""
-
-    place: Path  # the folder or archive
-    files: list[File]
-    attribute_list: Path | None = None  # in place of one in or next to the copy
-    mapping: Path | None = None
-    is_hq: bool = True  # False: CelebA as published, before it became CelebA-HQ
-
-    def with_suffix(self, *suffixes: str) -> list[File]:
-        """The files of these kinds, in the order of their names."""
-        return [file for file in self.files if PurePath(file.name).suffix.lower() in suffixes]
-
-    def find(self, *names: str) -> File | None:
-        """A file of the first of these names in or next to the copy; None without one."""
-        beside = [self.place.parent / name for name in names]
-        for name in names:
-            found = [file for file in self.files if file.name.lower() == name.lower()]
-            found += [path for path in beside if path.name == name and path.is_file()]
-            if found:
-                return found[0]
-        return None
-
-    def unread(self) -> str:
-        """A sentence on the first file that is not read, and what would help; empty without one."""
-        paths = sorted(self.place.rglob("*")) if self.place.is_dir() else []
-        found = next((path for path in paths if path.suffix.lower() in UNREAD), None)
-        return f" {found} is not read: {UNREAD[found.suffix.lower()]}." if found else ""
+    source: str
+    pictures: Pictures
+    rows: np.ndarray  # int (N,), numbers in `pictures`
+    names: np.ndarray  # str (N,), for messages
+    indices: np.ndarray  # int (N,); CelebA-HQ's own where the faces are recognised
+    splits: np.ndarray  # uint8 (N,): 0 train, 1 val, 2 test
+    split_kind: str  # of `splits.SPLIT_KINDS`
+    attributes: np.ndarray | None  # bool (N, 40)
+    captions: list[tuple[str, ...]] | None  # the wordings of each face, as the source has them
 
 
-# Gives the rows of a copy, or None where it is of another form. Errors are for a copy of this form
-# that lacks something.
-Adapter = Callable[[Source], Iterable[Row] | None]
-
-
-def open_source(
-    place: Path,
-    attribute_list: Path | None = None,
-    mapping: Path | None = None,
-    is_hq: bool = True,
-) -> Source:
-    """Find the files of a copy; of a folder that holds nothing but an archive, those in it.
+def open_source(source: str | Path) -> FaceTable:
+    """Open a folder, or a data set on the hub.
 
     Raises:
-        ValueError: a file of a kind that is not read here, or a damaged archive.
+        FileNotFoundError: there is no such folder, no picture in it, or no such data set.
+        ConnectionError: the hub does not answer.
+        ValueError: nothing tells what the pictures show, or a table contradicts itself.
     """
-    files = _files_of(place)
-    kinds = Counter(PurePath(file.name).suffix.lower() for file in files)
-    has_faces = any(kinds[kind] for kind in (*IMAGE_SUFFIXES, ".parquet"))
-    if place.is_dir() and kinds[".zip"] == 1 and not has_faces:
-        place = next(file for file in files if file.name.lower().endswith(".zip"))
-        files = _files_of(place)
-    return Source(place, files, attribute_list, mapping, is_hq)
+    path = Path(source)
+    found = open_folder(path) if is_path(path) else open_dataset(str(source))
+    return _identify(found)
 
 
-def _files_of(place: Path) -> list[File]:
-    if place.is_dir():
-        found: Iterable[File] = _files_in_folder(place)
-    elif zipfile.is_zipfile(place):
-        found = _files_in_archive(place)
-    elif place.suffix.lower() == ".parquet":
-        found = [place]
-    elif place.suffix.lower() == ".zip":
-        raise ValueError(f"{place} is not a whole zip archive: was its download cut short?")
-    else:
-        raise ValueError(
-            f"{place} is a file, but neither a zip archive nor parquet: unpack it and name the "
-            "folder"
+def _identify(found: Copy) -> FaceTable:
+    """Recognise the faces of CelebA-HQ, and divide the faces."""
+    count, pictures = len(found.names), found.pictures
+    indices = None
+    if not found.is_drawn:
+        indices = official_indices(pictures.file, count, found.claimed, pictures.stamp)
+    opened = _others(found) if indices is None else _official(found, indices)
+    if found.left_out:
+        say_once(
+            f"left out of {opened.source}, {len(found.left_out)} of "
+            f"{len(opened.rows) + len(found.left_out)}:{reasons_in_lines(found.left_out)}"
         )
-    return sorted(found, key=str)
+    return opened
 
 
-def _is_wanted(path: PurePath) -> bool:
-    """Not hidden ("._0.jpg" is what macOS keeps next to 0.jpg), and of a kind that is read here."""
-    passed_over = any(_is_passed_over(part) for part in path.parts)
-    return not passed_over and path.suffix.lower() in SUFFIXES
+def _others(found: Copy) -> FaceTable:
+    """Faces that are not CelebA-HQ's."""
+    attributes, kept = found.attributes, np.arange(len(found.names))
+    if attributes is None and found.annotation:
+        attributes, kept = _annotated_by_name(found)
+    if attributes is None and found.captions is None:
+        raise ValueError(
+            f"{found.source} holds pictures that are not CelebA-HQ's, and nothing tells what they "
+            "show: put a metadata.csv beside them, with the columns file_name and caption"
+        )
+    splits, kind = found.splits, "drawn" if found.is_drawn else "own"
+    if splits is None:
+        splits, kind = split_by_chance(found.names), "chance"
+    return FaceTable(
+        found.source,
+        found.pictures,
+        kept,
+        np.array(found.names)[kept],
+        kept,
+        splits[kept],
+        kind,
+        attributes,
+        found.captions,
+    )
 
 
-def _is_passed_over(name: str) -> bool:
-    return name.startswith(".") or name in NOT_FACES or name.endswith(UNFINISHED_FOLDER)
+def _annotated_by_name(found: Copy) -> tuple[np.ndarray, np.ndarray]:
+    """Attributes (n, 40) of the pictures that have a row in the annotation file, and which."""
+    names, values = read_attributes(found.annotation)
+    rows = {name.partition(".")[0]: row for row, name in enumerate(names)}
+    at = [rows.get(Path(name).stem.lstrip("0") or "0", UNKNOWN) for name in found.names]
+    kept = np.flatnonzero(np.array(at) != UNKNOWN)
+    missing = set(range(len(at))) - set(kept.tolist())
+    found.left_out |= {found.names[i]: f"no row in {ATTRIBUTE_FILE}" for i in sorted(missing)}
+    return values[np.array(at)[kept]], kept
 
 
-def _files_in_folder(folder: Path) -> Iterator[Path]:
-    seen = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:  # links can run in a circle
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = [name for name in folders if not _is_passed_over(name)]
-        yield from (Path(place, name) for name in names if _is_wanted(PurePath(name)))
+def _official(found: Copy, indices: np.ndarray) -> FaceTable:
+    """Faces of CelebA-HQ, in the order of their indices."""
+    known = indices != UNKNOWN
+    found.left_out |= {
+        found.names[i]: "no face of CelebA-HQ" for i in np.flatnonzero(~known).tolist()
+    }
+    splits = official_split()[indices]
+    kept = np.flatnonzero(known & (splits != NO_SPLIT))
+    kept = kept[np.argsort(indices[kept], kind="stable")]
+    captions, attributes = found.captions, found.attributes
+    if attributes is not None:
+        attributes = attributes[kept]
+    else:
+        try:
+            values, has_row = official_attributes(found.annotation)
+            found.left_out |= {
+                found.names[i]: f"no row in {ATTRIBUTE_FILE}" for i in kept[~has_row[indices[kept]]]
+            }
+            kept = kept[has_row[indices[kept]]]
+            attributes = values[indices[kept]]
+        except ConnectionError:
+            if captions is None:
+                raise
+    if attributes is not None:
+        _warn_of_labels(found, attributes, indices[kept])
+    return FaceTable(
+        found.source,
+        found.pictures,
+        kept,
+        np.array(found.names)[kept],
+        indices[kept],
+        splits[kept],
+        "identity",
+        attributes,
+        captions and [captions[row] for row in kept],
+    )
 
 
-def _files_in_archive(archive: Path) -> Iterator[zipfile.Path]:
-    try:
-        opened = zipfile.ZipFile(archive)
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{archive} is damaged ({error}): download it again") from error
-    members = [m for m in opened.infolist() if not m.is_dir() and _is_wanted(PurePath(m.filename))]
-    if any(member.flag_bits & 1 for member in members):
-        raise ValueError(f"{archive} is encrypted: unpack it and name the folder")
-    yield from (zipfile.Path(opened, member.filename) for member in members)
+def official_attributes(annotation: Path | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The attributes of the 30,000 official faces, bool (30000, 40), and which of them are known,
+    bool (30000,): from an annotation file on this machine, else the column of the hub's data set
+    alone, without its pictures, kept.
+
+    Raises:
+        ConnectionError: there is no such file, and the hub does not answer.
+        ValueError: they are of other faces.
+    """
+    homes = [os.environ.get("CELEBA_HQ_DIR"), config.ROOT / "data" / "celeba_hq"]
+    places = [annotation, *(Path(home) / ATTRIBUTE_FILE for home in homes if home)]
+    if place := next((place for place in places if place and place.is_file()), None):
+        names, found = read_attributes(place)
+        numbers = np.array([image_number(name) for name in names])
+        values = np.zeros((OFFICIAL_COUNT, len(ATTRIBUTES)), bool)
+        values[numbers] = found
+        return values, np.isin(np.arange(OFFICIAL_COUNT), numbers)
+    record = config.ROOT / "data" / "celeba_hq_attributes.npy"
+    values = np.load(record) if record.is_file() else _fetch_attributes(record)
+    return values, np.ones(len(values), bool)
+
+
+def _fetch_attributes(record: Path) -> np.ndarray:
+    rows = datasets.load_dataset(
+        config.CELEBA_HQ, split="train", streaming=True, columns=["attributes"]
+    )
+    values = as_attributes(config.CELEBA_HQ, np.array([row["attributes"] for row in rows]))
+    if not np.array_equal(attribute_digests(values), known_digests()):
+        raise ValueError(f"{config.CELEBA_HQ} is no longer in CelebA-HQ's order")
+    with replacing(record) as temporary, temporary.open("wb") as opened:
+        np.save(opened, values)
+    return values
+
+
+def _warn_of_labels(found: Copy, attributes: np.ndarray, indices: np.ndarray) -> None:
+    wrong = np.flatnonzero(attribute_digests(attributes) != known_digests()[indices])
+    if len(wrong):
+        say_once(
+            f"warning: {found.source} gives {len(wrong)} of {len(indices)} faces other attributes "
+            f"than CelebA-HQ does, such as CelebA-HQ's {indices[wrong[0]]}"
+        )

@@ -4,7 +4,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from custom_datasets.captions import describe
 from custom_datasets.celeba_hq_dataset import to_model_range
 from evaluation.loss_gap import Loss
 from evaluation.sets import FaceImages, read
@@ -27,9 +26,7 @@ def denoising_loss(model: TextToFace, images: FaceImages, workers: int = 4) -> L
             pixels = to_model_range(read(images, some, workers)).to(model.device)
             places = [int(images.places[position]) for position in some]
             seed = model.config.training.seed
-            captions = [
-                describe(faces.attributes[at], int(faces.indices[at]), 0, seed) for at in places
-            ]
+            captions = [faces.caption(at, 0, seed).text for at in places]
             latents, states = model.encode(pixels), model.encode_text(captions)
             kept.update(zip(some, zip(latents, states, strict=True), strict=True))
 

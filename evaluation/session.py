@@ -160,7 +160,7 @@ def _open_splits(config: Config) -> dict[str, FaceImages]:
         faces = open_faces(config, None, config.picture_size)
     opened = {split: sets.in_random_order(faces, split) for split in SPLITS}
     if not len(opened["test"]):
-        raise ValueError(f"{config.data_folder} holds no face of the test split to compare with")
+        raise ValueError(f"{faces.source} holds no face of the test split to compare with")
     return opened | {"all": sets.in_random_order(faces)}
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from config import SamplingConfig
-from custom_datasets.captions import Caption, compose
+from custom_datasets.captions import Caption
 from custom_datasets.celeba_hq_dataset import CelebAHQ, to_model_range
 from custom_datasets.screening import fingerprint
 from custom_datasets.splits import SPLITS
@@ -81,9 +81,7 @@ class FaceImages(Sequence[Tensor]):
         captions = []
         for number in range(count):
             wording, face = divmod(number, len(self))
-            place = int(self.places[face])
-            index = int(self.faces.indices[place])
-            captions.append(compose(self.faces.attributes[place], index, wording, CAPTION_SEED))
+            captions.append(self.faces.caption(int(self.places[face]), wording, CAPTION_SEED))
         return captions
 
 

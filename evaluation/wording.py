@@ -30,7 +30,7 @@ _PHRASES: dict[str, tuple[str, ...]] = {
     "Blurry": ("blurry",),
     "Attractive": ("attractive",),
     "Chubby": ("chubby",),
-    "Mouth_Slightly_Open": ("mouth slightly open",),
+    "Mouth_Slightly_Open": ("mouth slightly open", "slightly open mouth"),
     "Smiling": ("smiling",),
     "Young": ("young",),
     "Male": ("man",),

@@ -103,7 +103,7 @@ def export(model: TextToFace, out: Path, evaluations: Path) -> None:
 def model_card(model: TextToFace, evaluations: Path, has_encoder: bool) -> str:
     """The page that goes with an exported model: data, recipe, numbers and protocol, limits."""
     config, libraries = model.config, (torch, diffusers, transformers)
-    values, is_drawn = config.to_dict(), bool(config.data.drawn_counts)
+    values, is_drawn = config.to_dict(), config.data.is_drawn
     return CARD.format(
         licence="mit" if is_drawn else "other\nlicense_name: non-commercial-research",
         name=config.name,

@@ -12,7 +12,6 @@ import torch
 from tqdm import tqdm
 
 from command_line import command, config_from, parser, whole
-from custom_datasets.captions import describe
 from custom_datasets.opening import open_faces
 from inference.text_to_face import TextToFace
 from models.device import freed_memory_kept
@@ -30,10 +29,7 @@ def main() -> None:
     arguments = options.parse_args()
     config = config_from(arguments)
     faces = open_faces(config, "train")
-    captions = [
-        describe(faces.attributes[face], int(faces.indices[face]))
-        for face in choose(len(faces), arguments.count).tolist()
-    ]
+    captions = [faces.caption(face).text for face in choose(len(faces), arguments.count).tolist()]
     model = TextToFace.from_run(config.run_folder, None, arguments.changes)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     np.save(arguments.out, sample_latents(model, captions))

@@ -118,9 +118,7 @@ def tiny_config(drawn_folder: Path, autoencoder_folder: Path, clip_folder: Path)
     return dataclasses.replace(
         smoke,
         name="test",
-        data=dataclasses.replace(
-            smoke.data, folder=str(drawn_folder), drawn_counts=DRAWN_COUNTS, image_size=IMAGE_SIZE
-        ),
+        data=dataclasses.replace(smoke.data, source=str(drawn_folder), image_size=IMAGE_SIZE),
         models=ModelsConfig(str(autoencoder_folder), str(clip_folder)),
         unet=UNetConfig(IMAGE_SIZE // 8, 4, (32, 32), 1, 8, TEXT_WIDTH, text_at_every_layer=True),
         training=dataclasses.replace(

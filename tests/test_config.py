@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -212,18 +211,6 @@ def test_an_unknown_preset_lists_those_there_are(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ValueError, match="demoo") as caught:
         get_config()
     assert all(name in str(caught.value) for name in PRESETS)
-
-
-def test_the_environment_says_where_real_faces_lie(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    assert config.celeba_hq().data_folder == config.ROOT / "data/celeba_hq"
-    monkeypatch.setenv("CELEBA_HQ_DIR", str(tmp_path))
-    assert config.celeba_hq().data_folder == tmp_path
-    assert config.laptop().data_folder == tmp_path
-    assert config.demo().data_folder == config.ROOT / "data/drawn_faces"
-    monkeypatch.setenv("CELEBA_HQ_DIR", "~/faces")
-    assert config.celeba_hq().data_folder == Path("~/faces").expanduser()
 
 
 def test_no_two_presets_write_into_one_folder() -> None:

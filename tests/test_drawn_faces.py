@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from custom_datasets import drawn_faces
 from custom_datasets.avatars import (
     BEARDS,
     DRAWN_ATTRIBUTES,
@@ -22,15 +23,9 @@ from custom_datasets.avatars import (
     draw,
     imagine,
 )
-from custom_datasets.celeba_files import (
-    ATTRIBUTE_FILE,
-    ATTRIBUTES,
-    MAPPING_FILE,
-    PARTITION_FILE,
-)
+from custom_datasets.celeba_files import ATTRIBUTES
 from custom_datasets.celeba_hq_dataset import CelebAHQ
 from custom_datasets.drawn_faces import MARKER_FILE, write_drawn_faces
-from custom_datasets.splits import ABOUT_FILE
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -216,47 +211,35 @@ def test_a_written_folder_reads_back(drawn_folder: Path) -> None:
 
 def test_a_face_does_not_depend_on_how_many_are_drawn(drawn_folder: Path, tmp_path: Path) -> None:
     few = write_drawn_faces(tmp_path / "few", (2, 1, 1), workers=1)
-    name = "CelebA-HQ-img/3.jpg"
-    assert (few / name).read_bytes() == (drawn_folder / name).read_bytes()
+    assert (few / "test/3.jpg").read_bytes() == (drawn_folder / "train/3.jpg").read_bytes()
 
 
 def test_an_existing_set_is_kept(tmp_path: Path) -> None:
     folder = write_drawn_faces(tmp_path / "faces", (2, 1, 1), 32, workers=1)
-    image = folder / "CelebA-HQ-img" / "0.jpg"
-    image.write_bytes(b"touched\xff\xd9")
+    image = folder / "train" / "0.jpg"
+    image.write_bytes(b"touched")
     assert write_drawn_faces(folder, (2, 1, 1), 32, workers=1) == folder
-    assert image.read_bytes() == b"touched\xff\xd9"
+    assert image.read_bytes() == b"touched"
 
 
-@pytest.mark.parametrize("content", [None, b"", b"\0" * 40], ids=["gone", "empty", "zeros"])
-@pytest.mark.parametrize(
-    "name", ["CelebA-HQ-img/1.jpg", ATTRIBUTE_FILE, MAPPING_FILE, PARTITION_FILE, ABOUT_FILE]
-)
-def test_what_a_power_cut_took_is_drawn_again(
-    tmp_path: Path, name: str, content: bytes | None, capsys: pytest.CaptureFixture
+def test_a_set_has_its_name_when_it_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = write_drawn_faces(tmp_path / "faces", (2, 1, 1), 32, workers=1)
-    whole = {path.name: path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
-    kept = (folder / "CelebA-HQ-img" / "2.jpg").stat().st_mtime_ns
-    if content is None:
-        (folder / name).unlink()
-    else:
-        (folder / name).write_bytes(content)
-    write_drawn_faces(folder, (2, 1, 1), 32, workers=1)
-    assert {p.name: p.read_bytes() for p in folder.rglob("*.*") if p.is_file()} == whole
-    assert (folder / "CelebA-HQ-img" / "2.jpg").stat().st_mtime_ns == kept
-    said = f"1 files, such as {Path(name).name}, are damaged"
-    assert name == ABOUT_FILE or said in capsys.readouterr().out
+    one, drawn = drawn_faces._draw_one, []
 
+    def interrupted(task: tuple) -> np.ndarray:
+        drawn.append(task)
+        if len(drawn) == 3:
+            raise KeyboardInterrupt
+        return one(task)
 
-def test_an_interrupted_set_is_drawn_again(tmp_path: Path) -> None:
+    monkeypatch.setattr(drawn_faces, "_draw_one", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_drawn_faces(tmp_path / "faces", (2, 1, 1), 32, workers=1)
+    assert not (tmp_path / "faces").exists()
     folder = write_drawn_faces(tmp_path / "faces", (2, 1, 1), 32, workers=1)
-    whole = {path.name: path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
-    for path in [folder / MARKER_FILE, *folder.glob("*.txt"), folder / "CelebA-HQ-img" / "2.jpg"]:
-        path.unlink()
-    (folder / "CelebA-HQ-img" / "1.jpg").write_bytes(b"half")
-    write_drawn_faces(folder, (2, 1, 1), 32, workers=1)
-    assert {p.name: p.read_bytes() for p in folder.rglob("*.*") if p.is_file()} == whole
+    assert len(CelebAHQ(folder, None, 32)) == 4
+    assert not [path for path in tmp_path.iterdir() if path.is_dir() and path != folder]
 
 
 @pytest.mark.parametrize(
@@ -267,38 +250,27 @@ def test_faces_of_other_settings_are_not_overwritten(
 ) -> None:
     base = {"counts": (2, 1, 1), "size": 32, "seed": 0}
     folder = write_drawn_faces(tmp_path / "faces", **base, workers=1)
-    before = (folder / "CelebA-HQ-img" / "0.jpg").read_bytes()
-    with pytest.raises(FileExistsError, match=r"faces holds faces drawn with other settings"):
+    before = {path: path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
+    with pytest.raises(FileExistsError, match="faces"):
         write_drawn_faces(folder, **{**base, **settings}, workers=1)
-    assert (folder / "CelebA-HQ-img" / "0.jpg").read_bytes() == before
+    assert {path: path.read_bytes() for path in folder.rglob("*.*") if path.is_file()} == before
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "list_attr_celeba.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="not drawn by this program"):
+@pytest.mark.parametrize("name", ["photo.jpg", "CelebA-HQ-img/0.jpg", "notes.txt", MARKER_FILE])
+def test_nothing_is_written_into_a_folder_that_holds_something(tmp_path: Path, name: str) -> None:
+    """Such as a user's photographs."""
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(FileExistsError, match=tmp_path.name):
         write_drawn_faces(tmp_path, (2, 1, 1), 32, workers=1)
-    assert [path.name for path in tmp_path.iterdir()] == ["list_attr_celeba.txt"]
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / name]
+    assert (tmp_path / name).read_text() == "{}"
 
 
-def test_the_kind_of_split_is_stored_also_with_a_set_drawn_before_it_was(
-    drawn_folder: Path, tmp_path: Path
-) -> None:
-    assert CelebAHQ(drawn_folder, "val", 64).split_kind == "drawn"
+def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
+    (tmp_path / "faces").mkdir()
     folder = write_drawn_faces(tmp_path / "faces", (2, 1, 1), 32, workers=1)
-    (folder / ABOUT_FILE).unlink()
-    write_drawn_faces(folder, (2, 1, 1), 32, workers=1)
     assert CelebAHQ(folder, "val", 32).split_kind == "drawn"
-
-
-@pytest.mark.parametrize("torn", [b"", b"\0" * 40, b'{"version": 2, "cou', b"[1]"])
-def test_a_set_whose_marker_is_torn_is_drawn_again(
-    tmp_path: Path, torn: bytes, capsys: pytest.CaptureFixture
-) -> None:
-    folder = write_drawn_faces(tmp_path / "faces", (3, 1, 1), 32, workers=1)
-    (folder / MARKER_FILE).write_bytes(torn)
-    write_drawn_faces(folder, (2, 1, 1), 32, workers=1)
-    assert f"{MARKER_FILE} is damaged" in capsys.readouterr().out
-    assert len(CelebAHQ(folder, None, 32)) == 4
 
 
 SPAWNED = """
@@ -323,7 +295,8 @@ def test_processes_that_inherit_nothing_draw_the_same(tmp_path: Path) -> None:
         assert (tmp_path / "spawned" / path.relative_to(alone)).read_bytes() == path.read_bytes()
 
 
-def test_drawing_processes_load_neither_torch_nor_the_loader() -> None:
-    """Where processes are spawned, each would spend seconds on it."""
-    code = "import sys, custom_datasets.drawn_faces; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+def test_only_drawing_loads_what_draws() -> None:
+    """It takes a second; and where processes are spawned, each would load torch too."""
+    code = "import sys, custom_datasets.drawn_faces; assert not {0} & set(sys.modules)"
+    unwanted = {"torch", "datasets", "dicebear", "resvg_py"}
+    subprocess.run([sys.executable, "-c", code.format(unwanted)], cwd=ROOT, check=True)

@@ -21,8 +21,8 @@ from PIL import Image
 import config as config_module
 import evaluate
 from config import Config, ModelsConfig, UNetConfig
-from custom_datasets.celeba_files import IMAGE_FOLDER, write_attributes, write_partition
-from custom_datasets.splits import write_about
+from custom_datasets.celeba_files import write_metadata
+from custom_datasets.drawn_faces import FOLDERS
 from evaluation import conclusion, judge, networks, results
 from evaluation.report import FLOOR, GENERATED, RECONSTRUCTED, UNTRAINED
 from evaluation.results import Results, read_results
@@ -63,17 +63,14 @@ def write_faces(folder: Path) -> None:
     """Reddish blots as faces."""
     rng = np.random.default_rng(0)
     splits = [split for split, count in SPLITS.items() for _ in range(count)]
-    rows = {f"{i}.jpg": rng.random(40) < 0.5 for i in range(len(splits))}
-    (folder / IMAGE_FOLDER).mkdir(parents=True)
-    for name in rows:
+    names = [f"{FOLDERS[split]}/{i}.jpg" for i, split in enumerate(splits)]
+    for name in names:
         blots = rng.integers(0, 256, (6, 6, 3)).astype(np.uint8)
         blots[..., 0] |= 128
         picture = Image.fromarray(blots).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
-        picture.save(folder / IMAGE_FOLDER / name, quality=95)
-    write_attributes(folder, rows)
-    names = [f"{i:06d}.jpg" for i in range(len(splits))]
-    write_partition(folder, range(len(splits)), names, splits)
-    write_about(folder, "chance")
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        picture.save(folder / name, quality=95)
+    write_metadata(folder, names, rng.random((len(names), 40)) < 0.5)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +87,7 @@ def prepared(
     values = dataclasses.replace(
         smoke,
         name="test",
-        data=dataclasses.replace(smoke.data, folder=str(root / "data" / "faces"), drawn_counts=()),
+        data=dataclasses.replace(smoke.data, source=str(root / "data" / "faces")),
         models=ModelsConfig(str(autoencoder_folder), clip),
         unet=UNetConfig(8, 4, (32, 32), 1, 8, 32, text_at_every_layer=True),
         training=dataclasses.replace(smoke.training, mixed_precision="no"),
@@ -127,7 +124,7 @@ def write_run(root: Path, values: Config) -> None:
     folder = root / "checkpoints" / "test"
     checkpoints.save_checkpoint(checkpoints.checkpoint_path(folder, 1, 3, True), checkpoint)
     classifier = judge.new_judge(values.classifier, "cpu").eval()
-    faces = experiment.CelebAHQ(values.data.folder, "val", 32)
+    faces = experiment.CelebAHQ(values.data.source, "val", 32)
     truth = torch.from_numpy(faces.attributes)
     readings = judge.read_well(classifier, faces.all_images(), truth)
     facts = {"validation": [dataclasses.asdict(reading) for reading in readings]}
@@ -221,7 +218,7 @@ def test_every_section_is_measured_and_on_the_page(whole: Path) -> None:
         assert list(sets) == [FLOOR, RECONSTRUCTED, GENERATED, UNTRAINED, f"{GENERATED}, all 102"]
     assert metrics["attribute_consistency"]["hit_rate"]["relative"] is not None
     text = (output / "report.html").read_text()
-    for part in ("How close is the set?", "Guidance and steps", "base64", "by chance", FLOOR):
+    for part in ("How close is the set?", "Guidance and steps", "base64", "the data's own", FLOOR):
         assert part in text
     assert "http://" not in text and "https://" not in text and "<script" not in text
     assert {path.name for path in (output / "figures").iterdir()} >= {"sets.png", "closest_1.png"}
@@ -230,7 +227,7 @@ def test_every_section_is_measured_and_on_the_page(whole: Path) -> None:
 def test_the_protocol_tells_how(whole: Path) -> None:
     protocol = read_results(whole / "outputs" / "test" / "metrics.json")["protocol"]
     assert protocol["model"].startswith("celeba_ldm_unet_checkpoint_epoch_1.pt ")
-    assert protocol["split"].startswith("by chance")
+    assert protocol["split"].startswith("the data's own")
     assert protocol["reference"] == "the test split, 104 faces"
     assert (protocol["n"], protocol["steps"], protocol["precision"]) == (COUNT, 2, "float32")
     assert protocol["environment"]["torch"] == torch.__version__
@@ -381,12 +378,12 @@ def test_too_few_pictures_are_counted_before_any_is_made(
 
 
 def test_too_few_real_faces_are_counted_too(fresh: Bench) -> None:
-    folder = Path(fresh.values.data.folder)
+    folder = Path(fresh.values.data.source)
     place = fresh.root / "data" / "few"
     shutil.copytree(folder, place)
     for number in (*range(80, 110), *range(140, 166), *range(230, 270)):
-        (place / IMAGE_FOLDER / f"{number}.jpg").unlink()
-    data = dataclasses.replace(fresh.values.data, folder=str(place))
+        next(place.glob(f"*/{number}.jpg")).unlink()
+    data = dataclasses.replace(fresh.values.data, source=str(place))
     fresh.values = dataclasses.replace(fresh.values, data=data)
     metrics = fresh.evaluate()
     assert "copying" in metrics["not_measured"] and "distribution" in metrics
@@ -443,7 +440,7 @@ def test_the_guide_that_is_asked_for_makes_the_pictures(done: Bench, tmp_path: P
     """The checkpoint's own settings name no guide; `--set sampling.guide_epoch=1` does."""
     how = dataclasses.replace(done.values.sampling, guide_epoch=1)
     asked = dataclasses.replace(done.values, sampling=how)
-    faces = in_random_order(experiment.CelebAHQ(done.values.data.folder, "test", SIZE))
+    faces = in_random_order(experiment.CelebAHQ(done.values.data.source, "test", SIZE))
     subject = own_pictures(asked, faces, tmp_path, torch.device("cpu"))
     assert subject.model.config.sampling == subject.request.sampling == how
     assert subject.made["guided_by"] == "the same run after epoch 1"
@@ -457,7 +454,7 @@ def test_a_decoder_of_the_run_that_is_gone_is_replaced_before_it_is_opened(
     models = dataclasses.replace(stored.config.models, decoder="data/gone")
     gone = dataclasses.replace(stored, config=dataclasses.replace(stored.config, models=models))
     checkpoints.save_checkpoint(path, gone)
-    faces = in_random_order(experiment.CelebAHQ(done.values.data.folder, "test", SIZE))
+    faces = in_random_order(experiment.CelebAHQ(done.values.data.source, "test", SIZE))
     subject = own_pictures(done.values, faces, tmp_path, torch.device("cpu"))
     assert subject.model.config.models.decoder is None
 
@@ -531,7 +528,7 @@ def test_pictures_without_captions_are_judged_as_far_as_it_goes(
 ) -> None:
     folder = tmp_path / "peer"
     folder.mkdir()
-    faces = Path(done.values.data.folder) / IMAGE_FOLDER
+    faces = Path(done.values.data.source) / FOLDERS[0]
     for number in range(SPLITS[0]):  # the training faces
         Image.open(faces / f"{number}.jpg").resize((96, 96)).save(folder / f"{number}.png")
     metrics = judged(done, folder)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -220,8 +221,25 @@ def test_an_unknown_model_is_named_before_any_long_work(
     assert not list(root.rglob("*.pt"))
 
 
+def test_pictures_with_captions_alone_train(exact: Config, root: Path, drawn_folder: Path) -> None:
+    """A caption that the text encoder does not take is refused before anything is encoded."""
+    mine = shutil.copytree(drawn_folder / "train", root / "mine")
+    table = mine / "metadata.csv"
+    own = changed(exact, "data", source=str(mine))
+    for words, fits in (("woman " * 90, False), ("woman", True)):
+        rows = [f"{i}.jpg,a {words} number {i}" for i in range(24)]
+        table.write_text("\n".join(["file_name,caption", *rows]))
+        if not fits:
+            with pytest.raises(ValueError, match="tokens"):
+                opening(own)
+    opened = opening(own)
+    assert len(opened.faces) == 20 and not opened.faces.has_attributes
+    assert opened.caption(3, 1) == f"a woman number {opened.faces.names[3].removesuffix('.jpg')}"
+    assert len(list(train(opened))) == 4
+
+
 def test_missing_faces_are_named(exact: Config, root: Path) -> None:
-    nowhere = changed(exact, "data", folder=str(root / "nowhere"), drawn_counts=())
+    nowhere = changed(exact, "data", source=str(root / "nowhere"))
     with pytest.raises(FileNotFoundError, match="nowhere"):
         opening(nowhere)
 

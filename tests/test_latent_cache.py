@@ -166,7 +166,7 @@ def test_the_key_is_of_everything_that_matters(
 def test_a_copy_of_the_folder_has_the_same_key(
     drawn_folder: Path, vae: CountingVAE, tmp_path: Path
 ) -> None:
-    """Neither times nor places count: a fresh unzip on another machine encodes nothing anew."""
+    """A fresh copy on another machine encodes nothing anew."""
     shutil.copytree(drawn_folder, tmp_path / "elsewhere", copy_function=shutil.copyfile)
     keys = [
         key_of(CelebAHQ(folder, "train", 64), vae, True, "no")
@@ -179,7 +179,7 @@ def test_the_key_changes_with_an_image(vae: CountingVAE, tmp_path: Path) -> None
     folder = write_drawn_faces(tmp_path / "faces", (2, 1, 1), 64, workers=1)
     faces = CelebAHQ(folder, "train", 64)
     first = open_cache(faces, vae, tmp_path / "cache", workers=1)
-    faces.path(0).write_bytes(faces.path(1).read_bytes())
+    Path(faces.file(0)).write_bytes(faces.file(1).read_bytes())
     second = open_cache(faces, vae, tmp_path / "cache", workers=1)
     assert second.path != first.path and vae.images == 8
     assert not np.array_equal(second.values[0], first.values[0])

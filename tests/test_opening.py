@@ -1,4 +1,4 @@
-"""Faces that a preset names, opened where they are, and left out where a page can do without."""
+"""Which faces a preset means, and what is left out where there are none."""
 
 import dataclasses
 from pathlib import Path
@@ -6,52 +6,67 @@ from pathlib import Path
 import pytest
 
 import config as config_module
-from config import Config
-from custom_datasets import fetching
-from custom_datasets.celeba_files import ATTRIBUTE_FILE
-from custom_datasets.opening import find_faces, has_split, open_faces
+from config import Config, get_config
+from custom_datasets import opening
+from custom_datasets.drawn_faces import write_drawn_faces
+from custom_datasets.opening import find_faces, has_split, locate, mounted_by_kaggle, open_faces
+from training import checkpoints
 
 
-@pytest.fixture
-def real(tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
-    """A preset of real faces, of which this machine has none."""
+@pytest.fixture(autouse=True)
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(config_module, "ROOT", tmp_path)
-    data = dataclasses.replace(tiny_config.data, folder=str(tmp_path / "faces"), drawn_counts=())
-    return dataclasses.replace(tiny_config, data=data)
+    monkeypatch.setattr(opening, "KAGGLE_INPUT", tmp_path / "kaggle")
+    return tmp_path
+
+
+def located(preset: str, *changes: str) -> str:
+    return locate(get_config(preset, changes).data)
+
+
+def test_the_door_to_the_faces(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = root / "mine"
+    mine.mkdir()
+    assert located("celeba_hq") == located("laptop") == config_module.CELEBA_HQ
+    mounted = root / "kaggle" / "datasets" / "someone" / "CelebAMask-HQ"
+    mounted.mkdir(parents=True)
+    assert located("celeba_hq") == str(mounted) == str(mounted_by_kaggle(root / "kaggle"))
+    home = root / "data" / "celeba_hq"
+    home.mkdir(parents=True)
+    assert located("celeba_hq") == str(mounted)  # an empty folder holds no faces
+    (home / "CelebA-HQ-img").mkdir()
+    assert located("celeba_hq") == str(home)
+    monkeypatch.setenv("CELEBA_HQ_DIR", "elsewhere")
+    assert located("celeba_hq") == str(root / "elsewhere")
+    assert located("celeba_hq", "data.source=mine") == str(mine)  # what is said last counts
+    assert located("celeba_hq", "data.source=owner/name") == "owner/name"
+    assert located("celeba_hq", "data.source=~/none") == str(Path("~/none").expanduser())
+    assert Path(located("demo")).is_relative_to(root / "data" / "drawn")
+    assert located("demo") != located("smoke")
+    assert located("demo", "data.source=mine") == str(mine)
+
+
+def test_a_users_pictures_are_never_drawn_over(root: Path) -> None:
+    """`--preset smoke --set data.source=<a folder>` opens it, and writes nothing into it."""
+    folder = write_drawn_faces(root / "mine", (8, 2, 2), 32, workers=1)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    config = get_config("smoke", ["data.source=mine"])
+    assert not config.data.is_drawn and len(open_faces(config, None)) == 12
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 def test_faces_that_are_not_there_are_left_out_aloud(
-    real: Config, capsys: pytest.CaptureFixture[str]
+    tiny_config: Config, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert find_faces(real, "test") is None
-    assert "left out: no CelebA-HQ at" in capsys.readouterr().out
-    with pytest.raises(FileNotFoundError):
-        open_faces(real, "test")
+    data = dataclasses.replace(tiny_config.data, source=str(root / "nowhere"))
+    nowhere = dataclasses.replace(tiny_config, data=data)
+    assert find_faces(nowhere, "test") is None
+    assert "nowhere" in capsys.readouterr().out
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        open_faces(nowhere, "test")
 
 
-def test_nothing_is_imported_into_a_folder_that_the_user_names(
-    real: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It may be misspelt, and the faces may lie beside it."""
-    data = dataclasses.replace(real.data, source="eurecom-ds/celeba-hq-256")
-    monkeypatch.setattr(fetching, "import_copy", lambda *_: pytest.fail("imported"))
-    monkeypatch.setenv("CELEBA_HQ_DIR", str(tmp_path / "celeba_hp"))
-    with pytest.raises(FileNotFoundError, match=r"no faces: .*celeba_hp"):
-        open_faces(dataclasses.replace(real, data=data), "train")
-
-
-def test_damaged_faces_are_no_reason_to_leave_them_out(real: Config) -> None:
-    folder = real.data_folder
-    (folder / "CelebA-HQ-img").mkdir(parents=True)
-    (folder / ATTRIBUTE_FILE).write_text("no table")
-    with pytest.raises(ValueError):
-        find_faces(real, "test")
-
-
-def test_faces_that_are_there_are_found(
-    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(config_module, "ROOT", tmp_path)
+def test_faces_that_are_there_are_found(tiny_config: Config) -> None:
     faces = find_faces(tiny_config, "test")
     assert len(faces) == 6 and faces.split == "test"
     assert len(open_faces(tiny_config, None)) == 36
@@ -61,3 +76,19 @@ def test_faces_that_are_there_are_found(
     models = dataclasses.replace(tiny_config.models, decoder="of twice the size")
     twice = dataclasses.replace(tiny_config, data=larger, models=models)
     assert find_faces(twice, "test")[0].image.shape == (3, 128, 128)  # to be edited at this size
+
+
+@pytest.mark.parametrize(
+    ("stored", "source"),
+    [
+        ({"folder": "data/drawn_faces", "drawn_counts": [4, 1, 1], "source": None}, None),
+        ({"folder": "data/celeba_hq", "source": "eurecom-ds/celeba-hq-256"}, None),
+        ({"folder": "/home/ada/faces", "source": None}, "/home/ada/faces"),
+        ({"source": "owner/name"}, "owner/name"),
+    ],
+)
+def test_stored_settings_name_the_faces_that_they_named(stored: dict, source: str | None) -> None:
+    """Before there was one door, `data.folder` held the faces."""
+    found = checkpoints.read_config({"name": "before", "data": {"image_size": 256, **stored}})
+    assert found.data.source == source
+    assert found.data.is_drawn == bool(stored.get("drawn_counts"))

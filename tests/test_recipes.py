@@ -29,9 +29,7 @@ def preset(
     values = dataclasses.replace(
         tiny_config,
         name="race",
-        data=dataclasses.replace(
-            tiny_config.data, folder=str(tmp_path / "faces"), drawn_counts=(FACES,) * 3
-        ),
+        data=dataclasses.replace(tiny_config.data, source=None, drawn_counts=(FACES,) * 3),
         training=dataclasses.replace(tiny_config.training, batch_size=BATCH, mixed_precision="no"),
         evaluation=dataclasses.replace(tiny_config.evaluation, count=40),
         sampling=dataclasses.replace(tiny_config.sampling, steps=2),

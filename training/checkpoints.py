@@ -34,7 +34,7 @@ STORED_SECTIONS = ("data", "models", "unet", "diffusion", "training", "sampling"
 # They are dropped on reading; every other unknown name is refused.
 RETIRED: dict[str, set[str]] = {
     "": set(),
-    "data": set(),
+    "data": {"folder"},
     "models": set(),
     "unet": set(),
     "diffusion": set(),
@@ -55,9 +55,20 @@ def _scaled(training: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _with_one_door(data: dict[str, Any]) -> dict[str, Any]:
+    """`data.folder` held faces, and `data.source` was what the presets imported into it."""
+    if "folder" not in data:
+        return data
+    is_usual = data.get("drawn_counts") or data["folder"] == "data/celeba_hq"
+    return data | {"source": None if is_usual else data["folder"]}
+
+
 # Sections whose stored values mean something else today: each function takes a section's values,
 # retired ones included, and returns them as the present code means them.
-TRANSLATED: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {"training": _scaled}
+TRANSLATED: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "data": _with_one_door,
+    "training": _scaled,
+}
 
 
 class OtherVersion(ValueError):

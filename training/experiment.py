@@ -18,7 +18,6 @@ from torch import Tensor
 
 from config import Config
 from custom_datasets import screening
-from custom_datasets.captions import describe
 from custom_datasets.celeba_hq_dataset import CelebAHQ
 from custom_datasets.latent_cache import (
     ImageLatents,
@@ -153,6 +152,8 @@ class Experiment:
             encoder.tokenize(self.config.sampling.prompts)
         except ValueError as error:
             raise ValueError(f"sampling.prompts: {error}") from error
+        given = self.faces.given_captions or ()
+        encoder.tokenize([text for wordings in given for text in wordings] or [""])
         return encoder.to(self.device)
 
     @cached_property
@@ -288,8 +289,7 @@ class Experiment:
 
     def caption(self, face: int, wording: int) -> str:
         """The caption of a training face in one of its wordings."""
-        index = int(self.faces.indices[face])
-        return describe(self.faces.attributes[face], index, wording, self.config.training.seed)
+        return self.faces.caption(face, wording, self.config.training.seed).text
 
     @torch.no_grad()
     def predict(self, latents: Tensor, timesteps: Tensor, captions: list[str]) -> Tensor:

@@ -20,7 +20,6 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from config import TrainingConfig
-from custom_datasets.captions import describe
 from custom_datasets.celeba_hq_dataset import CelebAHQ
 from custom_datasets.latent_cache import LatentSource
 from diffusion.determinism import sample_generator, share_of
@@ -97,8 +96,7 @@ def encode_held_out(
     posteriors, states = [], []
     for some in (mine[start : start + BATCH] for start in range(0, len(mine), BATCH)):
         posteriors.append(latents.fetch(some, np.zeros(len(some), bool)))
-        rows = [(faces.attributes[face], int(faces.indices[face])) for face in some]
-        states.append(encode_text([describe(row, index, 0, seed) for row, index in rows]))
+        states.append(encode_text([faces.caption(int(face), 0, seed).text for face in some]))
     hidden_states = torch.cat(states)  # (b, L, D)
     generators = [sample_generator(seed, NO_STEP, slot) for slot in slots]
     shape = tuple(posteriors[0].mean.shape[1:])
