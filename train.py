@@ -14,6 +14,7 @@ from pathlib import Path
 from command_line import command, config_from, parser
 from config import Config, override
 from inference.samples import save_samples
+from models.device import leave_busy_cores
 from training import checkpoints
 from training.experiment import Experiment
 from training.loop import train
@@ -29,6 +30,7 @@ def main() -> None:
     if arguments.config and arguments.preset:
         options.error("--config and --preset each name all settings: give one of them")
     config = configured(arguments)
+    leave_busy_cores()
     with Experiment(config) as experiment:
         experiment.open_all()
         is_main, done = experiment.accelerator.is_main_process, experiment.state.step
