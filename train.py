@@ -26,11 +26,13 @@ def main() -> None:
     config = read_stored(arguments) if arguments.config else config_from(arguments)
     # torch takes seconds to import: a wrong word is answered before that.
     from inference.samples import save_samples
+    from models.device import leave_busy_cores
     from training import checkpoints
     from training.experiment import Experiment
     from training.loop import train
     from training.tracking import tracked
 
+    leave_busy_cores()
     with Experiment(config) as experiment:
         experiment.open_all()
         is_main, done = experiment.accelerator.is_main_process, experiment.state.step

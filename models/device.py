@@ -12,8 +12,10 @@ import os
 import re
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -206,6 +208,33 @@ def tune_kernels(device: torch.device) -> None:
         torch.backends.cuda.matmul.allow_tf32 = allowed
         torch.backends.cudnn.allow_tf32 = allowed
         torch.backends.cudnn.benchmark = allowed
+
+
+def leave_busy_cores() -> None:
+    """Compute on the cores that other processes leave idle, one at least; OMP_NUM_THREADS insists.
+
+    The threads of an operator spin where they wait for each other. Beside others that compute, two
+    threads on two cores then take longer than one alone, by a factor of 20. Linux only, and only
+    what runs at this moment is seen. Another number of threads rounds otherwise.
+    """
+    if sys.platform != "linux" or "OMP_NUM_THREADS" in os.environ:
+        return
+    threads = torch.get_num_threads()
+    wanted = max(1, min(threads, round(_idle_cores())))
+    if wanted < threads:
+        print(f"other processes compute here: {wanted} of {threads} threads (OMP_NUM_THREADS)")
+        torch.set_num_threads(wanted)
+
+
+def _idle_cores(seconds: float = 0.3) -> float:
+    def ticks() -> list[int]:
+        return [int(word) for word in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
+
+    before = ticks()
+    time.sleep(seconds)
+    spent = [now - then for now, then in zip(ticks(), before, strict=True)]
+    idle = spent[3] + spent[4]  # and waiting for a disk
+    return (os.cpu_count() or 1) * idle / max(1, sum(spent))
 
 
 def can_compile(device: torch.device) -> bool:

@@ -15,6 +15,7 @@ from models.device import (
     autocast,
     choose_device,
     choose_precision,
+    leave_busy_cores,
     matrix_rate,
     require_accelerator,
     require_kernels,
@@ -202,6 +203,28 @@ def test_large_pictures_do_not_silently_begin_on_a_cpu(monkeypatch: pytest.Monke
     require_accelerator(CUDA, 256)
     monkeypatch.setenv("LDM_DEVICE", "cpu")
     require_accelerator(CPU, 256)
+
+
+@pytest.mark.parametrize(("idle", "wanted"), [(2.0, 2), (1.6, 2), (1.1, 1), (0.0, 1), (8.0, 2)])
+def test_cores_that_are_busy_are_left_to_others(
+    monkeypatch: pytest.MonkeyPatch, idle: float, wanted: int
+) -> None:
+    chosen = [2]
+    monkeypatch.setattr(device_module.sys, "platform", "linux")
+    monkeypatch.setattr(device_module, "_idle_cores", lambda: idle)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: chosen[-1])
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    leave_busy_cores()
+    assert chosen == [2]  # as the user wishes
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    leave_busy_cores()
+    assert chosen[-1] == wanted
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+def test_idle_cores_are_counted() -> None:
+    assert 0 <= device_module._idle_cores(0.05) <= os.cpu_count()
 
 
 # --- precision ---

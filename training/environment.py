@@ -25,6 +25,7 @@ def describe_environment(device: torch.device, precision: str = "no") -> dict[st
         "commit": _commit() or "not a git checkout",
         "device": f"{device.type}: {name or platform.machine()}",
         "precision": precision,
+        "threads": str(torch.get_num_threads()),
     }
 
 
