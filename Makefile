@@ -47,15 +47,13 @@ test-lowest:
 torture: $(VENV)/development
 	LDM_TORTURE_KILLS=125 $(VENV)/bin/pytest tests/test_faults.py -s
 
-# Speed against diffusers' script and pipeline, in one run: outputs/bench/*.json. QUICK=--quick is faster.
+# Speed on a CPU beside diffusers' script and pipeline, in about ten minutes: MINUTES=5 is shorter.
 bench: $(VENV)/development
-	@for name in training savings sampling growth pixels host; do \
-	  echo "== $$name"; $(VENV)/bin/python -m benchmarks.$$name $(QUICK) || exit 1; \
-	done
+	$(VENV)/bin/python -m benchmarks.cpu $(if $(MINUTES),--minutes $(MINUTES))
 
-# The first hour on a GPU: one table to paste into an issue. QUICK=--quick: small models, a CPU too.
+# The first minutes on a GPU, in stages that each leave their result. QUICK=--quick: a CPU too.
 bench-gpu: $(VENV)/run-time
-	$(VENV)/bin/python -m benchmarks.gpu $(QUICK)
+	$(VENV)/bin/python -m benchmarks.gpu $(QUICK) $(if $(MINUTES),--minutes $(MINUTES))
 
 # Imports a copy of CelebA-HQ, in any known form, into data/celeba_hq: make data SOURCE=...
 # Without SOURCE it says what is there and how to get it.

@@ -110,7 +110,7 @@ class ModelsConfig(Section):
 
     autoencoder: str = setting("stabilityai/sd-vae-ft-mse")  # AutoencoderKL or AutoencoderTiny
     text_encoder: str = setting("openai/clip-vit-base-patch32")  # the text half of a CLIP
-    # Draws the pictures: made by `python -m pretraining decoder`, an autoencoder with the same
+    # Makes pictures of latents: from `python -m pretraining decoder`, an autoencoder with the same
     # encoder, or a local folder of the decoder alone. None: the autoencoder itself.
     decoder: str | None = setting(None, resume=FREE)
 
@@ -172,11 +172,6 @@ class TrainingConfig(Section):
     )
     # Samples per step, of all processes together.
     batch_size: int = setting(TRAIN_CELEBA_LDM_CONFIG["batch_size"], min=1)
-    # Multiplies the batch, and the learning rate by the rule below: an explicit choice for many
-    # GPUs. Without it the run is the same on any number of them.
-    scale_batch: int = setting(1, min=1)
-    # Factor of the learning rate for scale_batch.
-    scale_rate: str = setting("sqrt", choices=("none", "sqrt", "linear"))
     # Samples in one forward pass; None: a process's whole share. The update stays the same.
     micro_batch_size: int | None = setting(None, resume=FREE, min=1)
     # Recompute activations in the backward pass: less memory, about a third more time.
@@ -211,11 +206,9 @@ class TrainingConfig(Section):
     # Batches with a loss or gradient that is not finite which a run tolerates.
     skip_not_finite: int = setting(0, resume=FREE, min=0)
     ema_decay: float = setting(0.9999, min=0, max=1)  # ceiling of 1 - (1 + step)^-3/4
-    # Use fused attention on a CPU too, although it is slower there; a GPU always does.
-    fused_attention: bool = setting(False, resume=FREE)
-    # torch.compile; None: on CUDA. On a CPU it takes two minutes and then saves about 15 %.
+    # torch.compile of the UNet's blocks; None: on CUDA. LDM_GRAPHS=0 switches CUDA graphs off.
     compile: bool | None = setting(None, resume=FREE)
-    log_every: int = setting(10, resume=FREE, min=1)  # steps between two reads of the losses
+    log_every: int = setting(10, resume=FREE, min=1)  # steps between two printed lines
     # By accelerate's name; its files go to <run folder>/logs.
     tracker: str | None = setting("tensorboard", resume=FREE)
     # Autocast over float32 weights. "auto": bfloat16 where the hardware has it, else float16 on
@@ -223,17 +216,6 @@ class TrainingConfig(Section):
     mixed_precision: str = setting("auto", resume=ANNOUNCED, choices=("auto", "bf16", "fp16", "no"))
     # Of weights, order, noise, timesteps and captions.
     seed: int = setting(0, min=0, max=MAX_SEED)
-
-    @property
-    def global_batch_size(self) -> int:
-        """Samples a step, of all processes together."""
-        return self.batch_size * self.scale_batch
-
-    @property
-    def peak_learning_rate(self) -> float:
-        """The learning rate after warm-up, with the rule for a scaled batch."""
-        factor = {"none": 1.0, "sqrt": self.scale_batch**0.5, "linear": float(self.scale_batch)}
-        return self.learning_rate * factor[self.scale_rate]
 
 
 @dataclass(frozen=True)
@@ -365,7 +347,7 @@ class Config:
         elif self.picture_size != self.data.image_size and not self.models.decoder:
             yield (
                 f"pictures of {self.picture_size} px from images of {self.data.image_size} px need "
-                "a decoder that draws them: name it in models.decoder, or set "
+                "a decoder that makes them: name it in models.decoder, or set "
                 "data.picture_size=none"
             )
         if self.data.drawn_counts and len(self.data.drawn_counts) != 3:
@@ -388,7 +370,7 @@ class Config:
 
     @property
     def picture_size(self) -> int:
-        """Pixels along a side of the pictures that are drawn, and of the faces that judge them."""
+        """Pixels along a side of the pictures, and of the faces that judge them."""
         return self.data.picture_size or self.data.image_size
 
     @property

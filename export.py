@@ -25,7 +25,7 @@ def main() -> None:
 
     run, which = find_run(config), arguments.checkpoint
     model = TextToFace.from_run(run, "cpu", arguments.changes, which, for_sampling=False)
-    export(model, out, config.output_folder / "metrics.json")
+    export(model, out, config.output_folder / "evaluations")
     print(f"{model.identity} -> {out}")
     if repository:
         from huggingface_hub import upload_folder

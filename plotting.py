@@ -1,6 +1,6 @@
 """The few figures that the notebooks share.
 
-Images are (3, H, W) tensors, uint8 or float in [0, 1]; nothing here computes, it only draws.
+Images are (3, H, W) tensors, uint8 or float in [0, 1]; nothing here computes.
 """
 
 import textwrap
@@ -101,6 +101,9 @@ def plot_losses(
     """
     losses = [line for line in losses if line["loss"] is not None]  # skipped steps have none
     figure, (over_steps, by_timestep) = plt.subplots(1, 2, figsize=(10, 3))
+    if not losses:  # a checkpoint that was copied without its logs
+        figure.suptitle("no losses")
+        return figure
     steps = np.array([line["step"] for line in losses])
     values = np.array([line["loss"] for line in losses])
     over_steps.plot(steps, values, alpha=0.25)

@@ -11,61 +11,56 @@ import signal
 import sys
 from pathlib import Path
 
-from command_line import command, config_from, parser
+from command_line import command, config_from, parser, path
 from config import Config, override
-from inference.samples import save_samples
-from training import checkpoints
-from training.experiment import Experiment
-from training.loop import train
-from training.tracking import tracked
 
 
 @command
 def main() -> None:
     """Train the preset named on the command line."""
     options = parser(__doc__)
-    options.add_argument("--config", type=Path, help="settings of a run: its config.json")
-    config = configured(options.parse_args())
+    options.add_argument("--config", type=path, help="settings of a run: its config.json")
+    arguments = options.parse_args()
+    if arguments.config and arguments.preset:
+        options.error("--config and --preset each name all settings: give one of them")
+    config = read_stored(arguments) if arguments.config else config_from(arguments)
+    # torch takes seconds to import: a wrong word is answered before that.
+    from inference.samples import save_samples
+    from training import checkpoints
+    from training.experiment import Experiment
+    from training.loop import train
+    from training.tracking import tracked
+
     with Experiment(config) as experiment:
         experiment.open_all()
-        is_main, epoch = experiment.accelerator.is_main_process, None
-        done = experiment.state.step
+        is_main, done = experiment.accelerator.is_main_process, experiment.state.step
         if is_main:
             say(experiment.summary())
         for step in tracked(train(experiment), experiment.accelerator, config.name, done):
-            if is_main and step.is_read and step.number % 10 == 0:
+            if is_main and step.number % config.training.log_every == 0:
                 say(step.line())
-            if is_main and epoch is not None and step.epoch != epoch:
+            if is_main and step.number % experiment.batches.steps_per_epoch == 0:
                 save_samples(experiment, step.number)
-            epoch = step.epoch
         if is_main:
             say(f"checkpoint: {checkpoints.newest_checkpoint(experiment.folder)}")
 
 
-def configured(arguments: argparse.Namespace) -> Config:
-    """The settings of `--config`, or of `--preset`, with the changes of `--set`."""
-    if arguments.config is None:
-        return config_from(arguments)
-    return override(checkpoints.read_config(read_stored(arguments.config)), arguments.changes)
-
-
-def read_stored(path: Path) -> object:
-    """The settings in a run's config.json.
+def read_stored(arguments: argparse.Namespace) -> Config:
+    """The settings in a run's config.json, with the changes of `--set`.
 
     Raises:
         ValueError: it is not there, is damaged, or is another file.
     """
+    from training.checkpoints import read_config
+
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["config"]
-    except OSError as error:
+        stored = json.loads(arguments.config.read_text(encoding="utf-8"))["config"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"--config {path}: {error.strerror}; name the config.json of a run folder"
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"--config {path} is not the config.json of a run, or is damaged ({error!r}); name "
+            f"--config {arguments.config} is not the config.json of a run ({error!r}); name "
             "another, or a --preset"
         ) from error
+    return override(read_config(stored), arguments.changes)
 
 
 def say(text: str) -> None:

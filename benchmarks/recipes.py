@@ -1,15 +1,14 @@
-"""The race of recipes: legs of equal time on one machine, each a preset with some settings changed.
+"""The race of recipes: legs of equal time or equal images, each a preset with changed settings.
 
 `python -m benchmarks.recipes --preset demo --minutes 7 --leg weight --set
-diffusion.timestep_sampling=weight` trains for about so many minutes, from nothing, and measures:
-distance to unseen faces, with its floor, and attribute consistency, with its ceiling. The loss is
-no criterion: recipes weight it differently. The same command resumes. Without --leg it prints the
-table of all legs of the preset, from `outputs/recipes/<preset>/`.
-
-All legs are judged by the preset's own classifier (notebook train2), with the same captions, seeds
-and faces.
+diffusion.timestep_sampling=weight` trains from nothing for about so many minutes, or with
+`--images 200000` for so many images, and measures the pictures by two numbers: a distance to unseen
+faces, and recall. A leg is better if its distance is lower and its recall no lower: a distance
+alone rewards lost variety, and recipes weight the loss differently. The same command resumes.
+Without `--leg` it prints the table of the preset's legs, from `outputs/recipes/<preset>/`.
 """
 
+import argparse
 import json
 import tempfile
 import time
@@ -18,92 +17,76 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from command_line import command, parser, whole
 from config import ROOT, Config, get_config
-from evaluation import sections
-from evaluation.networks import JUDGE
-from evaluation.report import FLOOR, GENERATED, RECONSTRUCTED
-from evaluation.session import Evaluation, open_evaluation
+from custom_datasets.captions import describe
+from custom_datasets.opening import open_faces
+from evaluation.distribution import frechet_distance
+from evaluation.features import FeatureNetwork, efficientnet_lite0_features, extract_features
+from evaluation.manifold import overlap
 from files import write_json
+from inference.text_to_face import TextToFace
 from models.device import choose_device
-from training.checkpoints import newest_checkpoint
 from training.experiment import Experiment
 from training.loop import train
 from training.run_folder import read_losses
 
 WARM_UP, TRIAL = 10, 40  # steps
-NO_RECIPE = ("evaluation.", "sampling.", "classifier.")  # changes that no training depends on
-# Legs that differ in these stand in different tables; records of earlier versions lack the last.
-COMPARED = ("distance", "n", "picture_size")
+CAPTION_SEED = 1_000_003  # other wordings than training's
+REFERENCE = 1_000  # unseen faces at most
 
 
 @command
 def main() -> None:
-    """Run one leg, or print the table."""
+    """Run one leg, or none, and print the table."""
     options = parser(__doc__)
     options.add_argument("--leg", help="name of the leg; its run folder is <preset>-<leg>")
-    options.add_argument(
-        "--minutes", type=whole(1, 10_000), default=15, help="of training (default: 15)"
-    )
+    length = options.add_mutually_exclusive_group()
+    length.add_argument("--minutes", type=whole(1, 10_000), default=15, help="default: 15")
+    length.add_argument("--images", type=whole(1, 10**9), help="that training sees, in their place")
     arguments = options.parse_args()
-    preset = get_config(arguments.preset)
+    folder = ROOT / "outputs" / "recipes" / get_config(arguments.preset).name
     if arguments.leg:
-        run_leg(preset, arguments.leg, arguments.changes, arguments.minutes)
-    for line in table_lines(read_legs(preset.name)):
+        run_leg(arguments, folder / f"{arguments.leg}.json")
+    for line in table_lines(
+        [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    ):
         print(line)
 
 
-def run_leg(preset: Config, leg: str, changes: Sequence[str], minutes: int) -> dict[str, Any]:
-    """Train and measure one leg; returns and writes its record."""
-    name = f"{preset.name}-{leg}"
-    judge = f"evaluation.judge={preset.judge_path.relative_to(ROOT)}"
-    config = get_config(preset.name, [judge, *changes, f"name={name}"])
-    plan = _plan(config, minutes, changes)
-    config = replace(config, training=replace(config.training, num_epochs=plan["epochs"]))
+def run_leg(arguments: argparse.Namespace, path: Path) -> dict[str, Any]:
+    """Train and measure one leg; its record is written when it is planned, and when it is done."""
+    preset = get_config(arguments.preset)
+    config = get_config(preset.name, [*arguments.changes, f"name={preset.name}-{arguments.leg}"])
+    if path.is_file():
+        record = json.loads(path.read_text())
+    else:
+        epochs = planned_epochs(config, arguments.minutes, arguments.images)
+        record = {"leg": arguments.leg, "changes": arguments.changes, "epochs": epochs}
+        write_json(path, record)
+    config = replace(config, training=replace(config.training, num_epochs=record["epochs"]))
     with Experiment(config) as experiment:
         for step in train(experiment.open_all()):
             if step.number % 50 == 0:
                 print(step.line(), flush=True)
-    evaluation = open_evaluation(config, choose_device())
-    sections.pictures(evaluation)
-    sections.distribution(evaluation)
-    sections.attribute_consistency(evaluation)
-    record = {
-        "leg": leg,
-        "changes": list(changes),
-        "seed": config.training.seed,
-        "epochs": plan["epochs"],
-        **_pace(config),
-        **_measured(evaluation),
-    }
-    write_json(_folder(preset.name) / f"{leg}.json", record)
+    model = TextToFace.from_run(config.run_folder)
+    record |= {"seed": config.training.seed, **pace(config), **measured(config, model)}
+    write_json(path, record)
     return record
 
 
-def _plan(config: Config, minutes: int, changes: Sequence[str]) -> dict[str, Any]:
-    """How many epochs fill the minutes, by a trial of this very leg; decided once.
-
-    Raises:
-        ValueError: the leg was begun with another length or another recipe.
-    """
-    if any(change.startswith("training.num_epochs") for change in changes):
-        raise ValueError("training.num_epochs: --minutes decides the length of a leg")
-    recipe = [change for change in changes if not change.startswith(NO_RECIPE)]
-    wanted, path = {"minutes": minutes, "recipe": recipe}, config.run_folder / "plan.json"
-    if newest_checkpoint(config.run_folder) and path.is_file():
-        plan = json.loads(path.read_text())
-        begun = {name: plan.get(name) for name in wanted}
-        if begun != wanted:
-            raise ValueError(
-                f"{config.name} was begun with {begun}, not {wanted}: resume it as it was begun, "
-                "or name another --leg"
-            )
-        return plan
+def planned_epochs(config: Config, minutes: float, images: int | None) -> int:
+    """How many epochs make so many images, or fill the minutes by a trial of this very leg."""
     with tempfile.TemporaryDirectory() as folder, Experiment(config, Path(folder)) as trial:
-        seconds, length = seconds_a_step(trial), trial.batches.steps_per_epoch
-    plan = wanted | {"epochs": max(1, round(60 * minutes / seconds / length))}
-    write_json(path, plan)
-    return plan
+        steps_per_epoch = trial.batches.steps_per_epoch
+        if images is None:
+            steps = 60 * minutes / seconds_a_step(trial)
+        else:
+            steps = images / config.training.batch_size
+    return max(1, round(steps / steps_per_epoch))
 
 
 def seconds_a_step(experiment: Experiment) -> float:
@@ -119,9 +102,9 @@ def seconds_a_step(experiment: Experiment) -> float:
     return (time.perf_counter() - started) / max(1, step.number - WARM_UP)
 
 
-def _pace(config: Config) -> dict[str, float]:
-    """Images seen, seconds of training steps, and images a second."""
-    batch, lines = config.training.global_batch_size, read_losses(config.run_folder)
+def pace(config: Config) -> dict[str, float]:
+    """Images seen, minutes of training, and images a second."""
+    batch, lines = config.training.batch_size, read_losses(config.run_folder)
     seconds = sum(batch / line["images_per_second"] for line in lines if line["images_per_second"])
     images = batch * len(lines)
     return {
@@ -131,85 +114,78 @@ def _pace(config: Config) -> dict[str, float]:
     }
 
 
-def _measured(evaluation: Evaluation) -> dict[str, Any]:
-    """The distance in the first space that is not the judge's, and attribute consistency."""
-    values = evaluation.results.values
-    spaces = values.get("distribution", {})
-    space = next((name for name in spaces if name != JUDGE), JUDGE)
-    sets = spaces[space]["sets"]
-    distance = next(iter(sets[GENERATED]))
-    headline = values.get("attribute_consistency", {}).get("headline", {})
+def measured(config: Config, model: TextToFace) -> dict[str, Any]:
+    """Distance and recall of the pictures, and of as many held-out faces, to other unseen faces.
+
+    Captions, seeds and faces are the same for all legs of a preset.
+    """
+    size = config.picture_size
+    test, held_out = (open_faces(config, split, size) for split in ("test", "val"))
+    rng = np.random.default_rng(0)
+    real, shown = (rng.permutation(len(faces)) for faces in (test, held_out))
+    count = min(config.evaluation.count, len(shown))
+    captions = [
+        describe(held_out.attributes[i], int(held_out.indices[i]), 0, CAPTION_SEED)
+        for i in shown[:count]
+    ]
+    pictures = torch.cat(
+        [
+            (model.generate(captions[i : i + 16], range(i, min(i + 16, count))) * 255).round()
+            for i in range(0, count, 16)
+        ]
+    )
+    network, device = efficientnet_lite0_features(), choose_device()
+    reference = _features(network, test, real[:REFERENCE], device)
+    sets = {
+        "generated": extract_features(network, pictures.byte(), device=device),
+        "real": _features(network, held_out, shown[:count], device),
+    }
     return {
-        "distance": distance,
-        "picture_size": evaluation.config.picture_size,
-        "n": spaces[space]["n"],
-        "generated": sets[GENERATED][distance],
-        "floor": sets.get(FLOOR, {}).get(distance),
-        "reconstructed": sets.get(RECONSTRUCTED, {}).get(distance),
-        "consistency": headline.get("generated"),
-        "of_ceiling": headline.get("relative"),
+        "n": count,
+        "pixels": size,
+        **{name: distance_and_recall(reference, found) for name, found in sets.items()},
     }
 
 
-def _folder(preset: str) -> Path:
-    return ROOT / "outputs" / "recipes" / preset
+def _features(
+    network: FeatureNetwork, faces: Any, chosen: np.ndarray, device: torch.device
+) -> torch.Tensor:
+    images = torch.stack([faces[int(i)].image for i in chosen])
+    return extract_features(network, images, device=device)
 
 
-def read_legs(preset: str) -> list[dict[str, Any]]:
-    """The records of all legs of a preset that were run here, nearest to real faces first."""
-    records = [json.loads(path.read_text()) for path in sorted(_folder(preset).glob("*.json"))]
-    return sorted(records, key=lambda record: record["generated"]["value"])
+def distance_and_recall(reference: torch.Tensor, features: torch.Tensor) -> dict[str, float]:
+    """The pair that decides, of features (M, D) and (N, D)."""
+    return {
+        "distance": frechet_distance(features, reference),
+        "recall": overlap(reference, features).recall,
+    }
 
 
 def table_lines(legs: Sequence[dict[str, Any]]) -> list[str]:
-    """The legs as the lines of tables in Markdown, one for each distance, size and number of
-    pictures.
-    """
-    if not legs:
+    """The finished legs as a table in Markdown, nearest to real faces first."""
+    done = sorted(
+        (leg for leg in legs if "generated" in leg), key=lambda leg: leg["generated"]["distance"]
+    )
+    if not done:
         return ["no leg was run: name one with --leg"]
-    kinds: dict[tuple[object, ...], list[dict[str, Any]]] = {}
-    for leg in legs:
-        kind = tuple(leg.get(name) for name in COMPARED)
-        kinds.setdefault(kind, []).append(leg)
-    return [line for group in kinds.values() for line in _table(group)]
-
-
-def _table(legs: Sequence[dict[str, Any]]) -> list[str]:
-    """Legs with one distance, one size and one number of pictures."""
-    first = legs[0]
-    floor, decoded = (_cell(first[name]) for name in ("floor", "reconstructed"))
+    rows = [
+        f"| {leg['leg']} | {', '.join(f'`{change}`' for change in leg['changes']) or '–'} "
+        f"| {leg['seed']} | {leg['minutes']:.1f} | {leg['images_per_second']:.1f} "
+        f"| {leg['images']:,} | {leg['n']}, {leg['pixels']} px | {_pair(leg['generated'])} "
+        f"| {_pair(leg['real'])} |"
+        for leg in done
+    ]
     return [
-        "",
-        f"{first['distance']} at {first.get('picture_size', 'unknown')} px, n = {first['n']}; "
-        f"floor {floor}, reconstructions {decoded}",
-        "",
-        "| leg | changes | seed | minutes | images/s | images | distance | consistency "
-        "| of ceiling |",
+        "| leg | changes | seed | minutes | images/s | images | pictures "
+        "| distance, recall | of real faces |",
         "|---|---|---|---|---|---|---|---|---|",
-        *map(_row, legs),
+        *rows,
     ]
 
 
-def _row(leg: dict[str, Any]) -> str:
-    changes = ", ".join(f"`{change}`" for change in leg["changes"]) or "–"
-    cells = [
-        leg["leg"],
-        changes,
-        leg["seed"],
-        f"{leg['minutes']:.1f}",
-        f"{leg['images_per_second']:.1f}",
-        f"{leg['images']:,}",
-        _cell(leg["generated"]),
-        _cell(leg["consistency"]),
-        _cell(leg["of_ceiling"]),
-    ]
-    return f"| {' | '.join(map(str, cells))} |"
-
-
-def _cell(estimate: dict[str, float] | None) -> str:
-    if not estimate:
-        return "–"
-    return f"{estimate['value']:.3g} [{estimate['low']:.3g}, {estimate['high']:.3g}]"
+def _pair(found: dict[str, float]) -> str:
+    return f"{found['distance']:.3g}, {found['recall']:.2f}"
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from benchmarks import full_size
 from config import Config
 from models.text_encoder import TextEncoder
 from models.vae_wrapper import Posterior
-from training.caption_states import KeptCaptions
 from training.experiment import Experiment
 
 
@@ -62,9 +61,6 @@ def experiment(
         opened.faces = opened.latents = RandomLatents(faces, *shape)
         opened.held_out_faces = None
         opened.text_encoder = text_encoder.to(opened.device)
-        opened.text_fingerprint = opened.vae_fingerprint = "random"
+        opened.text_fingerprint = opened.vae_fingerprint = opened.image_fingerprint = "random"
         opened.caption = full_size.caption
-        if opened.device.type == "cpu":
-            rows, path = opened.batches.caption_count, Path(temporary) / "caption_states.bin"
-            opened.conditions = KeptCaptions(text_encoder, opened.precision, path, rows)
         yield opened

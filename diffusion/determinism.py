@@ -1,7 +1,7 @@
-"""What is random in a run, as a function of (seed, step, place): there is no state to restore.
+"""What is random in a run, as a function of (seed, step, slot): there is no state to restore.
 
 The order of the faces comes from (seed, epoch), the wording of a caption from (seed, epoch, face),
-everything else of a sample from (seed, step, its place in the batch). So a run that resumes from a
+everything else of a sample from (seed, step, its slot in the batch). So a run that resumes from a
 checkpoint continues as if it had never stopped, and any number of processes can share the same run.
 """
 
@@ -11,13 +11,13 @@ from functools import lru_cache
 import numpy as np
 
 
-def sample_generator(seed: int, step: int, place: int) -> np.random.Generator:
+def sample_generator(seed: int, step: int, slot: int) -> np.random.Generator:
     """The generator of everything random in one sample of one step.
 
-    Philox (Salmon et al. 2011) is a block cipher over a counter: places and steps are far apart in
+    Philox (Salmon et al. 2011) is a block cipher over a counter: slots and steps are far apart in
     it, and no state is carried along.
     """
-    return np.random.Generator(np.random.Philox(key=_key(seed), counter=[0, 0, place, step]))
+    return np.random.Generator(np.random.Philox(key=_key(seed), counter=[0, 0, slot, step]))
 
 
 @lru_cache(maxsize=4)
@@ -27,11 +27,11 @@ def _key(seed: int) -> int:
 
 @lru_cache(maxsize=2)
 def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
-    """Positions of all faces in the order of this epoch, (count,)."""
+    """All faces in the order of this epoch, (count,)."""
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
-def positions_at(step: int, count: int, batch_size: int, seed: int) -> np.ndarray:
+def faces_at(step: int, count: int, batch_size: int, seed: int) -> np.ndarray:
     """The faces of a step, (batch_size,); an incomplete last batch of an epoch is left out."""
     epoch, within = divmod(step, count // batch_size)
     start = within * batch_size
@@ -39,6 +39,6 @@ def positions_at(step: int, count: int, batch_size: int, seed: int) -> np.ndarra
 
 
 def share_of(batch_size: int, process: int, processes: int) -> range:
-    """The places of a batch that one process computes; shares differ by one at most."""
+    """The slots of a batch that one process computes; shares differ by one at most."""
     bounds = [batch_size * number // processes for number in (process, process + 1)]
     return range(*bounds)

@@ -1,8 +1,9 @@
 """Writes a model as a folder that diffusers' `StableDiffusionPipeline` opens, with a model card."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
@@ -16,6 +17,8 @@ from inference.text_to_face import TextToFace
 from models.decoder import whole_autoencoder
 from models.text_encoder import save_text_weights, save_tokenizer
 
+# Of an evaluation, for the card.
+LEADING = ("FID", "frechet_distance", "recall", "clip_score", "balanced_accuracy")
 CARD = """---
 library_name: diffusers
 pipeline_tag: text-to-image
@@ -62,12 +65,12 @@ mostly young and light-skinned, and the model repeats that. Do not use it to jud
 real ones, or to deceive."""
 
 
-def export(model: TextToFace, out: Path, metrics: Path) -> None:
+def export(model: TextToFace, out: Path, evaluations: Path) -> None:
     """Write a model as a Stable Diffusion pipeline with a model card.
 
     Args:
         model: opened with `for_sampling=False`, on the CPU.
-        metrics: `metrics.json` of the run; the card says so where there is none.
+        evaluations: folder of the run's evaluations; the card says so where there is none.
 
     Raises:
         FileExistsError: `out` holds something that was not exported.
@@ -92,12 +95,12 @@ def export(model: TextToFace, out: Path, metrics: Path) -> None:
     pipeline.save_pretrained(out, safe_serialization=True)
     save_text_weights(pipeline.text_encoder, out / "text_encoder")
     save_tokenizer(tokenizer, out / "tokenizer")
-    write_text(out / "README.md", model_card(model, metrics, has_encoder))
+    write_text(out / "README.md", model_card(model, evaluations, has_encoder))
     for file in out.rglob("*.safetensors"):
         let_others_read(file)
 
 
-def model_card(model: TextToFace, metrics: Path, has_encoder: bool) -> str:
+def model_card(model: TextToFace, evaluations: Path, has_encoder: bool) -> str:
     """The page that goes with an exported model: data, recipe, numbers and protocol, limits."""
     config, libraries = model.config, (torch, diffusers, transformers)
     values, is_drawn = config.to_dict(), bool(config.data.drawn_counts)
@@ -119,17 +122,16 @@ def model_card(model: TextToFace, metrics: Path, has_encoder: bool) -> str:
         scale=config.sampling.guidance_scale,
         versions=", ".join(f"{each.__name__} {each.__version__}" for each in libraries),
         recipe=json.dumps({name: values[name] for name in ("diffusion", "training")}, indent=2),
-        measured=measured(metrics, model),
+        measured=measured(evaluations, model),
         limits=DRAWN if is_drawn else REAL,
     )
 
 
-def measured(metrics: Path, model: TextToFace) -> str:
-    """The numbers of `metrics.json` with their protocol, if they are of pictures that are made as
-    the pipeline makes them.
+def measured(evaluations: Path, model: TextToFace) -> str:
+    """The leading numbers of the newest evaluation whose pictures were made as the pipeline makes
+    them, with their protocol.
     """
-    results = json.loads(metrics.read_text(encoding="utf-8")) if metrics.is_file() else {}
-    protocol, how = results.get("protocol", {}), model.settings()
+    how = model.settings()
     exported = {
         "model": model.identity,
         "decoder": model.vae.decoder_key if model.config.models.decoder else None,
@@ -137,21 +139,20 @@ def measured(metrics: Path, model: TextToFace) -> str:
         "steps": how.steps,
         "guidance_scale": how.guidance_scale,
     }
-    if any(protocol.get(name) != value for name, value in exported.items()):
-        return "Nothing: run the notebook `metrics1` with these weights and settings, export again."
-    rows = [
-        f"| {name} | {each['value']:.3f} | {each['low']:.3f} to {each['high']:.3f} | {each['n']} |"
-        for section in ("distribution", "attribute_consistency")
-        for name, each in estimates(results.get(section), section)
-    ]
-    facts = ", ".join(f"{key}: {value}" for key, value in protocol.items())
-    return "\n".join(["| number | value | 95% | n |", "|---|---|---|---|", *rows, "", facts])
+    found = sorted(evaluations.glob("[!.]*/protocol.json"), key=lambda path: path.stat().st_mtime)
+    for path in reversed(found):
+        protocol = json.loads(path.read_text(encoding="utf-8"))
+        if all(protocol.get(name) == value for name, value in exported.items()):
+            rows = json.loads((path.parent / "metrics.json").read_text(encoding="utf-8"))
+            facts = ", ".join(f"{key}: {value}" for key, value in protocol.items())
+            return "\n".join([*_table(rows), "", facts])
+    return "Nothing: run the notebook `metrics1` with these weights and settings, export again."
 
 
-def estimates(results: object, name: str) -> Iterator[tuple[str, dict[str, float]]]:
-    """The numbers that have an interval, each with its path."""
-    if isinstance(results, dict) and {"value", "low", "high", "n"} <= results.keys():
-        yield name, results
-    elif isinstance(results, dict):
-        for key, value in results.items():
-            yield from estimates(value, f"{name}, {key}")
+def _table(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    yield from ("| number | set | value | 95% | n |", "|---|---|---|---|---|")
+    for row in rows:
+        if row["question"] in LEADING:
+            value, low, high = (f"{row[name]:.3f}" for name in ("value", "low", "high"))
+            name = f"{row['question']} ({row['space']})"
+            yield f"| {name} | {row['set']} | {value} | {low} to {high} | {row['n']} |"

@@ -4,6 +4,10 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from config import UNetConfig
 
@@ -64,6 +68,39 @@ class _ResnetBlockWithoutCopy(ResnetBlock2D):
         super().train(mode)
         self.training = False
         return self
+
+
+def recompute_activations(unet: UNet2DConditionModel) -> None:
+    """Keep few activations for the backward pass, and compute the others again: less memory, about
+    a third more time. Nothing in the UNet is random, so no state of a generator is saved, which a
+    CUDA graph could not do.
+    """
+
+    def recompute(module: nn.Module, *inputs: object) -> object:
+        return checkpoint(module.__call__, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+    unet.enable_gradient_checkpointing(recompute)
+
+
+def compile_blocks(unet: UNet2DConditionModel, backend: str = "inductor") -> None:
+    """Compile residual blocks and transformers one by one.
+
+    Blocks of one shape share a compiled graph: 15 at full size, seconds of tracing where the whole
+    UNet takes half a minute; and the processes of a run can exchange gradients between blocks.
+    """
+    torch._dynamo.config.recompile_limit = 64  # graphs of one method; the default of 8 is too few
+    for module in unet.modules():
+        if isinstance(module, ResnetBlock2D | Transformer2DModel):
+            module.compile(backend=backend, fullgraph=True, dynamic=False)
+
+
+def training_operations(config: UNetConfig, tokens: int = 77) -> int:
+    """Floating-point operations of products in one forward and backward pass of one sample."""
+    shape = config.latent_channels, config.latent_size, config.latent_size
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        text = torch.empty(1, tokens, config.text_width)
+        build_unet(config)(torch.empty(1, *shape), torch.empty(1), text)
+    return 3 * counter.get_total_flops()  # the backward pass takes two products for each
 
 
 def count_parameters(model: torch.nn.Module) -> int:

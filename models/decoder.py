@@ -102,7 +102,8 @@ def whole_autoencoder(vae: VAEWrapper, name: str) -> tuple[AutoencoderKL | Autoe
             add_encoder(vae, VAEWrapper.from_pretrained(name))
         except FileNotFoundError as error:
             print(f"exported without a working encoder, for text-to-image alone: {error}")
-            whole = type(vae.autoencoder).from_config(vae.autoencoder.config)
+            with quiet():
+                whole = type(vae.autoencoder).from_config(vae.autoencoder.config)
             for parameter in whole.parameters():
                 parameter.data.fill_(torch.nan)
             whole.load_state_dict(vae.autoencoder.state_dict(), strict=False)

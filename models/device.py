@@ -9,6 +9,7 @@ import ctypes
 import functools
 import importlib.util
 import os
+import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -18,6 +19,25 @@ import torch
 from torch import nn
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+ARCHITECTURE = re.compile(r"(?P<kind>sm|compute)_(?P<number>\d+)[af]?")
+# Dense products of half-precision matrices with float32 sums, in 10^12 operations a second, by a
+# part of the card's name. From NVIDIA's data sheets.
+MATRIX_RATES = {
+    "B200": 2250,
+    "H200": 989,
+    "H100 PCIe": 756,
+    "H100": 989,
+    "A100": 312,
+    "L40S": 362,
+    "L4": 121,
+    "A10G": 70,
+    "A10": 125,
+    "RTX 5090": 210,
+    "RTX 4090": 165,
+    "RTX 3090": 71,
+    "V100": 125,
+    "T4": 65,
+}
 # From glibc's malloc.h: M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX, each with the value that keeps
 # memory and glibc's own. Only the first arena grows without bound, so threads share it.
 MALLOC_OPTIONS = {
@@ -76,15 +96,16 @@ def require_kernels(capability: tuple[int, int], architectures: list[str]) -> No
     Raises:
         RuntimeError: no kernels for it; says what to install.
     """
-    numbers = {name.rpartition("_")[2].rstrip("af"): name for name in architectures}
+    # AMD's names, such as "gfx90a", say nothing about a capability.
+    known = [found for name in architectures if (found := ARCHITECTURE.fullmatch(name))]
     major, minor = capability
     # A binary of one major version runs on later minor ones; PTX ("compute_") on all later ones.
     runs = any(
-        divmod(int(number), 10) <= capability
-        and (int(number) // 10 == major or name.startswith("compute_"))
-        for number, name in numbers.items()
+        divmod(int(found["number"]), 10) <= capability
+        and (int(found["number"]) // 10 == major or found["kind"] == "compute")
+        for found in known
     )
-    if not runs:
+    if known and not runs:
         raise RuntimeError(
             f"this torch ({torch.__version__}) has no kernels for {_gpu_name()} (sm_{major}{minor};"
             f" it has {', '.join(architectures)}). Install a build that does, such as `pip install "
@@ -194,7 +215,31 @@ def can_compile(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= (7, 0)
 
 
+def matrix_rate(device: torch.device, precision: str) -> float | None:
+    """Operations a second of the card's matrix units; None where that is not known."""
+    if device.type != "cuda" or precision not in PRECISIONS:
+        return None
+    name = torch.cuda.get_device_name(device)
+    words = re.split(r"[\s-]+", name)
+    for known, rate in MATRIX_RATES.items():
+        if all(word in words for word in known.split()):
+            return rate * 1e12
+    return None
+
+
 # --- memory ---
+
+
+def peak_memory(device: torch.device) -> float:
+    """GB that this process took at most so far: of a CUDA device, else of the computer."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device) / 1e9
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 @contextmanager

@@ -1,8 +1,8 @@
-"""A frozen network's forward pass as CUDA graphs: the host launches one graph, not 1,500 kernels.
+"""CUDA graphs: the host launches one graph in place of thousands of kernels.
 
-A sampler asks the UNet for a prediction many times with inputs of the same shapes. On a fast GPU
-the host needs longer to launch the kernels of a prediction than the GPU to run them. A graph
-launches the same kernels on the same memory, so that results stay the same.
+On a fast GPU the host needs longer to launch the kernels of a small network than the GPU to run
+them. A graph launches the same kernels on the same memory, so that results stay the same. A
+training step is recorded by `training.device_step`, a frozen network's forward pass by `Graphs`.
 LDM_GRAPHS=0 switches graphs off.
 """
 
@@ -18,13 +18,51 @@ from torch import Tensor, nn
 
 from models.device import autocast
 
-MOST_GRAPHS = 4  # kept of one network: guidance within an interval takes two
+MAX_GRAPHS = 4  # kept of one network: guidance within an interval takes two
+
+
+class Recorder:
+    """Runs and records calls on one stream of a CUDA device.
+
+    What runs before a recording has to run on the same stream: autograd returns to the stream of a
+    tensor's first use, and libraries reserve their workspaces for each.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.stream = device, torch.cuda.Stream(device)
+
+    def run(self, call: Callable[[], Tensor]) -> Tensor:
+        """The call's result; kernels of the caller's stream end before, later ones wait."""
+        callers = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(callers)
+        with torch.cuda.stream(self.stream):
+            result = call()
+        callers.wait_stream(self.stream)
+        return result
+
+    def record(self, call: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        """Record a call without executing it: a function that replays it, and where the result is.
+
+        Raises:
+            RuntimeError: the call does something that a graph cannot hold, or memory is lacking.
+        """
+        graph = torch.cuda.CUDAGraph()
+        # "thread_local": threads that make batches pin memory meanwhile.
+        capture = torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local")
+        with torch.cuda.device(self.device), capture:
+            result = call()
+        return graph.replay, result
+
+
+def wants_graphs(device: torch.device) -> bool:
+    """Whether calls on this device are recorded."""
+    return device.type == "cuda" and os.environ.get("LDM_GRAPHS") != "0"
 
 
 class _Graph(NamedTuple):
-    """A captured call, with the memory that it reads and writes."""
+    """A recorded call, with the memory that it reads and writes."""
 
-    graph: "torch.cuda.CUDAGraph"
+    replay: Callable[[], None]
     inputs: tuple[Tensor, ...]
     output: Tensor
 
@@ -51,10 +89,13 @@ class Graphs:
             if key not in self.graphs:
                 self._keep(key, None)
                 return self.forward(*inputs)
-            captured = self.graphs[key] or self._keep(key, _capture(self.forward, inputs))
+            captured = self.graphs[key]
+            if captured is None:
+                captured = _capture(self.forward, inputs)
+                self._keep(key, captured)
             for held, given in zip(captured.inputs, inputs, strict=True):
                 held.copy_(given)
-            captured.graph.replay()
+            captured.replay()
             return captured.output.clone()
 
     def _key(self, inputs: tuple[Tensor, ...]) -> tuple[object, ...]:
@@ -62,32 +103,23 @@ class Graphs:
         kinds = ((given.shape, given.dtype, given.stride(), given.device) for given in inputs)
         return (*kinds, *(weight.data_ptr() for weight in self.weights))
 
-    def _keep(self, key: tuple[object, ...], captured: _Graph | None) -> _Graph | None:
+    def _keep(self, key: tuple[object, ...], captured: _Graph | None) -> None:
         self.graphs[key] = captured
-        while len(self.graphs) > MOST_GRAPHS:
+        while len(self.graphs) > MAX_GRAPHS:
             self.graphs.popitem(last=False)
-        return captured
 
 
 def can_graph(inputs: tuple[Tensor, ...]) -> bool:
     """Whether all inputs are on a CUDA device, without gradients, and graphs are wanted."""
-    if os.environ.get("LDM_GRAPHS") == "0" or torch.is_grad_enabled():
-        return False
-    return all(given.is_cuda for given in inputs)
+    return not torch.is_grad_enabled() and all(wants_graphs(given.device) for given in inputs)
 
 
 def _capture(forward: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> _Graph:
     """Record a call; libraries have chosen their kernels in the call before it."""
-    held = tuple(given.clone() for given in inputs)
-    with torch.cuda.device(inputs[0].device):  # a stream of the current one would record nothing
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # its workspaces are reserved before the recording
-            forward(*held)
-        torch.cuda.current_stream().wait_stream(stream)
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            output = forward(*held)
-    return _Graph(graph, held, output)
+    held, recorder = tuple(given.clone() for given in inputs), Recorder(inputs[0].device)
+    recorder.run(lambda: forward(*held))
+    replay, output = recorder.record(lambda: forward(*held))
+    return _Graph(replay, held, output)
 
 
 def graphed_unet(unet: UNet2DConditionModel, precision: str) -> Graphs:

@@ -7,6 +7,7 @@ without a mask, as Stable Diffusion does, so that diffusers' pipelines see the s
 Shapes: B batch, L = tokenizer.model_max_length tokens (77), D = width (512).
 """
 
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from files import replacing, write_text
+from models.device import PRECISIONS, cast_matrices
 from models.loading import open_model, open_pretrained
 
 
@@ -55,6 +57,16 @@ class TextEncoder(nn.Module):
     def train(self, mode: bool = True) -> "TextEncoder":
         """Stay in evaluation mode even if a parent module trains: the encoder is frozen."""
         return super().train(False)
+
+    def cast(self, precision: str) -> "TextEncoder":
+        """One whose matrices are in "bf16" or "fp16", so that autocast need not cast them at every
+        call; results under autocast are the same to the bit. "no": itself.
+        """
+        if precision not in PRECISIONS:
+            return self
+        model = copy.deepcopy(self.model)
+        cast_matrices(model, precision)
+        return TextEncoder(model, self.tokenizer)
 
     def count_tokens(self, caption: str) -> int:
         """Tokens of a caption, start and end included."""

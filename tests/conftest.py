@@ -3,24 +3,30 @@
 import dataclasses
 import os
 import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's client is imported
 # Equality to the bit, which many tests state, is the CPU's; a test that needs a GPU names it.
 os.environ["LDM_DEVICE"] = "cpu"
 
+import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from diffusers import AutoencoderKL, AutoencoderTiny
 
 import config
 from config import ModelsConfig, UNetConfig
 from custom_datasets.captions import describe
 from custom_datasets.drawn_faces import write_drawn_faces
+from custom_datasets.latent_cache import LatentSource
 from models.custom_unet_celeba_ldm import build_unet
+from models.vae_wrapper import Posterior
 from pretraining.clip import ClipSettings, build_clip, train_tokenizer
 from training import checkpoints
 from training.checkpoints import Checkpoint, Fingerprint
+from training.experiment import Experiment
 from training.state import new_state
 
 KEPT_VARIABLES = ("LDM_DEVICE", "LDM_TORTURE_KILLS")
@@ -158,3 +164,43 @@ def real_faces() -> Path:
     if not (REAL_FACES / "CelebA-HQ-img").is_dir():
         pytest.skip("needs CelebA-HQ in ../shared/celeba_hq")
     return REAL_FACES
+
+
+class Latents:
+    """Posteriors of made-up faces."""
+
+    def __init__(self, count: int) -> None:
+        self.mean = torch.randn(count, 4, 8, 8, generator=torch.Generator().manual_seed(11))
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+    def fetch(self, positions: np.ndarray, flipped: np.ndarray) -> Posterior:
+        mean = self.mean[torch.from_numpy(positions)]
+        return Posterior(mean, torch.full_like(mean, 0.3))
+
+
+@pytest.fixture
+def opening(
+    tiny_config: config.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Experiment]]:
+    """Opens an experiment over made-up latents with these training settings."""
+    monkeypatch.setattr(config, "ROOT", tmp_path)
+    made: list[Experiment] = []
+
+    def make(
+        latents: LatentSource | None = None, name: str = "run", **changes: object
+    ) -> Experiment:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        changes = {"mixed_precision": "no", "tracker": None, "warmup_steps": 2} | changes
+        training = dataclasses.replace(tiny_config.training, **changes)
+        opened = Experiment(dataclasses.replace(tiny_config, training=training), tmp_path / name)
+        opened.latents = opened.faces = latents or Latents(24)
+        opened.caption = lambda position, wording: f"a man, number {position % 7}"
+        opened.text_fingerprint = opened.vae_fingerprint = opened.image_fingerprint = "frozen"
+        made.append(opened)
+        return opened
+
+    yield make
+    for opened in made:
+        opened.close()

@@ -1,11 +1,13 @@
 """The commands: one clear line for what users cause, and pictures that nothing writes over."""
 
+import contextlib
 import dataclasses
 import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 import config
 import sample
+import train
 from command_line import command, parser, path, whole
 from custom_datasets.captions import unknown_words
 from inference import opening
@@ -94,13 +97,73 @@ def test_options_are_read_as_a_user_means_them(monkeypatch: pytest.MonkeyPatch) 
         assert ended.value.code == 2
 
 
-@pytest.mark.parametrize("script", ["sample.py", "app.py", "export.py"])
+@pytest.mark.parametrize("script", ["sample.py", "app.py", "export.py", "train.py"])
 def test_a_wrong_word_is_answered_before_torch_is_imported(script: str) -> None:
     words = ["-X", "importtime", str(ROOT / script), "--preset", "dem"]
     words += ["a man"] if script == "sample.py" else []
     ended = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
     assert ended.returncode == 1 and "error: unknown preset 'dem'" in ended.stderr
     assert not any(f"| {name}\n" in ended.stderr for name in ("torch", "diffusers", "gradio"))
+
+
+# --- train.py ---
+
+
+@pytest.mark.parametrize("content", [None, "{", "{}", "[]", '{"config": 3}'])
+def test_a_config_that_train_cannot_read_is_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    content: str | None,
+) -> None:
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    monkeypatch.setattr(sys, "argv", ["train.py", f"--config={tmp_path / 'config.json'}"])
+    with pytest.raises(SystemExit) as ended:
+        train.main()
+    error = capsys.readouterr().err
+    assert ended.value.code == 1 and error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_a_config_and_a_preset_are_refused_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", "--config=a.json", "--preset=demo"])
+    with pytest.raises(SystemExit) as ended:
+        train.main()
+    assert ended.value.code == 2
+
+
+def test_every_epoch_has_its_grid_even_one_that_ends_right_after_a_resume(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Resumed(contextlib.AbstractContextManager):
+        """A run of three steps an epoch, at its fifth."""
+
+        def __init__(self, config: config.Config) -> None:
+            self.accelerator = SimpleNamespace(is_main_process=True)
+            self.state = SimpleNamespace(step=5)
+            self.batches = SimpleNamespace(steps_per_epoch=3)
+            self.folder = Path("nowhere")
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+        def open_all(self) -> None:
+            pass
+
+        def summary(self) -> str:
+            return ""
+
+    grids: list[int] = []
+    monkeypatch.setattr("training.experiment.Experiment", Resumed)
+    monkeypatch.setattr("training.loop.train", lambda experiment: None)
+    steps = [SimpleNamespace(number=n, line=lambda: "") for n in range(6, 10)]
+    monkeypatch.setattr("training.tracking.tracked", lambda *_: steps)
+    monkeypatch.setattr(
+        "inference.samples.save_samples", lambda experiment, step: grids.append(step)
+    )
+    monkeypatch.setattr(sys, "argv", ["train.py", "--preset", "smoke"])
+    train.main()
+    assert grids == [6, 9]
 
 
 # --- sample.py ---

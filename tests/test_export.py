@@ -58,13 +58,8 @@ def opened(place: Path) -> TextToFace:
 
 @pytest.fixture
 def exported(run: Path, tmp_path: Path) -> Path:
-    export(opened(run), tmp_path / "out", tmp_path / "none.json")
+    export(opened(run), tmp_path / "out", tmp_path / "none")
     return tmp_path / "out"
-
-
-def card_of(place: Path, out: Path, metrics: Path) -> str:
-    export(opened(place), out, metrics)
-    return (out / "README.md").read_text()
 
 
 def test_no_file_tells_where_the_models_lay(run: Path, exported: Path) -> None:
@@ -129,7 +124,7 @@ def test_an_export_warns_of_nothing(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            export(opened(path), tmp_path / "out", tmp_path / "none.json")
+            export(opened(path), tmp_path / "out", tmp_path / "none")
             StableDiffusionPipeline.from_pretrained(tmp_path / "out")
     finally:
         for library in libraries:
@@ -140,27 +135,30 @@ def test_an_export_warns_of_nothing(
 def test_an_export_may_be_repeated_but_overwrites_nothing_else(
     run: Path, exported: Path, tmp_path: Path
 ) -> None:
-    export(opened(run), exported, tmp_path / "none.json")
+    export(opened(run), exported, tmp_path / "none")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").touch()
     with pytest.raises(FileExistsError, match="mine"):
-        export(opened(run), tmp_path / "mine", tmp_path / "none.json")
+        export(opened(run), tmp_path / "mine", tmp_path / "none")
 
 
 def test_the_card_says_what_was_measured_of_these_weights(run: Path, tmp_path: Path) -> None:
-    without = card_of(run, tmp_path / "a", tmp_path / "none.json")
+    export(opened(run), tmp_path / "a", tmp_path / "none")
+    without = (tmp_path / "a" / "README.md").read_text()
     assert "Nothing" in without and "drawings" in without and "license: mit" in without
     assert '"snr_gamma": 5.0' in without
-    estimate = {"value": 12.3456, "low": 11.0, "high": 13.0, "n": 400}
-    results = {
-        "distribution": {"x": {"sets": {"generated": {"FD (judge)": estimate}}}},
-        "attribute_consistency": {"headline": {"generated": estimate, "shuffled": None}},
-        "protocol": protocol_of_pictures(run) | {"seeds": "0 to 399"},
-    }
-    (tmp_path / "metrics.json").write_text(json.dumps(results))
-    card = card_of(run, tmp_path / "b", tmp_path / "metrics.json")
-    assert "FD (judge) | 12.346 | 11.000 to 13.000 | 400 |" in card
-    assert "seeds: 0 to 399" in card
+    write_evaluation(tmp_path / "evaluations" / "one", protocol_of_pictures(run))
+    card = measured(tmp_path / "evaluations", opened(run))
+    assert "| FID (Inception) | generated | 12.346 | 11.000 to 13.000 | 400 |" in card
+    assert "seeds: 0 to 0" in card
+
+
+def write_evaluation(folder: Path, protocol: dict[str, Any]) -> None:
+    row = {"question": "FID", "space": "Inception", "set": "generated", "n": 400}
+    folder.mkdir(parents=True)
+    row |= {"value": 12.3456, "low": 11.0, "high": 13.0}
+    (folder / "metrics.json").write_text(json.dumps([row]))
+    (folder / "protocol.json").write_text(json.dumps(protocol))
 
 
 def protocol_of_pictures(run: Path) -> dict[str, Any]:
@@ -171,19 +169,18 @@ def protocol_of_pictures(run: Path) -> dict[str, Any]:
 
 
 def test_the_card_leaves_out_what_was_measured_of_other_pictures(run: Path, tmp_path: Path) -> None:
-    model = opened(run)
-    protocol, metrics = protocol_of_pictures(run), tmp_path / "metrics.json"
-    metrics.write_text(json.dumps({"protocol": protocol}))
-    assert "weights: EMA" in measured(metrics, model)
-    for difference in (
-        {"model": "celeba_ldm_unet_checkpoint_epoch_1.pt of another run"},
-        {"decoder": "0123456789ab"},
-        {"guidance_scale": 9.0},
-        {"steps": 3},
-        {"sampler": "ddpm"},
+    model, protocol = opened(run), protocol_of_pictures(run)
+    for number, difference in enumerate(
+        (
+            {"model": "celeba_ldm_unet_checkpoint_epoch_1.pt of another run"},
+            {"decoder": "0123456789ab"},
+            {"guidance_scale": 9.0},
+            {"steps": 3},
+            {"sampler": "ddpm"},
+        )
     ):
-        metrics.write_text(json.dumps({"protocol": protocol | difference}))
-        assert measured(metrics, model).startswith("Nothing")
+        write_evaluation(tmp_path / "evaluations" / f"{number}", protocol | difference)
+    assert measured(tmp_path / "evaluations", model).startswith("Nothing")
 
 
 @pytest.mark.parametrize(
@@ -194,7 +191,7 @@ def test_the_pipeline_keeps_the_timesteps(
 ) -> None:
     """StableDiffusionPipeline rewrites the scheduler's offset; pictures must not change by it."""
     path = with_settings(run, sampler, prediction_type)
-    export(opened(path), tmp_path / "out", tmp_path / "none.json")
+    export(opened(path), tmp_path / "out", tmp_path / "none")
     theirs = StableDiffusionPipeline.from_pretrained(tmp_path / "out").scheduler
     objective = build_objective(checkpoints.load_checkpoint(path).config.diffusion)
     ours = build_sampler(sampler, objective)

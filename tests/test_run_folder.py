@@ -151,14 +151,9 @@ def test_a_config_that_was_torn_is_written_again(tmp_path: Path, content: str) -
     assert run_folder.read_changes(tmp_path) == []
 
 
-@pytest.mark.parametrize("length", [0, 60])
-def test_a_torn_grid_of_samples_is_passed_over_and_named(
-    tmp_path: Path, length: int, capsys: pytest.CaptureFixture
-) -> None:
+def test_grids_of_samples_are_spread_over_the_run(tmp_path: Path) -> None:
     (tmp_path / "samples").mkdir()
-    for step in (8, 16):
+    for step in range(8, 80, 8):
         save_image(torch.rand(3, 16, 16), tmp_path / "samples" / f"step_{step:07d}.png")
-    torn = tmp_path / "samples" / "step_0000008.png"
-    torn.write_bytes(torn.read_bytes()[:length])
-    assert list(saved_samples(tmp_path, 4)) == [16]
-    assert f"{torn} is damaged and passed over" in capsys.readouterr().out
+    assert list(saved_samples(tmp_path, 3)) == [8, 40, 72]
+    assert saved_samples(tmp_path / "none", 3) == {}

@@ -1,6 +1,5 @@
 """The sets of an evaluation: their order, their captions, and faces through the autoencoder."""
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,6 @@ from evaluation.report import as_uint8
 from evaluation.sets import CAPTION_SEED, Mirrored, in_random_order
 from inference.picture_sets import Request
 from inference.text_to_face import TextToFace
-from training import checkpoints
 
 
 @pytest.fixture
@@ -24,7 +22,7 @@ def faces(drawn_folder: Path) -> CelebAHQ:
 
 @pytest.fixture
 def model(run: Path) -> TextToFace:
-    return TextToFace.from_checkpoint(checkpoints.require_checkpoint(run))
+    return TextToFace.from_run(run)
 
 
 def test_each_split_is_there_once_in_an_order_that_the_seed_fixes(faces: CelebAHQ) -> None:
@@ -139,10 +137,9 @@ def test_a_request_says_who_makes_the_pictures(model: TextToFace, faces: CelebAH
 
 
 def test_the_untrained_control_is_small(model: TextToFace) -> None:
-    sampling = dataclasses.replace(model.config.sampling, guide_epoch=1)
+    sampling = model.config.sampling
     request = Request(*(("a man",) * 2000, tuple(range(2000)), sampling, "epoch_1.pt", "cpu", "no"))
     control = sets.control_request(request)
-    assert "guided_by" in request.protocol() and "guided_by" not in control.protocol()
     assert len(control.prompts) == len(control.seeds) == 250
     assert control.sampling.steps == min(10, sampling.steps)
     assert control.model != request.model and control.key() != request.key()

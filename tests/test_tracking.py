@@ -1,5 +1,7 @@
 """What a tracker is told of a run."""
 
+import contextlib
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from training.step import Ledger, Measured, Step
+from training.step import Step
 from training.tracking import log_pictures, tracked, values_of
 
 BINS = (0.9, None, *(0.1,) * 8)
@@ -18,7 +20,7 @@ def steps(count: int) -> list[Step]:
 
 
 def step(number: int, loss: float, moved: bool = True) -> Step:
-    return Step(number, 0, 1e-4, Ledger(1000), 10.0, 5.0, Measured(loss, BINS, 0.3, moved))
+    return Step(number, 0, loss, BINS, 0.3, 1e-4, moved)
 
 
 def test_every_step_reaches_tensorboard(tmp_path: Path) -> None:
@@ -55,15 +57,33 @@ def test_a_run_that_is_interrupted_is_logged_so_far(tmp_path: Path) -> None:
     assert [event.step for event in events.Scalars("loss")] == [1, 2]
 
 
-def test_steps_wait_for_their_block_to_be_read(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_logs_that_are_deleted_on_the_way_cost_no_step(tmp_path: Path) -> None:
     accelerator = Accelerator(log_with="tensorboard", project_dir=tmp_path)
-    waiting = [Step(n, 0, 1e-4, Ledger(1000), 10.0, 5.0) for n in (1, 2)]
-    run = tracked([*waiting, step(3, 0.5)], accelerator, "test")
-    for number, passed in enumerate(run, start=1):
-        if number == 2:  # the third step ends the block
-            for earlier in waiting:
-                earlier.known = Measured(0.25, BINS, 0.3, True)
-        assert passed.number == number
-    events = EventAccumulator(str(tmp_path / "test"))
-    events.Reload()
-    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 0.25), (2, 0.25), (3, 0.5)]
+    passed = []
+    for step in tracked(steps(400), accelerator, "test"):
+        passed.append(step.number)
+        if step.number == 2:
+            shutil.rmtree(tmp_path)
+            for tracker in accelerator.trackers:  # as every two minutes
+                with contextlib.suppress(FileNotFoundError):
+                    tracker.writer.flush()
+        if step.number == 300:
+            log_pictures(accelerator, torch.rand(2, 3, 8, 8), step.number)
+    assert passed == list(range(1, 401))
+
+
+def test_any_trouble_of_a_tracker_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    class Broken:
+        def __init__(self) -> None:
+            self.trackers = ["one"]
+
+        def init_trackers(self, name: str, init_kwargs: dict) -> None:
+            pass
+
+        def log(self, values: dict, step: int) -> None:
+            if self.trackers:
+                raise OSError("No space left on device")
+
+    assert [step.number for step in tracked(steps(3), Broken(), "test")] == [1, 2, 3]
+    assert capsys.readouterr().out.count("No space left") == 1

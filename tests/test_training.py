@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import json
 import math
-import shutil
 import signal
 import subprocess
 import sys
@@ -30,12 +29,11 @@ from training import checkpoints, loop, run_folder
 from training import experiment as experiment_module
 from training import state as training_state
 from training.batches import Batches
-from training.caption_states import KeptCaptions
 from training.experiment import Experiment
 from training.resuming import changed_settings, check_resume
 from training.signals import stop_on_signal
 from training.state import learning_rate_at, new_state
-from training.step import TIMESTEP_BINS, Ledger, Step
+from training.step import TIMESTEP_BINS, Step, measure, measured
 
 COUNT = 26  # faces: three batches of 8 and an incomplete one
 ROOT = Path(__file__).resolve().parents[1]
@@ -102,6 +100,7 @@ def inputs(
         opened.latents = opened.faces = latents or Latents()
         opened.caption = caption
         opened.text_fingerprint, opened.vae_fingerprint = text_fingerprint, "vae"
+        opened.image_fingerprint = "images"
         if other_start:  # weights that a checkpoint must replace
             monkeypatch.setattr(experiment_module, "build_unet", other_unet)
         made.append(opened)
@@ -200,7 +199,7 @@ def test_the_decay_grows_to_its_ceiling(tiny_config: Config, count: int, weight:
     live, average = next(state.unet.parameters()), next(state.ema_unet.parameters())
     with torch.no_grad():
         live.fill_(1), average.fill_(0)
-    training_state._update_average(state, torch.ones(()), 0.99)
+    training_state.update_average(state, torch.ones(()), 0.99)
     torch.testing.assert_close(average, torch.full_like(average, weight))
     assert int(state.updates) == count + 1
 
@@ -215,7 +214,7 @@ def test_the_average_moves_alike_on_a_gpu(
         state.ema_unet.load_state_dict({k: v * 0 for k, v in state.unet.state_dict().items()})
         state.updates.fill_(3)
         monkeypatch.setattr(training_state, "_reads_for_free", lambda _, kind=kind: kind == "cpu")
-        training_state._update_average(state, torch.ones(()), 0.9999)
+        training_state.update_average(state, torch.ones(()), 0.9999)
     for one, other in zip(*(s.ema_unet.parameters() for s in states), strict=True):
         torch.testing.assert_close(one, other)
 
@@ -295,7 +294,7 @@ def test_an_epoch_shows_every_face_at_most_once(
         shares = [determinism.share_of(batch, p, processes) for p in range(processes)]
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
         faces = [
-            determinism.positions_at(step, count, batch, seed)[np.array(share, int)]
+            determinism.faces_at(step, count, batch, seed)[np.array(share, int)]
             for step in range(number * steps, (number + 1) * steps)
             for share in shares
         ]
@@ -334,55 +333,56 @@ def test_the_shares_of_processes_are_the_batch(inputs: Inputs, processes: int) -
     whole = opened.batches[4]
     shares = [
         Batches(
-            opened.latents, caption, opened.objective, opened.config.data, opened.config.training,
-            process=number, processes=processes,
+            opened.latents, caption, opened.text_encoder.tokenize, opened.objective,
+            opened.config.data, opened.config.training, number, processes,
         )[4]
         for number in range(processes)
     ]  # fmt: skip
     assert torch.equal(torch.cat([share.packed for share in shares]), whole.packed)
-    assert sum((share.captions for share in shares), ()) == whole.captions
-    assert np.concatenate([share.positions for share in shares]).tolist() == (
-        whole.positions.tolist()
-    )
+    assert np.concatenate([share.faces for share in shares]).tolist() == whole.faces.tolist()
 
 
-def test_a_batch_for_a_device_holds_the_tokens_of_its_captions(inputs: Inputs) -> None:
-    """Those of the captions that the same batch has on a CPU; each text is tokenized once."""
-    opened, asked = inputs(), []
+def test_a_batch_holds_the_tokens_of_its_captions(inputs: Inputs) -> None:
+    """Those of the wording of its epoch; each text is tokenized once."""
+    opened, asked = inputs(cfg_dropout_prob=0.3), []
+    tokenize = opened.text_encoder.tokenize
 
-    def tokenize(captions: Sequence[str]) -> torch.Tensor:
+    def counted(captions: Sequence[str]) -> torch.Tensor:
         asked.extend(captions)
-        return opened.text_encoder.tokenize(captions)
+        return tokenize(captions)
 
-    config = opened.config
-    for_device = Batches(
-        opened.latents, caption, opened.objective, config.data, config.training, tokenize
+    config, dropped = opened.config, 0
+    batches = Batches(
+        opened.latents, caption, counted, opened.objective, config.data, config.training
     )
+    seen = set()
     for step in [*range(8), *range(8)]:
-        plain, batch = opened.batches[step], for_device[step]
-        assert torch.equal(batch.tokens, opened.text_encoder.tokenize(plain.captions))
-        assert torch.equal(batch.packed[:, : plain.packed.shape[1]], plain.packed)
-        assert np.array_equal(batch.caption_rows, plain.caption_rows) and not batch.captions
-    rows = {row for step in range(8) for row in opened.batches[step].caption_rows.tolist()}
-    assert len(asked) == 1 + len(rows)  # and the empty one, for the length
+        batch = batches[step]
+        for face, tokens in zip(batch.faces, batch.tokens, strict=True):
+            empty, own = tokenize(["", caption(face, step // 3)])
+            assert torch.equal(tokens, own) or torch.equal(tokens, empty)
+            dropped += torch.equal(tokens, empty)
+            seen.add(tuple(tokens.tolist()))
+    assert 0.1 < dropped / (16 * 8) < 0.5
+    assert len(seen) <= len(asked) <= 26 * 3 + 2  # of each wording met, and the empty one twice
 
 
-def test_a_batch_is_a_function_of_its_number(inputs: Inputs) -> None:
+@pytest.mark.parametrize("threads", [1, 3, 8])
+def test_a_batch_is_a_function_of_its_number(inputs: Inputs, threads: int) -> None:
     batches = inputs().batches
     wanted = [batches[step] for step in range(5)]
-    ahead = list(batches.ahead(1, 5))
-    assert [batch.step for batch in ahead] == [1, 2, 3, 4]
-    for batch in ahead:
-        assert torch.equal(batch.packed, wanted[batch.step].packed)
-        assert batch.captions == wanted[batch.step].captions
+    ahead = list(inputs().batches.ahead(1, 5, threads))
+    assert len(ahead) == 4
+    for batch, want in zip(ahead, wanted[1:], strict=True):
+        assert torch.equal(batch.packed, want.packed) and (batch.faces == want.faces).all()
 
 
 def test_more_processes_than_samples_are_refused(inputs: Inputs) -> None:
     opened = inputs()
     with pytest.raises(ValueError, match="a batch of 8 cannot be shared among 9 processes"):
         Batches(
-            opened.latents, caption, opened.objective, opened.config.data, opened.config.training,
-            processes=9,
+            opened.latents, caption, opened.text_encoder.tokenize, opened.objective,
+            opened.config.data, opened.config.training, processes=9,
         )  # fmt: skip
 
 
@@ -416,7 +416,7 @@ def test_the_loss_reported_is_the_unweighted_mean(
     for step, call in zip(loop.train(opened), spied_losses, strict=False):
         assert step.loss == pytest.approx(call["losses"].mean().item(), rel=1e-6)
         want = by_bin(call["losses"], call["timesteps"])
-        for value, mean in zip(step.measured.loss_by_timestep, want, strict=True):
+        for value, mean in zip(step.loss_by_timestep, want, strict=True):
             assert value == (mean if mean is None else pytest.approx(mean, rel=1e-5))
     assert len(spied_losses) == 6
 
@@ -448,26 +448,6 @@ def test_the_denoiser_sees_the_captions_of_its_faces(
     for number, (positions, _) in enumerate(arguments.latents.asked):
         want = arguments.text_encoder([caption(p, number // 3) for p in positions])
         torch.testing.assert_close(spied_losses[number]["text"], want, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize(("probability", "low", "high"), [(0, 0, 0), (1, 1, 1), (0.3, 0.15, 0.45)])
-def test_dropped_captions_reach_the_text_encoder(
-    inputs: Inputs, probability: float, low: float, high: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    arguments = inputs(cfg_dropout_prob=float(probability), num_epochs=4)
-    seen: list[str] = []
-    encode = KeptCaptions.__call__
-    monkeypatch.setattr(
-        KeptCaptions,
-        "__call__",
-        lambda self, batch: seen.extend(batch.captions) or encode(self, batch),
-    )
-    finish(arguments)
-    assert len(seen) == 12 * 8
-    assert low <= np.mean([text == "" for text in seen]) <= high
-    positions = [p for batch, _ in arguments.latents.asked for p in batch]
-    for i, (text, position) in enumerate(zip(seen, positions, strict=True)):
-        assert text in ("", caption(position, i // 24))
 
 
 @pytest.mark.parametrize("flip", [True, False])
@@ -513,12 +493,10 @@ def by_bin(losses: torch.Tensor, timesteps: torch.Tensor) -> tuple[float | None,
 @settings(max_examples=50, deadline=None)
 def test_loss_by_bin(data: list[tuple[int, float]]) -> None:
     times, losses = (torch.tensor(column) for column in zip(*data, strict=True))
-    ledger = Ledger(1000)
-    ledger.note(7, losses, times, torch.tensor(0.5))
-    got = ledger.of(7)
-    assert got.loss == pytest.approx(losses.double().mean().item(), rel=1e-4, abs=1e-6)
-    assert got.gradient_norm == 0.5 and got.moved
-    for value, want in zip(got.loss_by_timestep, by_bin(losses, times), strict=True):
+    got = measured(measure(losses, times, 1000, torch.tensor(0.5)).tolist())
+    assert got["loss"] == pytest.approx(losses.double().mean().item(), rel=1e-4, abs=1e-6)
+    assert got["gradient_norm"] == 0.5 and got["moved"]
+    for value, want in zip(got["loss_by_timestep"], by_bin(losses, times), strict=True):
         assert value == (want if want is None else pytest.approx(want, rel=1e-4, abs=1e-6))
 
 
@@ -744,10 +722,10 @@ def test_batches_that_are_not_finite_are_skipped_up_to_a_bound(
             steps.extend(loop.train(arguments))
     else:
         steps = finish(arguments)
-        assert [step.skipped for step in steps] == [False, True, False, False, True, False]
+        assert [step.moved for step in steps] == [True, False, True, True, False, True]
         assert int(arguments.state.updates) == 4
         losses = [line["loss"] for line in run_folder.read_losses(folder)]
-        assert [loss is None for loss in losses] == [step.skipped for step in steps]
+        assert [loss is not None for loss in losses] == [step.moved for step in steps]
     lines = [json.loads(line) for line in (folder / "not_finite.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 5][: allowed + 1]
     assert all(len(line["faces"]) == 8 and line["learning_rate"] > 0 for line in lines)
@@ -847,21 +825,6 @@ def test_resume_without_a_checkpoint_is_a_fresh_start(inputs: Inputs) -> None:
     arguments = inputs(folder="nothing")
     assert arguments.state.step == 0
     assert not arguments.state.optimizer.state
-
-
-@pytest.mark.parametrize("setting", ["fused_attention", "compile"])
-def test_what_is_faster_trains_alike(inputs: Inputs, setting: str) -> None:
-    if setting == "compile" and shutil.which("g++") is None:
-        pytest.skip("torch.compile needs a C++ compiler on a CPU")
-    losses = []
-    for value in (False, True):
-        arguments = inputs(folder=str(value), **{setting: value})
-        losses.append([step.loss for step in loop.train(arguments)])
-        unet = arguments.state.unet
-        plain = any(type(p).__name__ == "AttnProcessor" for p in unet.attn_processors.values())
-        assert plain == (not (setting == "fused_attention" and value))
-        assert (unet._compiled_call_impl is not None) == (setting == "compile" and value)
-    np.testing.assert_allclose(*losses, rtol=1e-3)
 
 
 @pytest.mark.parametrize("size", [1e-3, 0.5, 10.0, math.inf, math.nan])

@@ -1,6 +1,7 @@
 """The loss of held-out faces: the same samples every time, and it decides which epoch is best."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,10 +20,9 @@ from models.vae_wrapper import Posterior
 from training import run_folder
 from training.checkpoints import checkpoints
 from training.experiment import Experiment
-from training.held_out import encode_held_out
 from training.loop import train
 from training.step import TIMESTEP_BINS
-from training.validation import Validation
+from training.validation import encode_held_out, validation_of
 
 Opening = Callable[..., Experiment]
 HELD_OUT = 6  # of the drawn faces
@@ -113,7 +113,15 @@ def test_a_restart_measures_the_same_samples(opening: Opening) -> None:
     list(train(first))
     line = run_folder.read_validation(first.folder)[-1]
     again = opening()
-    assert Validation(again).measure() == pytest.approx(line["loss"], rel=1e-5)
+    validate = validation_of(
+        again.held_out,
+        again.state.ema_unet,
+        again.objective,
+        again.precision,
+        again.accelerator,
+        again.folder,
+    )
+    assert validate(again.state.step, 2) == pytest.approx(line["loss"], rel=1e-5)
     assert torch.equal(first.held_out.noise, again.held_out.noise)
 
 
@@ -170,6 +178,20 @@ def test_the_best_epoch_is_decided_by_held_out_faces(opening: Opening) -> None:
             run_folder.append_lines(opened.folder / run_folder.VALIDATION, [line | {"loss": 0.0}])
     names = [path.name for path in checkpoints(opened.folder)]
     assert [name.split("_")[-1] for name in names] == ["3.pt", "1.pt"]
+
+
+def test_losses_over_another_number_of_faces_are_not_compared(opening: Opening) -> None:
+    opened = opening(num_epochs=1, lr_decay="constant", keep_last=1, keep_every_n_epochs=100)
+    list(train(opened))
+    path = opened.folder / run_folder.VALIDATION
+    (first,) = run_folder.read_validation(opened.folder)
+    few = {**first, "loss": 0.0, "losses": first["losses"][:2]}  # as with validation_faces=2
+    path.write_text(json.dumps(few) + "\n")
+    list(train(opening(num_epochs=3, lr_decay="constant", keep_last=1, keep_every_n_epochs=100)))
+    lines = run_folder.read_validation(opened.folder)
+    best = min(lines[1:], key=lambda line: line["loss"])["epoch"]
+    kept = {int(path.stem.split("_")[-1]) for path in checkpoints(opened.folder)}
+    assert kept == {best, 3}
 
 
 def test_a_copy_without_val_faces_trains_and_says_what_is_missing(

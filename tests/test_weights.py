@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import config as config_module
 from config import Config
+from inference.opening import sampling_precision
 from inference.text_to_face import TextToFace
 from training import checkpoints, run_folder, weights
 from training.checkpoints import Weights
@@ -66,14 +67,41 @@ def test_16_bits_are_the_halves(trained: Weights, tmp_path: Path) -> None:
     assert all(torch.equal(opened.ema[n], v.half().float()) for n, v in trained.ema.items())
 
 
-def test_pictures_are_nearly_those_of_the_checkpoint(shared: Path, run: Path) -> None:
+def test_pictures_are_nearly_those_of_the_checkpoint(
+    shared: Path, run: Path, autoencoder_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LDM_MODELS_DIR", str(autoencoder_folder.parent))
     pictures = TextToFace.from_run(shared).generate(PROMPTS, [1, 2])
     want = TextToFace.from_run(run).generate(PROMPTS, [1, 2])
     assert (pictures - want).abs().mean() < 0.01
     assert torch.equal(
-        TextToFace.from_checkpoint(shared / "weights.safetensors").generate(PROMPTS, [1, 2]),
+        TextToFace.from_run(shared / "weights.safetensors").generate(PROMPTS, [1, 2]),
         pictures,
     )
+
+
+@pytest.mark.parametrize(
+    ("trained", "has_bfloat16", "want"),
+    [
+        ("fp16", True, "fp16"),
+        ("no", True, "no"),
+        ("bf16", True, "bf16"),
+        ("bf16", False, "no"),
+        ("auto", True, "bf16"),
+    ],
+)
+def test_a_run_samples_in_its_own_precision_where_the_device_has_it(
+    tiny_config: Config,
+    trained: str,
+    has_bfloat16: bool,
+    want: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for module in ("inference.opening", "models.device"):
+        monkeypatch.setattr(f"{module}.has_bfloat16", lambda _: has_bfloat16)
+    training = dataclasses.replace(tiny_config.training, mixed_precision=trained)
+    config = dataclasses.replace(tiny_config, training=training)
+    assert sampling_precision(config, torch.device("cpu")) == want
 
 
 def test_no_folder_of_this_machine_is_in_the_file(trained: Weights, tmp_path: Path) -> None:
@@ -123,8 +151,8 @@ def open_run(config: Config, root: Path, start: Path | None, **changes: object) 
 def test_a_new_run_starts_from_weights_with_a_fresh_optimiser(
     tiny_config: Config, run: Path, trained: Weights, tmp_path: Path
 ) -> None:
-    for place in (run, checkpoints.newest_checkpoint(run)):
-        with open_run(tiny_config, tmp_path / place.name / "new", place) as opened:
+    for name, place in (("a", run), ("b", checkpoints.newest_checkpoint(run))):
+        with open_run(tiny_config, tmp_path / name, place) as opened:
             for part in (opened.state.unet, opened.state.ema_unet):
                 assert all(torch.equal(v, trained.ema[n]) for n, v in part.state_dict().items())
             assert opened.state.step == opened.state.updates == 0
@@ -202,11 +230,11 @@ def test_faces_that_were_exchanged_are_announced_and_recorded(
         assert len(list(train(opened.open_all()))) == 3
         before = opened.fingerprint
     again = open_run(tiny_config, tmp_path / "run", None, num_epochs=1)
-    vars(again)["fingerprint"] = dataclasses.replace(before, images="others", labels="others")
+    vars(again)["fingerprint"] = dataclasses.replace(before, images="others", captions="others")
     with again as opened:
         assert opened.state.step == 3
         (change,) = run_folder.read_changes(opened.folder)
-    assert [("images" in text, "labels" in text) for text in change["changed"]] == [
+    assert [("images" in text, "captions" in text) for text in change["changed"]] == [
         (True, False),
         (False, True),
     ]

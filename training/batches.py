@@ -1,11 +1,14 @@
-"""Batch n as a pure function of (seed, n), prepared in a thread while the previous one is computed.
+"""Batch n as a pure function of (seed, n), made in threads while earlier ones are computed.
 
 Shapes: b samples of this process, C latent channels, h x w latents, L caption tokens, N = C h w.
 """
 
+import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -13,34 +16,29 @@ from torch import Tensor
 
 from config import DataConfig, TrainingConfig
 from custom_datasets.latent_cache import LatentSource
-from diffusion.determinism import positions_at, sample_generator, share_of
+from diffusion.determinism import faces_at, sample_generator, share_of
 from diffusion.objective import Objective
-from training.caption_tokens import CaptionTokens
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What one process trains on at a step, packed into one tensor for one copy to the device.
+    """What one process trains on at a step, in one tensor, so that one copy takes it to the device.
 
-    A row of `packed` holds latents (N), noise (N), the timestep, the loss weight and, where the
-    device encodes captions itself, the caption's tokens (L). float32 holds all of them exactly.
+    A row of `packed` holds latents (N), noise (N), the timestep, the loss weight and the caption's
+    tokens (L). float32 holds all of them exactly.
     """
 
-    step: int
-    positions: np.ndarray  # (b,) of the faces
-    # (b,); empty where dropped; () where the device encodes captions itself
-    captions: tuple[str, ...]
-    # (b,) number of the caption, position * wordings + wording; the last number: the empty one
-    caption_rows: np.ndarray
-    packed: Tensor  # float32 (b, 2N + 2 + L or 0)
+    faces: np.ndarray  # (b,) among the training faces
+    packed: Tensor  # float32 (b, 2N + 2 + L)
     latent_shape: tuple[int, int, int]
 
     def __len__(self) -> int:
-        return len(self.positions)
+        return len(self.packed)
 
     @property
     def _size(self) -> int:
-        return int(np.prod(self.latent_shape))
+        channels, height, width = self.latent_shape
+        return channels * height * width
 
     @property
     def latents(self) -> Tensor:
@@ -66,7 +64,7 @@ class Batch:
 
     @property
     def tokens(self) -> Tensor:
-        """(b, L)."""
+        """(b, L); those of the empty caption where it was dropped."""
         return self.packed[:, 2 * self._size + 2 :].long()
 
     def to(self, device: torch.device) -> "Batch":
@@ -76,16 +74,7 @@ class Batch:
     def split(self, size: int) -> list["Batch"]:
         """Micro-batches of at most so many samples."""
         parts = [slice(start, start + size) for start in range(0, len(self), size)]
-        return [
-            replace(
-                self,
-                positions=self.positions[part],
-                captions=self.captions[part],
-                caption_rows=self.caption_rows[part],
-                packed=self.packed[part],
-            )
-            for part in parts
-        ]
+        return [replace(self, faces=self.faces[p], packed=self.packed[p]) for p in parts]
 
 
 def require_batch(faces: int, training: TrainingConfig, processes: int) -> None:
@@ -94,7 +83,7 @@ def require_batch(faces: int, training: TrainingConfig, processes: int) -> None:
     Raises:
         ValueError: names the setting and the remedy.
     """
-    batch = training.global_batch_size
+    batch = training.batch_size
     if batch > faces:
         raise ValueError(
             f"{faces} faces do not fill one batch of {batch}: lower training.batch_size"
@@ -111,10 +100,9 @@ class Batches:
 
     Args:
         latents: posteriors of the training faces.
-        caption: (position, wording) -> a face's caption.
-        objective: draws the timesteps; its tables are on the CPU.
-        tokenize: captions -> tokens (b, L), where the device encodes captions itself; their texts
-            are then left out of the batch.
+        caption: (face, wording) -> its caption.
+        tokenize: captions -> tokens (b, L), none of them negative.
+        objective: gives timesteps and loss weights; its tables are on the CPU.
         process, processes: the share of each batch that is made here.
         pin: put batches into memory that a GPU reads directly.
 
@@ -126,75 +114,74 @@ class Batches:
         self,
         latents: LatentSource,
         caption: Callable[[int, int], str],
+        tokenize: Callable[[Sequence[str]], Tensor],
         objective: Objective,
         data: DataConfig,
         training: TrainingConfig,
-        tokenize: Callable[[Sequence[str]], Tensor] | None = None,
         process: int = 0,
         processes: int = 1,
         pin: bool = False,
     ) -> None:
-        self.latents, self.caption, self.objective = latents, caption, objective
-        self.data, self.training, self.pin = data, training, pin
         require_batch(len(latents), training, processes)
-        batch = training.global_batch_size
-        self.places = share_of(batch, process, processes)
-        self.steps_per_epoch = len(latents) // batch
-        count = self.caption_count
-        self.tokens = CaptionTokens(self.caption_of, tokenize, count) if tokenize else None
+        self.latents, self.caption, self.tokenize = latents, caption, tokenize
+        self.objective, self.data, self.training, self.pin = objective, data, training, pin
+        self.slots = share_of(training.batch_size, process, processes)
+        self.steps_per_epoch = len(latents) // training.batch_size
+        self.empty_caption = len(latents) * data.caption_wordings  # ids count face by face
+        # Writing and tokenizing captions takes longer than the rest of a batch, so the tokens of
+        # each are kept, one more than they are; 0: not known yet.
+        length = tokenize([""]).shape[1]
+        self.kept_tokens = np.zeros((self.empty_caption + 1, length), np.int32)
+        self.tokenizing = threading.Lock()  # tokenizers refuse a second thread
 
     def __getitem__(self, step: int) -> Batch:
         """This process's share of the batch of a step (counted from 0)."""
-        positions = self.positions(step)[np.array(self.places)]
-        generators = [sample_generator(self.training.seed, step, place) for place in self.places]
+        faces = self.faces(step)[np.array(self.slots)]
+        generators = [sample_generator(self.training.seed, step, slot) for slot in self.slots]
         flip, drop, time = np.stack([generator.random(3) for generator in generators], axis=1)
-        posterior = self.latents.fetch(positions, flip < (0.5 if self.data.flip else 0.0))
+        posterior = self.latents.fetch(faces, flip < (0.5 if self.data.flip else 0.0))
         shape = tuple(posterior.mean.shape[1:])
         normal = [generator.standard_normal((2, *shape), np.float32) for generator in generators]
         normal = torch.from_numpy(np.stack(normal))  # (b, 2, C, h, w)
-        rows = self._caption_rows(positions, step, drop < self.training.cfg_dropout_prob)
-        captions = () if self.tokens else tuple(map(self.caption_of, rows.tolist()))
         timesteps = self.objective.timesteps(torch.from_numpy(time))
+        # A tenth of the captions is dropped, to train without them too (Ho & Salimans 2022).
+        wording = step // self.steps_per_epoch % self.data.caption_wordings
+        caption_ids = faces * self.data.caption_wordings + wording
+        is_dropped = drop < self.training.cfg_dropout_prob
         columns = [
             posterior.sample(normal[:, 0]).flatten(1),
             normal[:, 1].flatten(1),
             timesteps[:, None],
             self.objective.weight(timesteps)[:, None],
+            self._tokens(np.where(is_dropped, self.empty_caption, caption_ids)),
         ]
-        if self.tokens:
-            columns.append(self.tokens(rows))
         packed = torch.cat([column.float() for column in columns], dim=1)
-        return Batch(step, positions, captions, rows, self._pinned(packed), shape)
+        return Batch(faces, packed.pin_memory() if self.pin else packed, shape)
 
-    def positions(self, step: int) -> np.ndarray:
+    def faces(self, step: int) -> np.ndarray:
         """The faces of the whole batch of a step."""
-        batch = self.training.global_batch_size
-        return positions_at(step, len(self.latents), batch, self.training.seed)
+        return faces_at(step, len(self.latents), self.training.batch_size, self.training.seed)
 
-    @property
-    def caption_count(self) -> int:
-        """Captions of all faces in all wordings, and the empty one."""
-        return len(self.latents) * self.data.caption_wordings + 1
-
-    def caption_of(self, row: int) -> str:
-        """A caption by its number."""
+    def caption_of(self, caption_id: int) -> str:
+        """A caption by its id: face * wordings + wording, or `empty_caption`."""
         wordings = self.data.caption_wordings
-        return "" if row == self.caption_count - 1 else self.caption(*divmod(row, wordings))
+        is_empty = caption_id == self.empty_caption
+        return "" if is_empty else self.caption(*divmod(caption_id, wordings))
 
-    def _caption_rows(self, positions: np.ndarray, step: int, dropped: np.ndarray) -> np.ndarray:
-        """Numbers of the captions; that of the empty one where dropped (Ho & Salimans 2022)."""
-        wordings = self.data.caption_wordings
-        wording = step // self.steps_per_epoch % wordings
-        return np.where(dropped, self.caption_count - 1, positions * wordings + wording)
+    def _tokens(self, caption_ids: np.ndarray) -> Tensor:
+        with self.tokenizing:
+            unknown = np.unique(caption_ids[self.kept_tokens[caption_ids, 0] == 0])
+            if len(unknown):
+                captions = [self.caption_of(int(caption_id)) for caption_id in unknown]
+                self.kept_tokens[unknown] = self.tokenize(captions).numpy() + 1
+            return torch.from_numpy(self.kept_tokens[caption_ids] - 1)
 
-    def _pinned(self, packed: Tensor) -> Tensor:
-        return packed.pin_memory() if self.pin else packed
-
-    def ahead(self, first: int, end: int) -> Iterator[Batch]:
-        """The batches of steps first to end - 1, each made while the previous one is computed."""
-        with ThreadPoolExecutor(1, "batches") as thread:
-            coming = thread.submit(self.__getitem__, first) if first < end else None
-            for step in range(first, end):
-                batch = coming.result()
-                coming = thread.submit(self.__getitem__, step + 1) if step + 1 < end else None
+    def ahead(self, first: int, end: int, threads: int = 1) -> Iterator[Batch]:
+        """The batches of steps first to end - 1, made in threads; each has one more in hand."""
+        with ThreadPoolExecutor(threads, "batches") as pool:
+            steps = iter(range(first, end))
+            coming = deque(pool.submit(self.__getitem__, step) for step in islice(steps, threads))
+            while coming:
+                batch = coming.popleft().result()
+                coming.extend(pool.submit(self.__getitem__, step) for step in islice(steps, 1))
                 yield batch

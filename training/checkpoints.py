@@ -38,14 +38,26 @@ RETIRED: dict[str, set[str]] = {
     "models": set(),
     "unet": set(),
     "diffusion": set(),
-    "training": set(),
+    "training": {"scale_batch", "scale_rate", "fused_attention"},
     "sampling": {"guidance_interval", "guide_epoch"},
     "classifier": set(),
     "evaluation": set(),
 }
+
+
+def _scaled(training: dict[str, Any]) -> dict[str, Any]:
+    """`scale_batch` multiplied the batch, and the learning rate by the rule of `scale_rate`."""
+    factor = training.get("scale_batch", 1)
+    rates = {"none": 1.0, "sqrt": factor**0.5, "linear": float(factor)}
+    return training | {
+        "batch_size": training["batch_size"] * factor,
+        "learning_rate": training["learning_rate"] * rates[training.get("scale_rate", "sqrt")],
+    }
+
+
 # Sections whose stored values mean something else today: each function takes a section's values,
 # retired ones included, and returns them as the present code means them.
-TRANSLATED: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+TRANSLATED: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {"training": _scaled}
 
 
 class OtherVersion(ValueError):
@@ -56,13 +68,14 @@ class OtherVersion(ValueError):
 class Fingerprint:
     """What a run depends on apart from its settings; "" where it was not recorded.
 
-    Another number of faces or other frozen models end a run; other images and labels are announced.
+    A run does not resume with another number of faces or other frozen models. Other images or
+    captions are announced.
     """
 
     faces: int  # in the training set
     frozen: str  # autoencoder and text encoder, `models.loading.fingerprint`
     images: str = ""
-    labels: str = ""
+    captions: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 import platform
 import shutil
 import subprocess
+from pathlib import Path
 
 import accelerate
 import diffusers
@@ -28,13 +29,15 @@ def describe_environment(device: torch.device, precision: str = "no") -> dict[st
 
 
 def _commit() -> str:
-    """The commit of this repository, and whether its files were edited since; "" where its folder
-    is no git checkout, or only lies within another one's.
-    """
-    if shutil.which("git") is None or not (ROOT / ".git").exists():
+    """The commit of this repository, and whether its files differ; empty in a copy without git."""
+    if shutil.which("git") is None:
         return ""
-    commit = _git("rev-parse", "HEAD")
-    return f"{commit}, edited" if _git("status", "--porcelain") else commit
+    # A copy may lie inside of another repository, whose commit would tell nothing.
+    top = _git("rev-parse", "--show-toplevel")
+    if not top or Path(top) != ROOT:
+        return ""
+    is_edited = bool(_git("status", "--porcelain", "--untracked-files=no"))
+    return _git("rev-parse", "HEAD") + (" with edits" if is_edited else "")
 
 
 def _git(*words: str) -> str:

@@ -6,6 +6,7 @@ a script calls `open_all`.
 """
 
 import hashlib
+from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -37,20 +38,19 @@ from models.text_encoder import TextEncoder
 from models.vae_wrapper import VAEWrapper
 from training import run_folder
 from training.batches import Batches, require_batch
-from training.caption_states import ConditionSource, EncodedCaptions, KeptCaptions, file_name
 from training.checkpoints import Fingerprint
 from training.environment import describe_environment
-from training.held_out import HeldOut, encode_held_out
 from training.mirror import Mirror
 from training.processes import (
     build_accelerator,
     main_process_first,
-    team_of,
+    shard_of,
     together,
 )
 from training.resuming import check_resume, open_newest_together, resume, start_from
 from training.state import TrainingState, new_state
 from training.tracking import require_tracker
+from training.validation import HeldOut, encode_held_out
 
 _opened: WeakValueDictionary[Path, "Experiment"] = WeakValueDictionary()  # by this process
 
@@ -83,7 +83,7 @@ class Experiment:
         self._held = ExitStack()
         earlier = _opened.get(self.folder)
         if earlier:  # a notebook's cell that is run again
-            earlier.let_go()
+            earlier._held.close()
         _opened[self.folder] = self
         self._hold()
 
@@ -91,21 +91,6 @@ class Experiment:
         with together(self.accelerator, "opening the run folder"):
             if self.accelerator.is_main_process:
                 self._held.enter_context(run_folder.hold(self.folder))
-
-    @property
-    def launches_processes(self) -> bool:
-        """Whether a notebook launches the training: on a machine with several GPUs."""
-        is_alone = self.accelerator.num_processes == 1
-        return is_alone and self.device.type == "cuda" and torch.cuda.device_count() > 1
-
-    def let_go(self) -> None:
-        """Release the run folder, for another process to train into it."""
-        self._held.close()
-
-    def take_up(self) -> None:
-        """Lock the run folder again, and reload the state, which was trained meanwhile."""
-        self._hold()
-        vars(self).pop("state", None)
 
     def __enter__(self) -> "Experiment":
         return self
@@ -138,7 +123,6 @@ class Experiment:
             "latents",
             "held_out",
             "batches",
-            "conditions",
         ):
             getattr(self, name)
         return self
@@ -193,8 +177,14 @@ class Experiment:
     def fingerprint(self) -> Fingerprint:
         """What the run depends on apart from its settings."""
         frozen = f"{self.text_fingerprint}-{self.vae_fingerprint}"
-        labels = hashlib.sha256(self.faces.attributes.tobytes()).hexdigest()[:16]
-        return Fingerprint(len(self.faces), frozen, screening.fingerprint(self.faces), labels)
+        captions = "\n".join(self.caption(face, 0) for face in range(len(self.faces)))
+        digest = hashlib.sha256(captions.encode()).hexdigest()[:16]
+        return Fingerprint(len(self.faces), frozen, self.image_fingerprint, digest)
+
+    @cached_property
+    def image_fingerprint(self) -> str:
+        """Identifies the training images."""
+        return screening.fingerprint(self.faces)
 
     @cached_property
     def text_fingerprint(self) -> str:
@@ -261,7 +251,7 @@ class Experiment:
             data.flip,
             data.loader_workers,
             precision,
-            team_of(self.accelerator, folder),
+            shard_of(self.accelerator, folder),
         )
 
     @cached_property
@@ -284,33 +274,22 @@ class Experiment:
     @cached_property
     def batches(self) -> Batches:
         """Batch n as a function of (seed, n)."""
-        encodes = self.device.type != "cpu"
         return Batches(
             self.latents,
             self.caption,
+            self.text_encoder.tokenize,
             self.objective,
             self.config.data,
             self.config.training,
-            self.text_encoder.tokenize if encodes else None,
             self.accelerator.process_index,
             self.accelerator.num_processes,
             pin=self.device.type == "cuda",
         )
 
-    @cached_property
-    def conditions(self) -> ConditionSource:
-        """Gives the hidden states of a batch's captions."""
-        if self.device.type != "cpu":
-            return EncodedCaptions(self.text_encoder, self.precision)
-        rows = self.batches.caption_count
-        name = file_name(self.text_fingerprint, self.precision, rows)
-        path = self.config.cache_folder / "caption_states" / name
-        return KeptCaptions(self.text_encoder, self.precision, path, rows)
-
-    def caption(self, position: int, wording: int) -> str:
+    def caption(self, face: int, wording: int) -> str:
         """The caption of a training face in one of its wordings."""
-        index = int(self.faces.indices[position])
-        return describe(self.faces.attributes[position], index, wording, self.config.training.seed)
+        index = int(self.faces.indices[face])
+        return describe(self.faces.attributes[face], index, wording, self.config.training.seed)
 
     @torch.no_grad()
     def predict(self, latents: Tensor, timesteps: Tensor, captions: list[str]) -> Tensor:
@@ -327,20 +306,31 @@ class Experiment:
                 repr(self.faces),
                 f"UNet: {count_parameters(self.state.unet) / 1e6:.1f}M parameters",
                 f"run folder {self.folder}, at step {self.state.step}",
-                *self._warnings(),
+                *self._remarks(),
             ]
         )
 
-    def _warnings(self) -> list[str]:
-        """What is allowed, for a trial, but teaches little."""
+    def _remarks(self) -> Iterator[str]:
+        """What is allowed, and probably not what was meant."""
         training = self.config.training
-        steps = training.num_epochs * (len(self.faces) // training.global_batch_size)
-        if training.warmup_steps < steps:
-            return []
-        return [
-            f"training.warmup_steps ({training.warmup_steps}) are not fewer than the {steps} steps "
-            "of this run: its learning rate never reaches the peak. Lower them, or raise num_epochs"
-        ]
+        steps = training.num_epochs * (len(self.faces) // training.batch_size)
+        if self.state.step >= steps:
+            yield (
+                f"this run has finished its {training.num_epochs} epochs, and nothing is left to "
+                "train: --set name=<another name> starts another run"
+            )
+        if training.warmup_steps >= steps:
+            yield (
+                f"training.warmup_steps ({training.warmup_steps}) are not fewer than the {steps} "
+                "steps of this run: its learning rate never reaches the peak. Lower them, or raise "
+                "num_epochs"
+            )
+        cards = torch.cuda.device_count() if self.device.type == "cuda" else 1
+        if cards > 1 and self.accelerator.num_processes == 1:
+            yield (
+                f"this process trains on one of {cards} GPUs. To train on all of them, stop it and "
+                f"run: accelerate launch --multi_gpu train.py --preset {self.config.name}"
+            )
 
 
 def _require_fit(model: str, what: str, found: int, wanted: int, fix: str) -> None:

@@ -75,7 +75,7 @@ def check_resume(
     """
     refused, announced = changed_settings(checkpoint.config, config)
     before = checkpoint.fingerprint
-    for name in ("faces", "frozen", "images", "labels"):
+    for name in ("faces", "frozen", "images", "captions"):
         values = getattr(before, name), getattr(fingerprint, name)
         if values[0] != values[1] and "" not in values:
             kind = refused if name in ("faces", "frozen") else announced

@@ -4,12 +4,14 @@ import copy
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from config import TrainingConfig
+from models.device import PRECISIONS
 
 SCALER = {"init_scale": 2.0**16, "growth_interval": 2000}
 
@@ -36,6 +38,39 @@ class TrainingState:
         """The parameters of the averaged UNet, in the same order."""
         return list(self.ema_unet.parameters())
 
+    @property
+    def learning_rate(self) -> float:
+        """That of the last step."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    @learning_rate.setter
+    def learning_rate(self, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+
+    def keep_rate_on_device(self) -> None:
+        """Let a CUDA graph of the step read the rate; it would repeat a Python number for ever."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = torch.tensor(float(group["lr"]), device=self.updates.device)
+            group["capturable"] = True
+
+    def optimizer_values(self) -> dict[str, Any]:
+        """The optimiser's state for a checkpoint, the same on every device."""
+        values = self.optimizer.state_dict()
+        for group in values["param_groups"]:
+            group["lr"], group["capturable"] = float(group["lr"]), False
+        return values
+
+    def forget_step(self) -> None:
+        """Drop what a step that did not end left behind: gradients, and the scaler's notes."""
+        for weight in self.weights:
+            weight.grad = None
+        if self.scaler.is_enabled():
+            self.scaler.update(self.scaler.get_scale())
+
 
 def new_state(
     unet: UNet2DConditionModel, config: TrainingConfig, precision: str = "no"
@@ -48,7 +83,7 @@ def new_state(
     device = next(unet.parameters()).device
     ema_unet = copy.deepcopy(unet).requires_grad_(False).eval()
     optimizer = torch.optim.AdamW(
-        unet.parameters(), config.peak_learning_rate, weight_decay=config.weight_decay, fused=True
+        unet.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16", **SCALER)
     return TrainingState(unet, ema_unet, optimizer, scaler, torch.zeros((), device=device))
@@ -58,13 +93,13 @@ def learning_rate_at(step: int, total_steps: int, config: TrainingConfig) -> flo
     """Linear warm-up, then constant or a cosine to zero; depends on the step only."""
     warmup = min(1.0, (step + 1) / (config.warmup_steps + 1))
     part = min(1.0, step / total_steps) if config.lr_decay == "cosine" else 0.0
-    return config.peak_learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * part))
+    return config.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * part))
 
 
-def apply_gradients(state: TrainingState, rate: float, config: TrainingConfig) -> Tensor:
-    """One update of weights and average, all of it on the device; returns the gradient's norm, ().
+def apply_gradients(state: TrainingState, config: TrainingConfig) -> Tensor:
+    """Unscale, clip, AdamW, average, all of it on the device; returns the gradient's norm, ().
 
-    Where the norm is not finite, neither moves: AdamW's fused kernel reads the decision from the
+    Where the norm is not finite, nothing moves: AdamW's fused kernel reads the decision from the
     device, as the host would have to wait for it.
     """
     state.scaler.unscale_(state.optimizer)
@@ -73,15 +108,12 @@ def apply_gradients(state: TrainingState, rate: float, config: TrainingConfig) -
     is_finite = torch.isfinite(norm)
     if config.max_grad_norm is not None:
         clip_gradients(gradients, norm, config.max_grad_norm)
-    for group in state.optimizer.param_groups:
-        group["lr"] = rate
     state.optimizer.grad_scale = None
     state.optimizer.found_inf = 1.0 - is_finite.float()
     state.optimizer.step()
     if state.scaler.is_enabled():
         state.scaler.update()
-    _update_average(state, is_finite.float(), config.ema_decay)
-    state.step += 1
+    update_average(state, is_finite.float(), config.ema_decay)
     return norm
 
 
@@ -92,7 +124,7 @@ def clip_gradients(gradients: list[Tensor], norm: Tensor, limit: float) -> None:
     torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
 
 
-def _update_average(state: TrainingState, moved: Tensor, decay: float) -> None:
+def update_average(state: TrainingState, moved: Tensor, decay: float) -> None:
     """average += w (weights - average), w = max((1 + n)^-3/4, 1 - decay) after n updates.
 
     The decay grows with n, so that short runs are not blurred.
@@ -112,3 +144,46 @@ def _update_average(state: TrainingState, moved: Tensor, decay: float) -> None:
 def _reads_for_free(value: Tensor) -> bool:
     """Whether the host can look at a value without waiting for a device."""
     return value.device.type == "cpu"
+
+
+class HalfCopy:
+    """The UNet with its matrices in half precision, which computes in place of the live one.
+
+    autocast casts each matrix in every forward pass and each gradient in every backward pass: 932
+    kernels a micro-batch at full size. Here all matrices are cast once a step. Gradients are the
+    same to the bit: those of a micro-batch are in half precision either way, and add up in float32.
+
+    Everything but matrices and their biases is shared with the live UNet.
+    """
+
+    def __init__(self, unet: UNet2DConditionModel, precision: str) -> None:
+        names = [
+            f"{name}.{part}"
+            for name, module in unet.named_modules()
+            if isinstance(module, nn.Linear | nn.Conv2d)
+            for part, _ in module.named_parameters(recurse=False)
+        ]
+        shared = dict(unet.named_parameters())
+        self.matrices = [shared.pop(name) for name in names]
+        self.unet = copy.deepcopy(unet, {id(weight): weight for weight in shared.values()})
+        self.halves = [self.unet.get_parameter(name) for name in names]
+        for half in self.halves:
+            half.data = half.data.to(PRECISIONS[precision])
+
+    @torch.no_grad()
+    def take_weights(self) -> None:
+        """Cast the live weights, which an update changed."""
+        torch._foreach_copy_(self.halves, self.matrices)
+
+    @torch.no_grad()
+    def give_gradients(self) -> None:
+        """Add the gradients of a micro-batch to those of the live weights, in float32."""
+        gradients = [half.grad for half in self.halves]
+        if self.matrices[0].grad is None:
+            for matrix in self.matrices:
+                matrix.grad = torch.empty_like(matrix)
+            torch._foreach_copy_([matrix.grad for matrix in self.matrices], gradients)
+        else:
+            torch._foreach_add_([matrix.grad for matrix in self.matrices], gradients)
+        for half in self.halves:
+            half.grad = None

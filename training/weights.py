@@ -1,7 +1,7 @@
 """Trained weights: loaded into a UNet, shared as one small file, opened from wherever they lie.
 
 A file of weights holds the averaged weights of one checkpoint, without what only training needs:
-in half precision, or in 8 bits with a scale for each output channel, a thirtieth of the checkpoint.
+in half precision, or in 8 bits with a scale for each output channel, a sixteenth of the checkpoint.
 """
 
 import json

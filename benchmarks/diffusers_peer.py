@@ -1,0 +1,121 @@
+"""The peers: diffusers' training script and its StableDiffusionPipeline, over models like ours.
+
+Weights are random at full size, and those of `assets/` in `demo`: speed does not depend on them.
+"""
+
+from collections.abc import Callable
+from io import BytesIO
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline
+from diffusers.training_utils import EMAModel
+from PIL import Image
+from torch import nn
+from torch.nn import functional
+from torchvision import transforms
+from torchvision.io import encode_jpeg
+
+from benchmarks import full_size
+from config import Config
+from diffusion.objective import build_objective
+from diffusion.sampling import build_sampler
+from inference.text_to_face import TextToFace
+from models.custom_unet_celeba_ldm import build_unet
+from models.device import cast_matrices
+from models.text_encoder import TextEncoder
+from models.vae_wrapper import VAEWrapper
+
+PROMPT = "A portrait of an older man with eyeglasses"
+
+
+def frozen_models(config: Config) -> tuple[TextEncoder, AutoencoderKL]:
+    """Text encoder and autoencoder of a preset's shapes."""
+    if config.unet.text_width == 512:
+        return full_size.text_encoder(), full_size.autoencoder()
+    autoencoder = VAEWrapper.from_pretrained(config.models.autoencoder).autoencoder
+    return TextEncoder.from_pretrained(config.models.text_encoder), autoencoder
+
+
+def training_step(config: Config, batch: int) -> Callable[[], None]:
+    """A step of examples/text_to_image/train_text_to_image.py, as under `--use_ema` and bfloat16.
+
+    Images are read in the main process; image and caption are encoded at every step by frozen
+    models in bfloat16; the UNet trains under autocast with AdamW.
+    """
+    size = config.data.image_size
+    read = transforms.Compose(
+        [
+            transforms.Resize(size),
+            transforms.CenterCrop(size),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize([0.5], [0.5]),
+        ]
+    )
+    text_encoder, vae = frozen_models(config)
+    vae, encode_text = vae.to(torch.bfloat16), text_encoder.model.to(torch.bfloat16)
+    unet = build_unet(config.unet).to(memory_format=torch.contiguous_format).train()
+    optimizer = torch.optim.AdamW(unet.parameters(), config.training.learning_rate)
+    ema = EMAModel(unet.parameters())
+    scheduler = DDPMScheduler(beta_schedule=config.diffusion.beta_schedule)
+    files = [_image_file(4 * size) for _ in range(batch)]  # CelebA-HQ's own size, at full size
+    captions = [full_size.caption(face) for face in range(batch)]
+    ids = text_encoder.tokenizer(
+        captions, padding="max_length", max_length=text_encoder.max_tokens, return_tensors="pt"
+    ).input_ids
+
+    def step() -> None:
+        pixels = torch.stack([read(Image.open(BytesIO(file)).convert("RGB")) for file in files])
+        with torch.no_grad():
+            latents = vae.encode(pixels.to(torch.bfloat16)).latent_dist.sample()
+            latents = latents * vae.config.scaling_factor
+            states = encode_text(ids)[0]
+        noise = torch.randn_like(latents)
+        timesteps = torch.randint(1000, (batch,))
+        noisy = scheduler.add_noise(latents, noise, timesteps)
+        with torch.autocast("cpu", torch.bfloat16):
+            prediction = unet(noisy, timesteps, states, return_dict=False)[0]
+        functional.mse_loss(prediction.float(), noise.float()).backward()
+        nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.step(unet.parameters())
+
+    return step
+
+
+def _image_file(size: int) -> bytes:
+    """A JPEG file with some detail in it."""
+    image = functional.interpolate(torch.rand(1, 3, 128, 128), size=size, mode="bicubic")[0]
+    return encode_jpeg((image.clamp(0, 1) * 255).byte()).numpy().tobytes()
+
+
+def our_sampling(config: Config, sampler: str, steps: int) -> Callable[[], object]:
+    """One picture by `TextToFace`, in bfloat16."""
+    unet = build_unet(config.unet).eval().requires_grad_(False)
+    cast_matrices(unet, "bf16")
+    text_encoder, vae = frozen_models(config)
+    model = TextToFace(config, unet, text_encoder, VAEWrapper(vae), "bf16")
+    return lambda: model.generate([PROMPT], [0], steps=steps, sampler=sampler)
+
+
+def pipeline_sampling(config: Config, sampler: str, steps: int) -> Callable[[], object]:
+    """One picture by diffusers' pipeline as its users run it: all in bfloat16, in plain layout."""
+    text_encoder, vae = frozen_models(config)
+    text_encoder.tokenizer.model_max_length = text_encoder.max_tokens  # the pipeline pads to it
+    unet = build_unet(config.unet).eval()
+    peer = StableDiffusionPipeline(
+        vae=vae.to(torch.bfloat16, memory_format=torch.contiguous_format),
+        text_encoder=text_encoder.model.to(torch.bfloat16),
+        tokenizer=text_encoder.tokenizer,
+        unet=unet.to(torch.bfloat16, memory_format=torch.contiguous_format),
+        scheduler=build_sampler(sampler, build_objective(config.diffusion)),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    peer.set_progress_bar_config(disable=True)
+    size, scale = config.data.image_size, config.sampling.guidance_scale
+    return lambda: peer(
+        PROMPT, height=size, width=size, num_inference_steps=steps, guidance_scale=scale
+    )

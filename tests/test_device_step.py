@@ -1,0 +1,225 @@
+"""A step that was recorded once and is replayed without Python is the same step, to the bit."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from tape import RefusingRecorder, TapeRecorder
+
+from training import checkpoints, device_step, loop, run_folder
+from training import state as state_module
+from training.batches import Batch, Batches
+from training.device_step import PLAIN_STEPS
+from training.experiment import Experiment
+from training.loop import train
+
+STEPS = 9  # three epochs
+Opening = Callable[..., Experiment]
+BASE = {"num_epochs": 3, "lr_decay": "cosine", "learning_rate": 3e-3, "skip_not_finite": 1}
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs are wanted, and the host reads nothing of the device for free."""
+    monkeypatch.setattr(loop, "wants_graphs", lambda device: True)
+    monkeypatch.setattr(state_module, "_reads_for_free", lambda value: False)
+
+
+@pytest.fixture
+def recorders(monkeypatch: pytest.MonkeyPatch) -> list[TapeRecorder]:
+    """Those that training made; `record_with` chooses their class."""
+    made: list[TapeRecorder] = []
+    record_with(monkeypatch, TapeRecorder, made)
+    return made
+
+
+def record_with(
+    monkeypatch: pytest.MonkeyPatch, kind: type[TapeRecorder], made: list[TapeRecorder]
+) -> None:
+    def make(device: torch.device) -> TapeRecorder:
+        made.append(kind(device))
+        return made[-1]
+
+    monkeypatch.setattr(loop, "Recorder", make)
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Make the batch of a step (counted from 1) one whose loss is not finite."""
+    make = Batches.__getitem__
+
+    def poisoned(self: Batches, number: int) -> Batch:
+        batch = make(self, number)
+        if number == step - 1:
+            batch.packed[0, 0] = float("nan")
+        return batch
+
+    monkeypatch.setattr(Batches, "__getitem__", poisoned)
+
+
+def outcome(opened: Experiment) -> dict[str, Any]:
+    """Everything that training changes, and its logs."""
+    losses = run_folder.read_losses(opened.folder)
+    for line in losses:
+        line.pop("images_per_second")
+    state = opened.state
+    return {
+        "weights": state.weights,
+        "averages": state.averages,
+        "moments": [v for part in state.optimizer.state.values() for v in part.values()],
+        "counts": [state.updates, torch.tensor(state.scaler.state_dict().get("scale", 0.0))],
+        "logs": (losses, run_folder.read_lines(opened.folder / run_folder.NOT_FINITE)),
+    }
+
+
+def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert one.pop("logs") == other.pop("logs")
+    for name in one:
+        assert len(one[name]) == len(other[name]) > 0
+        assert all(torch.equal(a, b) for a, b in zip(one[name], other[name], strict=True)), name
+
+
+@pytest.mark.parametrize(
+    ("precision", "micro_batch_size", "not_finite"),
+    [
+        ("no", None, 6),
+        ("no", 3, None),
+        ("bf16", None, None),
+        ("bf16", 3, 6),
+        ("fp16", None, None),
+        ("fp16", 3, 8),
+    ],
+)
+def test_a_replayed_step_is_the_step_to_the_bit(
+    opening: Opening,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str,
+    micro_batch_size: int | None,
+    not_finite: int | None,
+) -> None:
+    """In float16 with overflows before the recording and after it."""
+    if not_finite:
+        poison(monkeypatch, not_finite)
+    found, recorders = [], []
+    for kind in (RefusingRecorder, TapeRecorder):
+        record_with(monkeypatch, kind, recorders)
+        changes = {"mixed_precision": precision, "micro_batch_size": micro_batch_size}
+        opened = opening(name=kind.__name__, **BASE, **changes)
+        opened.state.scaler._init_scale = 2.0**26
+        moved = [step.moved for step in train(opened)]
+        assert len(moved) == STEPS and moved.count(False) >= (not_finite is not None)
+        if precision == "fp16":
+            assert not moved[PLAIN_STEPS] and moved[-1]
+        found.append(outcome(opened))
+    assert [len(recorder.tapes) for recorder in recorders] == [0, 1]
+    assert recorders[1].replays == STEPS - PLAIN_STEPS
+    assert_same(*found)
+
+
+def test_a_replayed_run_is_that_of_a_device_without_graphs(
+    opening: Opening, recorders: list[TapeRecorder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose rate is a Python number, and whose host reads norms: equal but for rounding."""
+    replayed = [step.loss for step in train(opening(name="a", **BASE))]
+    monkeypatch.setattr(loop, "wants_graphs", lambda device: False)
+    monkeypatch.setattr(state_module, "_reads_for_free", lambda value: True)
+    plain = [step.loss for step in train(opening(name="b", **BASE))]
+    assert recorders[0].replays == STEPS - PLAIN_STEPS
+    assert replayed == pytest.approx(plain, rel=1e-4)
+
+
+def test_a_recording_that_fails_is_said_and_training_continues(
+    opening: Opening, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record_with(monkeypatch, RefusingRecorder, [])
+    opened = opening(**BASE, mixed_precision="fp16")
+    assert [step.number for step in train(opened)] == list(range(1, STEPS + 1))
+    assert capsys.readouterr().out.count("no CUDA graph") == 1
+
+
+def test_nothing_that_python_counts_is_in_the_recording(
+    opening: Opening, recorders: list[TapeRecorder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recorded at another step, it is the same to the last number."""
+    for plain_steps in (3, 6):
+        monkeypatch.setattr(device_step, "PLAIN_STEPS", plain_steps)
+        list(train(opening(name=str(plain_steps), **BASE, mixed_precision="fp16")))
+    early, late = (recorder.tapes[0].script() for recorder in recorders)
+    assert len(early) > 500
+    assert early == late
+
+
+@pytest.mark.parametrize("is_old", [True, False])
+def test_a_run_goes_on_between_devices_with_and_without_graphs(
+    opening: Opening,
+    recorders: list[TapeRecorder],
+    monkeypatch: pytest.MonkeyPatch,
+    is_old: bool,
+) -> None:
+    """A checkpoint holds the rate as a number, whoever wrote it."""
+    whole = opening(name="whole", **BASE)
+    list(train(whole))
+    monkeypatch.setattr(loop, "wants_graphs", lambda device: not is_old)
+    first = opening(name="parts", **BASE)
+    list(zip(range(3), train(first), strict=False))
+    first.close()
+    _, checkpoint = checkpoints.open_newest(first.folder)
+    (group,) = checkpoint.optimizer["param_groups"]
+    assert type(group["lr"]) is float and group["capturable"] is False
+    monkeypatch.setattr(loop, "wants_graphs", lambda device: is_old)
+    second = opening(name="parts", **BASE)
+    assert second.state.step == 3
+    list(train(second))
+    assert recorders[-1].replays == STEPS - 3 - PLAIN_STEPS if is_old else len(recorders) == 2
+    for one, other in zip(whole.state.weights, second.state.weights, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_a_stop_and_a_resume_change_nothing(
+    opening: Opening, recorders: list[TapeRecorder]
+) -> None:
+    whole = opening(name="whole", **BASE)
+    list(train(whole))
+    for stop in (6, STEPS):
+        parts = opening(name="parts", **BASE)
+        list(zip(range(stop - parts.state.step), train(parts), strict=False))
+        parts.close()
+    assert_same(outcome(whole), outcome(parts))
+
+
+def test_a_device_with_little_memory_records_the_micro_batches_that_fit(
+    opening: Opening, recorders: list[TapeRecorder]
+) -> None:
+    want = [step.loss for step in train(opening(name="a", **BASE))]
+    opened = opening(name="b", **BASE)
+
+    def refuse(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if len(inputs[0]) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    opened.state.unet.register_forward_pre_hook(refuse)
+    assert [step.loss for step in train(opened)] == pytest.approx(want, rel=1e-3)
+    assert recorders[-1].replays == STEPS - PLAIN_STEPS
+
+
+def test_a_batch_of_another_size_is_another_recording(
+    opening: Opening, recorders: list[TapeRecorder]
+) -> None:
+    opened = opening(**BASE)
+    step = loop.device_step(
+        opened.state,
+        opened.objective,
+        opened.text_encoder,
+        opened.config.training,
+        opened.precision,
+        opened.accelerator,
+    )
+    for number in range(6):
+        batch = opened.batches[number]
+        step(batch)
+        small = dataclasses.replace(batch, faces=batch.faces[:4], packed=batch.packed[:4])
+    assert len(recorders[0].tapes) == 1
+    for _ in range(PLAIN_STEPS + 1):
+        row = step(small)
+    assert len(recorders[0].tapes) == 2 and float(row[10:20].sum()) == 4
