@@ -48,8 +48,8 @@ class Recorder:
         """
         graph = torch.cuda.CUDAGraph()
         # "thread_local": threads that make batches pin memory meanwhile.
-        mode = {"stream": self.stream, "capture_error_mode": "thread_local"}
-        with torch.cuda.device(self.device), torch.cuda.graph(graph, **mode):
+        capture = torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local")
+        with torch.cuda.device(self.device), capture:
             result = call()
         return graph.replay, result
 
@@ -100,7 +100,10 @@ class Graphs:
             if key not in self.graphs:
                 self._keep(key, None)
                 return self.forward(*inputs)
-            captured = self.graphs[key] or self._keep(key, _capture(self.forward, inputs))
+            captured = self.graphs[key]
+            if captured is None:
+                captured = _capture(self.forward, inputs)
+                self._keep(key, captured)
             for held, given in zip(captured.inputs, inputs, strict=True):
                 held.copy_(given)
             captured.replay()
@@ -111,11 +114,10 @@ class Graphs:
         kinds = ((given.shape, given.dtype, given.stride(), given.device) for given in inputs)
         return (*kinds, *(weight.data_ptr() for weight in self.weights))
 
-    def _keep(self, key: tuple[object, ...], captured: _Graph | None) -> _Graph | None:
+    def _keep(self, key: tuple[object, ...], captured: _Graph | None) -> None:
         self.graphs[key] = captured
         while len(self.graphs) > MAX_GRAPHS:
             self.graphs.popitem(last=False)
-        return captured
 
 
 def can_graph(inputs: tuple[Tensor, ...]) -> bool:

@@ -155,7 +155,7 @@ def quiet() -> Iterator[None]:
             log.set_verbosity(level)
 
 
-def _description(name: str, place: str, revision: dict[str, str], purpose: str) -> Path:
+def _description(name: str, place: str, revision: dict[str, Any], purpose: str) -> Path:
     """The model's config.json, downloaded if necessary; the weights are in its folder."""
     if Path(place).is_dir():
         return Path(place) / "config.json"
