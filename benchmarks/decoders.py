@@ -12,14 +12,15 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision.transforms.v2.functional import to_dtype
 
 from command_line import command, config_from, parser
 from config import Config
 from custom_datasets.celeba_hq_dataset import Images
 from custom_datasets.opening import open_faces
-from evaluation.distribution import FrechetReference
-from evaluation.features import FeatureNetwork, efficientnet_lite0_features, extract_features
-from evaluation.report import as_uint8
+from evaluation.distance import Frechet
+from evaluation.features import extract
+from evaluation.networks import FeatureNetwork, efficientnet_lite0_features
 from models.decoder import open_beside
 from models.device import choose_device
 from models.vae_wrapper import VAEWrapper
@@ -42,7 +43,7 @@ def main() -> None:
     opened = {first: VAEWrapper.from_pretrained(first)}
     opened |= {name: open_beside(name, opened[first]) for name in others}
     opened = {name: vae.to(device) for name, vae in opened.items()}
-    for line in table_lines(config, opened, efficientnet_lite0_features(), device):
+    for line in table_lines(config, opened, efficientnet_lite0_features(device), device):
         print(line, flush=True)
 
 
@@ -62,14 +63,12 @@ def table_lines(
         [open_faces(config, split, size).images() for size in sizes] for split in ("val", "test")
     )
     shown, others = choose(len(held_out[0]), DRAWN), choose(len(test[0]), REFERENCE, seed=1)
-    references = [
-        FrechetReference(extract_features(network, faces[others], device=device)) for faces in test
-    ]
+    references = [Frechet(extract(network, faces[others], device)) for faces in test]
 
     def row(name: str, pictures: Sequence[Tensor]) -> str:
-        features = [extract_features(network, images, device=device) for images in pictures]
+        features = [extract(network, images, device) for images in pictures]
         pairs = zip(references, features, strict=True)
-        distances = [reference.distance(found) for reference, found in pairs]
+        distances = [reference(found) for reference, found in pairs]
         return f"| {name} | {' | '.join(f'{distance:.1f}' for distance in distances)} |"
 
     yield f"{network.name}, {len(shown)} faces against {len(others)}"
@@ -81,7 +80,7 @@ def table_lines(
         if vae.meaning != first.meaning:
             raise ValueError(f"{name} has another encoder than {next(iter(decoders))}")
         drawn = reconstructions(vae, held_out[0], shown, device)
-        yield row(name, [as_uint8(enlarge(drawn, size)) for size in sizes])
+        yield row(name, [to_dtype(enlarge(drawn, size), torch.uint8, scale=True) for size in sizes])
 
 
 def reconstructions(

@@ -23,7 +23,7 @@ from models.device import autocast, freed_memory_kept
 from models.vae_wrapper import VAEWrapper
 
 CPU = torch.device("cpu")
-IMPORTS = "import torch, training.experiment, training.loop, evaluation.report, plotting"
+IMPORTS = "import torch, training.experiment, training.loop, evaluation.session, plotting"
 
 
 def simulated_cache(folder: Path, count: int) -> dict[str, float]:

@@ -20,10 +20,9 @@ from typing import Any
 
 from command_line import command, parser, whole
 from config import ROOT, Config, get_config
-from evaluation import sections
-from evaluation.networks import JUDGE
-from evaluation.report import FLOOR, GENERATED, RECONSTRUCTED
-from evaluation.session import Evaluation, open_evaluation
+from evaluation import consistency, distance, variety
+from evaluation.opening import open_evaluation
+from evaluation.table import GENERATED, REAL, RECONSTRUCTED, Table
 from files import write_json
 from models.device import choose_device
 from training.checkpoints import newest_checkpoint
@@ -32,6 +31,7 @@ from training.loop import train
 from training.run_folder import read_losses
 
 WARM_UP, TRIAL = 10, 40  # steps
+SETS = (GENERATED, REAL, RECONSTRUCTED)
 NO_RECIPE = ("evaluation.", "sampling.", "classifier.")  # changes that no training depends on
 # Legs that differ in these stand in different tables; records of earlier versions lack the last.
 COMPARED = ("distance", "n", "picture_size")
@@ -65,16 +65,16 @@ def run_leg(preset: Config, leg: str, changes: Sequence[str], minutes: int) -> d
             if step.number % 50 == 0:
                 print(step.line(), flush=True)
     evaluation = open_evaluation(config, choose_device())
-    sections.pictures(evaluation)
-    sections.distribution(evaluation)
-    sections.attribute_consistency(evaluation)
+    for answer in (distance.answer, variety.answer, consistency.answer):
+        evaluation.ask(answer)
     record = {
         "leg": leg,
         "changes": list(changes),
         "seed": config.training.seed,
         "epochs": plan["epochs"],
         **_pace(config),
-        **_measured(evaluation),
+        "picture_size": config.picture_size,
+        **_measured(evaluation.table),
     }
     write_json(_folder(preset.name) / f"{leg}.json", record)
     return record
@@ -131,23 +131,21 @@ def _pace(config: Config) -> dict[str, float]:
     }
 
 
-def _measured(evaluation: Evaluation) -> dict[str, Any]:
-    """The distance in the first space that is not the judge's, and attribute consistency."""
-    values = evaluation.results.values
-    spaces = values.get("distribution", {})
-    space = next((name for name in spaces if name != JUDGE), JUDGE)
-    sets = spaces[space]["sets"]
-    distance = next(iter(sets[GENERATED]))
-    headline = values.get("attribute_consistency", {}).get("headline", {})
+def _measured(table: Table) -> dict[str, Any]:
+    """The pair in the first feature space, and attribute consistency, as `table.Row` has them."""
+    distance = table[0]
+    rows = {(each.question, each.space, each.set): each._asdict() for each in table}
+    own = {name: (distance.question, distance.space, name) for name in SETS}
+    shown = {name: ("balanced_accuracy", consistency.MEAN, name) for name in SETS}
     return {
-        "distance": distance,
-        "picture_size": evaluation.config.picture_size,
-        "n": spaces[space]["n"],
-        "generated": sets[GENERATED][distance],
-        "floor": sets.get(FLOOR, {}).get(distance),
-        "reconstructed": sets.get(RECONSTRUCTED, {}).get(distance),
-        "consistency": headline.get("generated"),
-        "of_ceiling": headline.get("relative"),
+        "distance": f"{distance.question} ({distance.space})",
+        "n": distance.n,
+        "generated": rows[own[GENERATED]],
+        "floor": rows.get(own[REAL]),
+        "reconstructed": rows.get(own[RECONSTRUCTED]),
+        "recall": rows[("recall", distance.space, GENERATED)],
+        "consistency": rows.get(shown[GENERATED]),
+        "of_real": rows.get(shown[REAL]),
     }
 
 
@@ -183,9 +181,9 @@ def _table(legs: Sequence[dict[str, Any]]) -> list[str]:
         f"{first['distance']} at {first.get('picture_size', 'unknown')} px, n = {first['n']}; "
         f"floor {floor}, reconstructions {decoded}",
         "",
-        "| leg | changes | seed | minutes | images/s | images | distance | consistency "
-        "| of ceiling |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| leg | changes | seed | minutes | images/s | images | distance | recall "
+        "| consistency | of real faces |",
+        "|---|---|---|---|---|---|---|---|---|---|",
         *map(_row, legs),
     ]
 
@@ -200,8 +198,9 @@ def _row(leg: dict[str, Any]) -> str:
         f"{leg['images_per_second']:.1f}",
         f"{leg['images']:,}",
         _cell(leg["generated"]),
+        _cell(leg.get("recall")),
         _cell(leg["consistency"]),
-        _cell(leg["of_ceiling"]),
+        _cell(leg.get("of_real")),
     ]
     return f"| {' | '.join(map(str, cells))} |"
 

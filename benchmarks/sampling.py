@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from torchvision.transforms.v2.functional import to_dtype
 
 from benchmarks import full_size, measure
 from benchmarks.diffusers_pipeline import pipeline
@@ -19,8 +21,9 @@ from config import Config, SamplingConfig, celeba_hq_best, get_config
 from custom_datasets.opening import open_faces
 from diffusion.objective import build_objective
 from diffusion.sampling import build_sampler
-from evaluation.features import extract_features, judge_features
-from evaluation.report import as_uint8
+from evaluation.consistency import Rates, asked_values, reliable_only
+from evaluation.features import extract
+from evaluation.networks import FeatureNetwork
 from evaluation.sets import in_random_order
 from evaluation.sweep import sweep
 from inference.text_to_face import TextToFace
@@ -93,30 +96,28 @@ def quality(config: Config, count: int) -> dict[str, dict[str, Any]]:
     """
     model = TextToFace.from_run(config.run_folder)
     classifier, judge_facts = AttributeClassifier.load(config.judge_path)
-    real = in_random_order(open_faces(config, "test", model.config.picture_size))
+    real = in_random_order(open_faces(config, None, model.config.picture_size), "test")
     captions = real.captions(count)
-    judge = judge_features(classifier)
-    stated = [caption.stated for caption in captions]
-    taken = []
-
-    def generate(settings: SamplingConfig) -> torch.Tensor:
+    judge = FeatureNetwork("judge", classifier.features)
+    asked = reliable_only(asked_values([each.stated for each in captions]), judge_facts["reliable"])
+    features, shown, taken = {}, {}, []
+    for name, settings in {"ddim 50": PEER, **FASTER}.items():
         start = time.perf_counter()
         images = draw(model, [caption.text for caption in captions], settings)
         taken.append(time.perf_counter() - start)
-        return as_uint8(images)
-
-    rows = sweep(
-        [PEER, *FASTER.values()],
-        generate,
-        lambda images: extract_features(judge, images),
-        lambda images: classifier.decide(images).numpy(),
-        extract_features(judge, real),
-        stated,
-        judge_facts["reliable"],
-    )
+        images = to_dtype(images, torch.uint8, scale=True)
+        features[name] = extract(judge, images, torch.device("cpu"))
+        shown[name] = Rates(classifier.decide(images).numpy(), asked).shown
+    reference = extract(judge, real, torch.device("cpu"))
+    table = sweep("judge", features, reference, shown, np.arange(count))
+    found = {(each.question, each.set): each for each in table}
     return {
-        name: {"distance": row.distance, "shown": row.consistency, "seconds": taken[-1]}
-        for name, row in zip(["ddim 50", *FASTER], rows, strict=True)
+        name: {
+            "distance": found["sweep_distance", name],
+            "shown": found["sweep_shown", name],
+            "seconds": seconds,
+        }
+        for name, seconds in zip(features, taken, strict=True)
     }
 
 

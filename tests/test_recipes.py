@@ -29,11 +29,13 @@ def preset(tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ),
         training=dataclasses.replace(tiny_config.training, mixed_precision="no"),
         evaluation=dataclasses.replace(
-            tiny_config.evaluation, count=60, feature_networks=("judge",), clip_judges=()
+            tiny_config.evaluation,
+            count=60,
+            feature_networks=("judge",),
+            clip_judges=(),
+            min_balanced_accuracy=0.4,
         ),
-        classifier=dataclasses.replace(
-            tiny_config.classifier, image_size=32, least_balanced_accuracy=0.4
-        ),
+        classifier=dataclasses.replace(tiny_config.classifier, image_size=32),
         sampling=dataclasses.replace(tiny_config.sampling, steps=2),
     )
     monkeypatch.setitem(config_module.PRESETS, "race", lambda: values)
@@ -92,7 +94,7 @@ def test_legs_are_listed_by_distance(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_legs_that_were_measured_otherwise_are_in_tables_of_their_own() -> None:
     estimate = {"value": 2.0, "low": 1.0, "high": 3.0}
-    leg = dict.fromkeys(("generated", "floor", "reconstructed", "consistency", "of_ceiling"))
+    leg = dict.fromkeys(("generated", "floor", "reconstructed", "consistency"))
     leg |= {"leg": "first", "changes": [], "seed": 0, "minutes": 1.0, "images_per_second": 1.0}
     leg |= {"images": 10, "distance": "FD (a)", "n": 400, "generated": estimate}
     leg["picture_size"] = 256
