@@ -78,7 +78,9 @@ mostly young and light-skinned, and the model repeats that. Do not use it to jud
 real ones, or to deceive."""
 
 
-def export(checkpoint_path: Path, out: Path, evaluations: Path, changes: Sequence[str] = ()) -> Path:
+def export(
+    checkpoint_path: Path, out: Path, evaluations: Path, changes: Sequence[str] = ()
+) -> Path:
     """Write the averaged weights of a checkpoint as a Stable Diffusion pipeline with a model card.
 
     Args:
@@ -183,9 +185,7 @@ def _table(values: dict[str, object]) -> str:
     return "\n".join(["| setting | value |", "|---|---|", *rows])
 
 
-def _measured(
-    evaluations: Path, model: str, decoder: str | None, sampling: SamplingConfig
-) -> str:
+def _measured(evaluations: Path, model: str, decoder: str | None, sampling: SamplingConfig) -> str:
     """The leading numbers of the newest evaluation whose pictures were made as the pipeline makes
     them.
     """

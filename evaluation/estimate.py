@@ -66,11 +66,11 @@ def jackknife(
 def share_interval(value: float, error: float, n: int) -> Estimate:
     """A share with Wilson's interval at the effective sample size p (1 - p) / error^2.
 
-    Korn and Graubard 1998. For that size half a cluster that succeeds and half a one that fails are
-    added, so that the interval has a width where all or none of n do. It stays in [0, 1].
+    Korn and Graubard 1998. For that size a quarter of a cluster that succeeds and one that fails
+    are added, so that the interval has a width where all or none of n do. It stays in [0, 1].
     """
-    p = (n * value + 0.5) / (n + 1)
-    variance = ((n * error) ** 2 + (p**2 + (1 - p) ** 2) / 2) / (n + 1) ** 2
+    p = (n * value + 0.25) / (n + 0.5)
+    variance = ((n * error) ** 2 + (p**2 + (1 - p) ** 2) / 4) / (n + 0.5) ** 2
     size, z = p * (1 - p) / variance, float(t.ppf((1 + LEVEL) / 2, BLOCKS - 1))
     middle = (value + z**2 / (2 * size)) / (1 + z**2 / size)
     reach = z / (1 + z**2 / size) * sqrt(value * (1 - value) / size + z**2 / (4 * size**2))

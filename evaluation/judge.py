@@ -180,19 +180,19 @@ def best_thresholds(probabilities: torch.Tensor, attributes: torch.Tensor) -> to
     The accuracy changes only at a probability that occurs. Of the gaps between two neighbours that
     reach the highest one the widest is taken, and its middle.
     """
-    padded = torch.nn.functional.pad(probabilities.double().sort(0).values, (0, 0, 1, 1))
-    padded[-1] = 1
-    thresholds = padded.diff(dim=0) / 2 + padded[:-1]  # (N + 1, 40), the middle of each gap
-    order = probabilities.argsort(0)
-    truth = attributes.gather(0, order).double()
-    missed = torch.nn.functional.pad(truth.cumsum(0), (0, 0, 1, 0))  # true ones at or below
-    rejected = torch.nn.functional.pad((1 - truth).cumsum(0), (0, 0, 1, 0))
+    ordered, order = probabilities.double().sort(0)
+    edges = torch.nn.functional.pad(ordered, (0, 0, 1, 1))
+    edges[-1] = 1
+    gaps, truth = edges.diff(dim=0), attributes.gather(0, order).double()  # (N + 1, 40), (N, 40)
+    missed, rejected = (  # true and false ones below each gap
+        torch.nn.functional.pad(side.cumsum(0), (0, 0, 1, 0)) for side in (truth, 1 - truth)
+    )
     scores = (1 - missed / missed[-1] + rejected / rejected[-1]) / 2
-    gaps = padded.diff(dim=0)
-    best = (scores >= scores.max(0).values - 1e-9) & (gaps > 0)
-    chosen = gaps.where(best, -1.0).argmax(0)
-    found = thresholds.gather(0, chosen[None])[0].float()
-    return torch.where(scores.isnan().any(0), 0.5, found)
+    possible = scores.where(gaps > 0, -1.0)  # no threshold parts equal probabilities
+    is_best = possible >= possible.nan_to_num(-1).max(0).values - 1e-9
+    chosen = gaps.where(is_best, -1.0).argmax(0)[None]
+    middles = (edges[:-1] + gaps / 2).gather(0, chosen)[0].float()
+    return torch.where(scores.isnan().any(0), 0.5, middles)
 
 
 def read_well(

@@ -40,6 +40,8 @@ def row(question: str, space: str, of: str, estimate: Estimate) -> Row:
 def as_frame(table: Iterable[Row]) -> pd.DataFrame:
     """The table for a reader: a line for each number, a column for each set."""
     rows = list(table)
+    if not rows:
+        return pd.DataFrame()
     lines: dict[tuple[str, str], dict[str, str]] = {}
     for each in rows:
         cell = f"{each.value:.3g} [{each.low:.3g}, {each.high:.3g}]"

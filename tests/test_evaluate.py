@@ -1,0 +1,366 @@
+"""evaluate.py from its first check to its table: whole, resumable, and the same for any number of
+processes.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from accelerate.state import PartialState
+from PIL import Image
+
+import config as config_module
+import evaluate
+from config import Config, ModelsConfig, UNetConfig
+from custom_datasets.celeba_files import IMAGE_FOLDER, write_attributes, write_partition
+from custom_datasets.celeba_hq_dataset import CelebAHQ
+from custom_datasets.splits import write_about
+from evaluation import comparison, judge, table
+from evaluation.session import Evaluation
+from inference.text_to_face import TextToFace
+from models.custom_unet_celeba_ldm import build_unet
+from pretraining.clip import build_image_processor
+from training import checkpoints
+from training.checkpoints import Checkpoint, Circumstances
+from training.state import new_state
+
+ROOT = Path(__file__).resolve().parents[1]
+SPLITS = {0: 60, 1: 44, 2: 48}  # train, val, test
+COUNT, SIZE = 50, 64
+# Runs evaluate.py in the root of its first argument, with the config of its second.
+SCRIPT = """
+import json, sys
+from pathlib import Path
+import config
+config.ROOT = Path(sys.argv[1])
+from config import from_dict
+values = from_dict(json.loads(Path(sys.argv[2]).read_text()), config.Config)
+config.PRESETS["test"] = lambda: values
+sys.argv = ["evaluate.py", "--preset", "test", *sys.argv[3:]]
+import evaluate
+evaluate.main()
+"""
+
+
+def write_faces(folder: Path) -> None:
+    """Blots as faces."""
+    rng = np.random.default_rng(0)
+    splits = [split for split, count in SPLITS.items() for _ in range(count)]
+    rows = {f"{i}.jpg": rng.random(40) < 0.5 for i in range(len(splits))}
+    (folder / IMAGE_FOLDER).mkdir(parents=True)
+    for name in rows:
+        blots = rng.integers(0, 256, (6, 6, 3)).astype(np.uint8)
+        picture = Image.fromarray(blots).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+        picture.save(folder / IMAGE_FOLDER / name, quality=95)
+    write_attributes(folder, rows)
+    names = [f"{i:06d}.jpg" for i in range(len(splits))]
+    write_partition(folder, range(len(splits)), names, splits)
+    write_about(folder, "chance")
+
+
+@pytest.fixture(scope="module")
+def prepared(
+    tmp_path_factory: pytest.TempPathFactory, autoencoder_folder: Path, clip_folder: Path
+) -> tuple[Path, Config]:
+    """A repository root with faces, a checkpoint of random weights, and a classifier."""
+    root = tmp_path_factory.mktemp("root")
+    write_faces(root / "data" / "faces")
+    smoke = config_module.smoke()
+    clip = str(root / "clip")
+    shutil.copytree(clip_folder, clip)
+    build_image_processor(SIZE).save_pretrained(clip)
+    values = dataclasses.replace(
+        smoke,
+        name="test",
+        data=dataclasses.replace(smoke.data, folder=str(root / "data" / "faces"), drawn_counts=()),
+        models=ModelsConfig(str(autoencoder_folder), clip),
+        unet=UNetConfig(8, 4, (32, 32), 1, 8, 32, text_at_every_layer=True),
+        training=dataclasses.replace(smoke.training, mixed_precision="no"),
+        sampling=dataclasses.replace(smoke.sampling, steps=2),
+        classifier=dataclasses.replace(smoke.classifier, image_size=32),
+        evaluation=dataclasses.replace(
+            smoke.evaluation,
+            count=COUNT,
+            feature_networks=(f"clip:{clip}", "judge"),
+            clip_judges=(clip,),
+            min_balanced_accuracy=0.4,
+            sweep_count=40,
+            sweep_scales=(1.0,),
+            sweep_steps=(1,),
+        ),
+    )
+    write_run(root, values)
+    return root, values
+
+
+def write_run(root: Path, values: Config) -> None:
+    torch.manual_seed(5)
+    state = new_state(build_unet(values.unet), values.training)
+    parts = (state.unet.state_dict(), state.ema_unet.state_dict(), state.optimizer.state_dict())
+    checkpoint = Checkpoint(values, 1, 3, Circumstances(60, ""), *parts, {}, 3)
+    folder = root / "checkpoints" / "test"
+    checkpoints.save_checkpoint(checkpoints.checkpoint_path(folder, 1, 3, True), checkpoint)
+    classifier = judge.new_judge(values.classifier, "cpu").eval()
+    faces = CelebAHQ(values.data.folder, "val", 32)
+    readings = judge.read_well(classifier, faces.all_images(), torch.from_numpy(faces.attributes))
+    facts = {"validation": [dataclasses.asdict(reading) for reading in readings]}
+    classifier.save(folder / "celeba_attribute_classifier.pt", facts)
+
+
+class Bench:
+    """Runs evaluate.py within this process, in a root of its own."""
+
+    def __init__(self, root: Path, values: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.root, self.values, self.monkeypatch = root, values, monkeypatch
+        for module in (config_module, comparison):
+            monkeypatch.setattr(module, "ROOT", root)
+        monkeypatch.setitem(config_module.PRESETS, "test", lambda: self.values)
+
+    @property
+    def output(self) -> Path:
+        return self.root / "outputs" / "test"
+
+    def plan(self, **changes: Any) -> None:
+        plan = dataclasses.replace(self.values.evaluation, **changes)
+        self.values = dataclasses.replace(self.values, evaluation=plan)
+
+    def evaluate(self, *arguments: str) -> Path:
+        """Returns the folder that was written last."""
+        PartialState._reset_state()
+        self.monkeypatch.setattr(sys, "argv", ["evaluate.py", "--preset", "test", *arguments])
+        evaluate.main()
+        PartialState._reset_state()
+        written = self.output.glob("evaluations/*/metrics.json")
+        return max(written, key=lambda path: path.stat().st_mtime_ns).parent
+
+    def forbid_pictures(self) -> None:
+        def refuse(*_: Any, **__: Any) -> None:
+            pytest.fail("a picture was made")
+
+        self.monkeypatch.setattr(TextToFace, "generate", refuse)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """As each of two processes has: other numbers of threads add in other orders."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def whole(prepared: tuple[Path, Config]) -> Path:
+    """The root after one evaluation."""
+    root, values = prepared
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        Bench(root, values, monkeypatch).evaluate()
+    return root
+
+
+@pytest.fixture
+def done(
+    whole: Path, prepared: tuple[Path, Config], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Bench:
+    """An evaluation that was run; its outputs are a copy."""
+    root = tmp_path / "root"
+    shutil.copytree(whole, root)
+    return Bench(root, prepared[1], monkeypatch)
+
+
+def protocol(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "protocol.json").read_text())
+
+
+def test_every_question_has_its_rows_in_one_flat_table(done: Bench) -> None:
+    (folder,) = (done.output / "evaluations").iterdir()
+    frame = pd.read_json(folder / "metrics.json")
+    assert list(frame.columns) == ["question", "space", "set", "n", "value", "low", "high"]
+    assert (frame.low <= frame.value).all() and (frame.value <= frame.high).all()
+    sets = frame.groupby("question")["set"].agg(set)
+    distances = {"generated", "real", "reconstructed", "control"}
+    assert sets["frechet_distance"] == distances | {"all generated"}
+    for question in ("kernel_distance", "recall", "precision", "pair_distance"):
+        assert sets[question] == distances
+    assert sets["clip_score"] == {"generated", "real", "control"}
+    assert sets["balanced_accuracy"] == distances
+    assert sets["copies"] == {"generated", "real"}
+    assert sets["sweep_recall"] == {
+        *("guidance 2.5, 2 steps", "guidance 1, 2 steps", "guidance 2.5, 1 steps")
+    }
+    assert frame[frame.question == "clip_score"].n.eq(SPLITS[2]).all()  # faces, not pictures
+    assert table.read(folder / "metrics.json") == table.read(done.output / "metrics.json")
+    assert protocol(folder)["not_measured"] == {}
+    assert {path.suffix for path in folder.iterdir()} >= {".json", ".csv", ".png"}
+
+
+def test_the_same_command_makes_nothing_anew_and_changes_no_number(done: Bench) -> None:
+    before = (done.output / "metrics.json").read_bytes()
+    done.forbid_pictures()
+    folder = done.evaluate()
+    assert (folder / "metrics.json").read_bytes() == before
+    assert len(list((done.output / "evaluations").iterdir())) == 1
+
+
+def test_other_settings_leave_the_finished_numbers_alone(done: Bench) -> None:
+    (first,) = (done.output / "evaluations").iterdir()
+    before = (first / "metrics.json").read_bytes()
+    second = done.evaluate("--set", "sampling.guidance_scale=4", "--sweep")
+    assert second != first and (first / "metrics.json").read_bytes() == before
+    assert protocol(second)["guidance_scale"] == 4
+    assert {each.question.partition("_")[0] for each in table.read(second / "metrics.json")} == {
+        "sweep"
+    }
+
+
+def test_an_interrupted_evaluation_leaves_the_old_numbers(
+    done: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {p: p.read_bytes() for p in done.output.rglob("*.json")}
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Evaluation, "decided", stop)
+    with pytest.raises(SystemExit):
+        done.evaluate()
+    assert {p: p.read_bytes() for p in done.output.rglob("*.json")} == before
+
+
+def test_what_is_missing_is_named_and_the_rest_is_measured(done: Bench) -> None:
+    (done.root / "checkpoints" / "test" / "celeba_attribute_classifier.pt").unlink()
+    done.plan(inception_weights="data/none.pth", feature_networks=("inception", "judge"))
+    folder = done.evaluate()
+    missing = protocol(folder)["not_measured"]
+    assert {"judge", "inception", "consistency", "sweep"} <= set(missing)
+    assert {each.question for each in table.read(folder / "metrics.json")} == {
+        *("clip_score", "copies", "nearest_training_face")
+    }
+
+
+def test_papers_take_more_pictures_and_another_reference(done: Bench) -> None:
+    done.plan(count=100, reference="train", clip_judges=())
+    folder = done.evaluate()
+    rows = table.read(folder / "metrics.json")
+    pairs = {(each.question, each.set): each for each in rows if each.space != "judge"}
+    # The wordings of a face are not independent, so its faces count.
+    assert pairs["frechet_distance", "all generated"].n == SPLITS[2]
+    assert pairs["recall", "generated"].n == SPLITS[1]
+    done.plan(reference="all")
+    rows = table.read(done.evaluate() / "metrics.json")
+    assert "real" not in {each.set for each in rows if each.question == "recall"}
+
+
+@pytest.mark.parametrize(
+    "change", ["unet.attention_heads=4", "training.mixed_precision=no", "classifier.num_epochs=3"]
+)
+def test_what_the_checkpoint_decides_is_not_taken_in_silence(done: Bench, change: str) -> None:
+    done.forbid_pictures()
+    with pytest.raises(SystemExit):
+        done.evaluate("--set", change)
+
+
+def test_a_runs_own_pictures_from_a_folder_give_its_numbers(done: Bench) -> None:
+    (own,) = (done.output / "evaluations").iterdir()
+    (pictures,) = (p for p in (done.output / "generated").iterdir() if len(list(p.iterdir())) == 50)
+    captions = own / "captions.csv"
+    before = captions.read_bytes()
+    done.forbid_pictures()
+    folder = done.evaluate("--pictures", str(pictures), "--captions", str(captions))
+    values = [
+        {(e.question, e.space): e.value for e in table.read(p / "metrics.json") if e.set == name}
+        for p in (own, folder)
+        for name in ("generated",)
+    ]
+    for name in ("clip_score", "balanced_accuracy", "copies"):
+        for key in (key for key in values[0] if key[0] == name):
+            assert values[1][key] == pytest.approx(values[0][key], rel=1e-4, abs=1e-6)
+    assert captions.read_bytes() == before
+    assert "sweep" in protocol(folder)["not_measured"]
+
+
+def test_folders_of_one_last_name_keep_their_own_numbers(done: Bench, tmp_path: Path) -> None:
+    done.plan(feature_networks=(), clip_judges=())
+    folders = set()
+    for parent in ("a", "b"):
+        folder = tmp_path / parent / "samples"
+        faces = sorted((done.root / "data" / "faces" / IMAGE_FOLDER).iterdir())
+        folder.mkdir(parents=True)
+        for path in faces[:45]:  # training faces: copies, all of them
+            shutil.copy(path, folder / path.name)
+        folders.add(done.evaluate("--pictures", str(folder)))
+    assert len(folders) == 2
+    for folder in folders:
+        (copied,) = (
+            each
+            for each in table.read(folder / "metrics.json")
+            if (each.question, each.set) == ("copies", "generated")
+        )
+        assert copied.value == 1
+        assert {"clip_score", "consistency"} <= set(protocol(folder)["not_measured"])
+
+
+def test_two_evaluations_are_compared_on_paired_pictures(done: Bench) -> None:
+    (first,) = (done.output / "evaluations").iterdir()
+    second = done.evaluate("--set", "sampling.guidance_scale=1")
+    found = {(e.question, e.space): e for e in comparison.compare(str(first), "test")}
+    assert {question for question, _ in found} == {
+        *("frechet_distance", "recall", "pair_distance", "clip_score", "shown")
+    }
+    values = [
+        {
+            (e.question, e.space): e.value
+            for e in table.read(p / "metrics.json")
+            if e.set == "generated"
+        }
+        for p in (first, second)
+    ]
+    for key in (key for key in found if key[0] == "clip_score"):
+        assert found[key].value == pytest.approx(values[1][key] - values[0][key], abs=1e-4)
+    with pytest.raises(ValueError, match="one evaluation"):
+        comparison.compare(str(second), "test")
+    (second / "captions.csv").write_text("file_name,text\n")
+    with pytest.raises(ValueError, match="no caption in common"):
+        comparison.compare(str(first), str(second))
+    with pytest.raises(FileNotFoundError):
+        comparison.compare("nothing", "test")
+
+
+def test_two_processes_give_the_numbers_of_one(
+    prepared: tuple[Path, Config], whole: Path, tmp_path: Path
+) -> None:
+    values = dataclasses.replace(
+        prepared[1], evaluation=dataclasses.replace(prepared[1].evaluation, sweep_steps=())
+    )
+    for name in ("checkpoints", "data", "clip"):
+        shutil.copytree(whole / name, tmp_path / name)
+    (tmp_path / "config.json").write_text(json.dumps(values.to_dict()))
+    (script := tmp_path / "evaluate_many.py").write_text(SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    places = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    finished = subprocess.run(
+        [*command, str(script), str(tmp_path), str(tmp_path / "config.json")],
+        env=os.environ | places,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert finished.returncode == 0, finished.stderr[-9000:]
+    assert finished.stdout.count("In short") == 1  # one process prints
+    found, want = (
+        {(e.question, e.space, e.set): e for e in table.read(p / "outputs/test/metrics.json")}
+        for p in (tmp_path, whole)
+    )
+    for key, each in found.items():
+        assert each[3:] == pytest.approx(want[key][3:], rel=1e-3, abs=1e-4), key
