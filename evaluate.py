@@ -48,7 +48,9 @@ def main() -> None:
     if not processes.is_main_process:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115, until the process ends
     evaluation = open_evaluation(config, device, arguments.pictures, arguments.captions)
-    asked = {"sweep": sweep.answer} if arguments.sweep else QUESTIONS
+    asked = QUESTIONS
+    if arguments.sweep:  # in a folder of its own, beside the whole evaluation
+        asked, evaluation.name = {"sweep": sweep.answer}, f"sweep-{evaluation.name}"
     for question, answer in asked.items():
         print(f"\n{question}")
         print(as_text(evaluation.ask(answer)))

@@ -203,7 +203,9 @@ def _measured(evaluations: Path, model: str, decoder: str | None, sampling: Samp
         protocol = json.loads(path.read_text(encoding="utf-8"))
         if all(protocol.get(name) == value for name, value in exported.items()):
             rows = json.loads((path.parent / "metrics.json").read_text(encoding="utf-8"))
-            return _leading(rows, {name: protocol.get(name) for name in (*exported, *SHOWN)})
+            rows = [row for row in rows if row["question"] in LEADING]
+            if rows:  # a sweep alone has none
+                return _leading(rows, {name: protocol.get(name) for name in (*exported, *SHOWN)})
     return (
         "Nothing was measured of these weights under these settings: run the notebook "
         "`metrics1`, export again."
@@ -214,10 +216,9 @@ def _leading(rows: Sequence[dict[str, Any]], protocol: dict[str, Any]) -> str:
     """Distance, recall, CLIP score and attribute consistency as a table, with the protocol."""
     lines = ["| number | set | value | 95% | n |", "|---|---|---|---|---|"]
     for row in rows:
-        if row["question"] in LEADING:
-            value, low, high = (f"{row[name]:.3f}" for name in ("value", "low", "high"))
-            name = f"{row['question']} ({row['space']})"
-            lines.append(f"| {name} | {row['set']} | {value} | {low} to {high} | {row['n']} |")
+        value, low, high = (f"{row[name]:.3f}" for name in ("value", "low", "high"))
+        name = f"{row['question']} ({row['space']})"
+        lines.append(f"| {name} | {row['set']} | {value} | {low} to {high} | {row['n']} |")
     facts = ", ".join(f"{key}: {value}" for key, value in protocol.items() if value is not None)
     return "\n".join([*lines, "", f"Protocol: {facts}."])
 

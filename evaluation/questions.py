@@ -5,8 +5,8 @@ from collections.abc import Callable
 import matplotlib.pyplot as plt
 
 from evaluation import clip_score, consistency, copies, distance, figures, sweep, variety
-from evaluation.session import Evaluation
-from evaluation.table import Table, plot
+from evaluation.session import METRICS, Evaluation
+from evaluation.table import Table, plot, write
 
 # The pair that leads; the rest explains it.
 LEADING = ("FID", "frechet_distance", "recall")
@@ -33,6 +33,9 @@ def finish(evaluation: Evaluation) -> str:
         if "sweep_recall" in asked:
             drawn["sweep"] = figures.plot_sweep(evaluation.table)
     folder = evaluation.save(drawn)
+    is_whole = any(not each.question.startswith("sweep") for each in evaluation.table)
+    if evaluation.is_main and evaluation.model and is_whole:
+        write(evaluation.folder / METRICS, evaluation.table)  # the run's newest, easily found
     for figure in drawn.values():
         plt.close(figure)
     return f"{len(evaluation.table)} numbers in {folder}"

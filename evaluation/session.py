@@ -5,6 +5,7 @@ overwrite them and an interrupted evaluation leaves none. Pictures and features 
 so the same command resumes.
 """
 
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ from evaluation.estimate import MIN_CLUSTERS, NotMeasured
 from evaluation.features import cached_features, extract, stored_at
 from evaluation.judge import Reading, reliable_attributes
 from evaluation.networks import FeatureNetwork, Networks
-from evaluation.sets import FaceImages, ImageSet, Together
+from evaluation.sets import FaceImages, FileImages, ImageSet, Together
 from evaluation.table import CONTROL, GENERATED, REAL, RECONSTRUCTED, Table
 from files import write_json
 from inference.picture_sets import Request, generate_set
@@ -61,7 +62,7 @@ class Evaluation:
     test: FaceImages
     networks: Networks
     protocol: dict[str, Any]
-    pictures: ImageSet
+    pictures: FileImages
     captions: list[Caption]  # one a picture; empty where they are not known
     described: np.ndarray | None  # (N,) the test face that each caption describes
     model: TextToFace | None = None  # None: the pictures were made elsewhere
@@ -176,7 +177,8 @@ class Evaluation:
             if self.is_main:
                 print(f"not measured: {name}: {error}")
             return []
-        self.table += found
+        answered = {each.question for each in found}  # perhaps before, by the same cell
+        self.table = [each for each in self.table if each.question not in answered] + found
         return found
 
     def save(self, figures: Mapping[str, Figure] | None = None) -> Path:
@@ -193,14 +195,15 @@ class Evaluation:
         unfinished.mkdir(parents=True)
         table.write(unfinished / METRICS, self.table)
         write_json(unfinished / PROTOCOL, self._facts())
-        names = [path.name for path in getattr(self.pictures, "paths", ())]
+        paths = [path.resolve() for path in self.pictures.paths]
+        parent = os.path.commonpath([path.parent for path in paths])
+        names = [path.relative_to(parent).as_posix() for path in paths]
         write_captions(unfinished / CAPTIONS, names, [each.text for each in self.captions])
         save_file(self.notes, unfinished / PICTURES)
         for name, figure in (figures or {}).items():
             figure.savefig(unfinished / f"{name}.png", dpi=110)
         shutil.rmtree(folder, ignore_errors=True)
         unfinished.rename(folder)
-        table.write(self.folder / METRICS, self.table)  # the newest, where it is easily found
         return folder
 
     def _facts(self) -> dict[str, Any]:

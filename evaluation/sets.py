@@ -41,6 +41,12 @@ class ImageSet(Protocol):
     def __getitem__(self, slot: int) -> Tensor: ...
 
 
+class FileImages(ImageSet, Protocol):
+    """Images that are in their own files."""
+
+    paths: tuple[Path, ...]
+
+
 @dataclass(frozen=True)
 class FaceImages(Sequence[Tensor]):
     """Real faces in a random order; see `in_random_order`."""
@@ -63,7 +69,7 @@ class FaceImages(Sequence[Tensor]):
     def captions(self, count: int) -> list[Caption]:
         """So many captions: one of each face, then another wording of each, and so on.
 
-        None where the data has no attributes.
+        Empty where the data has no attributes.
         """
         if self.faces.attributes is None:
             return []

@@ -218,6 +218,8 @@ def test_other_settings_leave_the_finished_numbers_alone(done: Bench) -> None:
     second = done.evaluate("--set", "sampling.guidance_scale=4", "--sweep")
     assert second != first and (first / "metrics.json").read_bytes() == before
     assert protocol(second)["guidance_scale"] == 4
+    assert done.evaluate("--sweep").name == f"sweep-{first.name}"
+    assert (done.output / "metrics.json").read_bytes() == before
     assert {each.question.partition("_")[0] for each in table.read(second / "metrics.json")} == {
         "sweep"
     }
