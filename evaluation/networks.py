@@ -4,7 +4,8 @@ All take uint8 RGB (N, 3, H, W) of any size, resize it themselves and answer in 
 cannot be opened is left out by name: a number in another space under its name would be wrong.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,34 +59,32 @@ class Networks:
 def open_networks(config: Config, device: torch.device) -> Networks:
     """Open all networks that the preset names, each tried on a picture."""
     found, plan = Networks(), config.evaluation
-
-    def attempt(name: str, opened: Callable[[], None]) -> None:
-        try:
-            opened()
-        except NOT_USABLE as error:
-            found.missing[name] = f"{type(error).__name__}: {error}".splitlines()[0]
-            print(f"left out: {name}: {found.missing[name]}")
-
-    def open_judge() -> None:
+    picture = torch.zeros(2, 3, 64, 64, dtype=torch.uint8, device=device)
+    with _noted(found, JUDGE):
         judge, found.judge_facts = AttributeClassifier.load(config.judge_path)
         found.judge = judge.to(device)
-
-    def open_clip_of(name: str) -> None:
-        found.clips[name] = open_clip(name, device)
-
-    def open_space(name: str) -> None:
-        network = open_network(name, found, plan.inception_weights, device)
-        with torch.inference_mode():
-            network.extract(torch.zeros(2, 3, 64, 64, dtype=torch.uint8, device=device))
-        found.spaces[network.name] = network
-
-    attempt(JUDGE, open_judge)
     for name in plan.clip_judges:
-        attempt(name, lambda name=name: open_clip_of(name))
+        with _noted(found, name):
+            found.clips[name] = open_clip(name, device)
     for name in plan.feature_networks:
-        if name != JUDGE or found.judge:
-            attempt(name, lambda name=name: open_space(name))
+        if name == JUDGE and not found.judge:
+            continue
+        with _noted(found, name):
+            network = open_network(name, found, plan.inception_weights, device)
+            with torch.no_grad():
+                network.extract(picture)
+            found.spaces[network.name] = network
     return found
+
+
+@contextmanager
+def _noted(found: Networks, name: str) -> Iterator[None]:
+    """Leave out what cannot be opened within the block, by name and with the reason."""
+    try:
+        yield
+    except NOT_USABLE as error:
+        found.missing[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+        print(f"left out: {name}: {found.missing[name]}")
 
 
 def open_network(

@@ -251,7 +251,7 @@ def test_what_is_missing_is_named_and_the_rest_is_measured(done: Bench) -> None:
 
 
 def test_papers_take_more_pictures_and_another_reference(done: Bench) -> None:
-    done.plan(count=100, reference="train", clip_judges=())
+    done.plan(count=60, reference="train", clip_judges=(), sweep_steps=(), sweep_scales=())
     folder = done.evaluate()
     rows = table.read(folder / "metrics.json")
     pairs = {(each.question, each.set): each for each in rows if each.space != "judge"}
