@@ -79,8 +79,7 @@ def compare(a: str, b: str) -> Table:
     slots = pairs(first.captions, second.captions)
     if not len(slots[0]):
         raise ValueError(f"{a} and {b} have no caption in common, so nothing can be paired")
-    texts = np.array(first.captions)[slots[0]]
-    faces = np.unique(texts, return_inverse=True)[1]
+    faces = first.numbers["face"][slots[0]].numpy()  # wordings of one are not independent
     table = _of_numbers(first, second, slots, faces) + _of_features(first, second, slots, faces)
     if not table:
         raise ValueError(f"{a} and {b} share no number: other networks, references or classifiers")

@@ -199,7 +199,8 @@ class Evaluation:
         parent = os.path.commonpath([path.parent for path in paths])
         names = [path.relative_to(parent).as_posix() for path in paths]
         write_captions(unfinished / CAPTIONS, names, [each.text for each in self.captions])
-        save_file(self.notes, unfinished / PICTURES)
+        notes = self.notes | {"face": torch.from_numpy(self.clusters)}
+        save_file(notes, unfinished / PICTURES)
         for name, figure in (figures or {}).items():
             figure.savefig(unfinished / f"{name}.png", dpi=110)
         shutil.rmtree(folder, ignore_errors=True)
