@@ -95,7 +95,7 @@ def own_pictures(config: Config, test: FaceImages, device: torch.device) -> dict
         f"models.decoder={config.models.decoder}",
         f"data.picture_size={config.data.picture_size}",
     )
-    model = TextToFace.from_checkpoint(checkpoint, device, changes=drawn_by)
+    model = TextToFace.from_run(checkpoint, device, changes=drawn_by)
     model.config = replace(model.config, sampling=config.sampling)
     count, how = config.evaluation.count, config.sampling
     captions = test.captions(count)

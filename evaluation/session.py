@@ -195,9 +195,9 @@ class Evaluation:
         unfinished.mkdir(parents=True)
         table.write(unfinished / METRICS, self.table)
         write_json(unfinished / PROTOCOL, self._facts())
-        paths = [path.resolve() for path in self.pictures.paths]
-        parent = os.path.commonpath([path.parent for path in paths])
-        names = [path.relative_to(parent).as_posix() for path in paths]
+        names = [
+            path.resolve().relative_to(self._parent).as_posix() for path in self.pictures.paths
+        ]
         write_captions(unfinished / CAPTIONS, names, [each.text for each in self.captions])
         notes = self.notes | {"face": torch.from_numpy(self.clusters)}
         save_file(notes, unfinished / PICTURES)
@@ -207,6 +207,11 @@ class Evaluation:
         unfinished.rename(folder)
         return folder
 
+    @property
+    def _parent(self) -> str:
+        """The folder that holds all pictures."""
+        return os.path.commonpath([path.resolve().parent for path in self.pictures.paths])
+
     def _facts(self) -> dict[str, Any]:
         """The protocol, what could not be measured, and where features are kept."""
         kept = self.folder / "features"
@@ -215,4 +220,6 @@ class Evaluation:
             for space, network in self.networks.spaces.items()
         }
         missing = self.networks.missing | self.not_measured
-        return self.protocol | {"not_measured": missing, "features": features}
+        pictures = Path(os.path.relpath(self._parent, self.folder)).as_posix()
+        found = {"pictures": pictures, "not_measured": missing, "features": features}
+        return self.protocol | found

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.decoders import table_lines
 from config import Config
-from evaluation.features import FeatureNetwork
+from evaluation.networks import FeatureNetwork
 from models.vae_wrapper import VAEWrapper
 
 CPU = torch.device("cpu")
@@ -21,7 +21,7 @@ def colours(images: Tensor) -> Tensor:
     return torch.nn.functional.adaptive_avg_pool2d(images.float() / 255, 4).flatten(1)
 
 
-NETWORK = FeatureNetwork("colours", 4, colours)
+NETWORK = FeatureNetwork("colours", colours)
 
 
 @pytest.fixture

@@ -274,7 +274,7 @@ def test_what_the_checkpoint_decides_is_not_taken_in_silence(done: Bench, change
 
 def test_a_runs_own_pictures_from_a_folder_give_its_numbers(done: Bench) -> None:
     (own,) = (done.output / "evaluations").iterdir()
-    (pictures,) = (p for p in (done.output / "generated").iterdir() if len(list(p.iterdir())) == 50)
+    pictures = done.output / protocol(own)["pictures"]
     captions = own / "captions.csv"
     before = captions.read_bytes()
     done.forbid_pictures()
