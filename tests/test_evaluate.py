@@ -296,10 +296,10 @@ def test_folders_of_one_last_name_keep_their_own_numbers(done: Bench, tmp_path: 
     folders = set()
     for parent in ("a", "b"):
         folder = tmp_path / parent / "samples"
-        faces = sorted((done.root / "data" / "faces" / IMAGE_FOLDER).iterdir())
+        faces = Path(done.values.data.folder) / IMAGE_FOLDER
         folder.mkdir(parents=True)
-        for path in faces[:45]:  # training faces: copies, all of them
-            shutil.copy(path, folder / path.name)
+        for number in range(45):  # training faces: copies, all of them
+            shutil.copy(faces / f"{number}.jpg", folder / f"{number}.jpg")
         folders.add(done.evaluate("--pictures", str(folder)))
     assert len(folders) == 2
     for folder in folders:
