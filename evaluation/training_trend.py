@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.estimate import Estimate, mean_interval
+from evaluation.estimate import MIN_CLUSTERS, Estimate, jackknife
 
 RECENT = 0.25  # of the epochs
 
@@ -39,16 +39,18 @@ class Trend:
 
 
 def recent_trend(lines: Sequence[Mapping[str, Any]]) -> Trend | None:
-    """The trend in the lines of `validation.jsonl`; None with fewer than two comparable epochs.
+    """The trend in the lines of `validation.jsonl`; None with fewer than two comparable epochs or
+    40 faces.
 
     A learning rate that falls to zero ends every curve, so the advice holds for the plan it was
     measured under: a longer plan of `lr_decay = "cosine"` may still gain.
     """
     lines = [line for line in lines if len(line["losses"]) == len(lines[-1]["losses"])]
-    if len(lines) < 2:
+    if len(lines) < 2 or len(lines[-1]["losses"]) < MIN_CLUSTERS:
         return None
     first, last = lines[int((1 - RECENT) * (len(lines) - 1))], lines[-1]
     before, after = np.array(first["losses"]), np.array(last["losses"])
-    change = mean_interval((after - before) / before.mean())
+    changes = (after - before) / before.mean()
+    (change,) = jackknife(lambda rows: changes[rows].mean(), np.arange(len(changes)))
     best = min(lines, key=lambda line: line["loss"])
     return Trend(first["epoch"], last["epoch"], best["epoch"], change)
