@@ -16,9 +16,9 @@ from command_line import command
 from config import ROOT
 
 BATCH = 32
-OURS, PEER = "ours", "diffusers"
+PEER = "benchmarks.diffusers_peer"
 SETTINGS = {"DDIM, 50 steps": ("ddim", 50), "DPM-Solver++, 20 steps": ("dpm++", 20)}
-PRESETS = {"demo": 32, "laptop": 32, "celeba_hq": 32}  # for --against, with their batches
+PRESETS = {"demo": 32, "laptop": 32, "celeba_hq": 8}  # for --against, with their batches
 
 
 @command
@@ -41,14 +41,13 @@ def main() -> None:
 def beside_diffusers(preset: str, minutes: float, threads: int | None) -> list[dict[str, Any]]:
     """Rows for training and for each sampler's setting; training takes half of the time."""
     print(f"about {minutes:.3g} minutes: a training step of {BATCH} and a picture of {preset}")
-    jobs = {
-        OURS: ("training_step", preset, BATCH),
-        PEER: ("peer_training_step", preset, BATCH),
-    }
-    rows = _compared(f"training step, batch {BATCH}", jobs, minutes / 2, threads)
+    ours, peer = ("training_step", preset, BATCH), (f"{PEER}:training_step", preset, BATCH)
+    jobs = {"ours": (ours, ROOT), "diffusers": (peer, ROOT)}
+    rows = [compared(f"training step, batch {BATCH}", jobs, minutes / 2, threads)]
     for what, setting in SETTINGS.items():
-        jobs = {OURS: ("sampling", preset, *setting), PEER: ("peer_sampling", preset, *setting)}
-        rows += _compared(f"picture, {what}", jobs, minutes / 2 / len(SETTINGS), threads)
+        names = {"ours": "our_sampling", "diffusers": "pipeline_sampling"}
+        jobs = {who: ((f"{PEER}:{job}", preset, *setting), ROOT) for who, job in names.items()}
+        rows.append(compared(f"picture, {what}", jobs, minutes / 2 / len(SETTINGS), threads))
     return rows
 
 
@@ -57,32 +56,28 @@ def against(checkout: Path, minutes: float, threads: int | None) -> list[dict[st
     print(f"about {minutes:.3g} minutes: training steps of {', '.join(PRESETS)}, beside {checkout}")
     rows = []
     for preset, batch in PRESETS.items():
-        jobs = {name: ("training_step", preset, batch) for name in ("this", "other")}
+        job = ("training_step", preset, batch)
+        jobs = {"this": (job, ROOT), "other": (job, checkout)}
         what = f"training step of {preset}, batch {batch}"
-        folders = {"other": checkout}
-        rows += _compared(what, jobs, minutes / len(PRESETS), threads, folders)
+        rows.append(compared(what, jobs, minutes / len(PRESETS), threads))
     return rows
 
 
-def _compared(
+def compared(
     what: str,
-    jobs: dict[str, tuple[object, ...]],
+    jobs: dict[str, tuple[tuple[object, ...], Path]],
     minutes: float,
     threads: int | None,
-    checkouts: dict[str, Path] | None = None,
-) -> list[dict[str, Any]]:
-    """One row: seconds of both, and how many times longer the second takes."""
+) -> dict[str, Any]:
+    """Seconds of two jobs, each of a checkout, and how many times longer the second takes."""
     with ExitStack() as stack:
         workers = {
-            name: stack.enter_context(
-                timing.Worker(*job, checkout=(checkouts or {}).get(name, ROOT), threads=threads)
-            )
-            for name, job in jobs.items()
+            name: stack.enter_context(timing.Worker(*job, checkout=checkout, threads=threads))
+            for name, (job, checkout) in jobs.items()
         }
         times = timing.alternate(workers, minutes, what)
-    first, second = times.values()
-    kinds = {kind: timing.ratio(first, second, kind) for kind in ("clock", "processor")}
-    return [{"what": what, "threads": threads, "seconds": times, "times_longer": kinds}]
+    kinds = {kind: timing.ratio(*times.values(), kind) for kind in ("clock", "processor")}
+    return {"what": what, "threads": threads, "seconds": times, "times_longer": kinds}
 
 
 def write(name: str, rows: list[dict[str, Any]]) -> None:

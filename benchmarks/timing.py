@@ -34,10 +34,16 @@ class Worker:
     Args:
         checkout: the copy of this repository whose code the job measures.
         threads: of its computations; None: PyTorch's own choice.
+        device: on which it computes.
     """
 
     def __init__(
-        self, job: str, *arguments: object, checkout: Path = ROOT, threads: int | None = None
+        self,
+        job: str,
+        *arguments: object,
+        checkout: Path = ROOT,
+        threads: int | None = None,
+        device: str = "cpu",
     ) -> None:
         count = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
         self.messages = tempfile.TemporaryFile("w+")  # noqa: SIM115, closed with the worker
@@ -45,7 +51,7 @@ class Worker:
             # As text: run as a file it would import its own checkout.
             [sys.executable, "-c", WORKER.read_text(), job, *map(str, arguments)],
             cwd=checkout,
-            env=os.environ | {"LDM_DEVICE": "cpu"} | count,
+            env=os.environ | {"LDM_DEVICE": device} | count,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.messages,
