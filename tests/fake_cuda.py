@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 ROOT = Path(__file__).resolve().parents[1]
 CUDA = torch.device("cuda", 0)
+CASTS = ("aten::copy_", "aten::_foreach_copy_")
 Place = tuple[str, str]  # file and function of the repository
 
 
@@ -30,7 +31,8 @@ class FakeCuda(TorchDispatchMode):
     Two kinds of wait are noted: reads, from the device to the host, and copies to the device, for
     which CUDA finishes everything before them in the queue, unless they are `non_blocking` and from
     pinned memory. Whatever reads in a way that fake tensors cannot answer (`nonzero`, `equal`) is
-    an error.
+    an error. Scalars on the CPU, which may meet tensors of a device, are noted, as a graph would
+    keep their value; and so are casts.
     """
 
     def __init__(self) -> None:
@@ -38,6 +40,8 @@ class FakeCuda(TorchDispatchMode):
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.reads: list[Place] = []
         self.copies: list[Place] = []
+        self.scalars: list[Place] = []
+        self.casts = 0  # operators that change the type of a tensor, or of a list of them
         self.pinned: set[int] = set()  # where pinned memory lies
         # What the host reads, for a number of values.
         self.answer: Callable[[int], list[float]] = lambda count: [1.0] * count
@@ -54,7 +58,8 @@ class FakeCuda(TorchDispatchMode):
         self, operator: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if not any(_is_on_device(leaf) for leaf in tree_leaves((args, kwargs))):
+        leaves = tree_leaves((args, kwargs))
+        if not any(_is_on_device(leaf) for leaf in leaves):
             with unset_fake_temporarily():
                 return operator(*args, **kwargs)
         if operator is torch.ops.aten._local_scalar_dense.default:
@@ -62,6 +67,12 @@ class FakeCuda(TorchDispatchMode):
             return self.answer(1)[0]
         if self._is_blocking_copy(operator, args, kwargs):
             self.copies.append(_place())
+        elif any(isinstance(x, Tensor) and not isinstance(x, FakeTensor) for x in leaves):
+            self.scalars.append(_place())
+        if operator._schema.name in CASTS and len({x.dtype for x in leaves if _is_fake(x)}) > 1:
+            self.casts += 1
+        elif operator is torch.ops.aten._to_copy.default:
+            self.casts += kwargs.get("dtype") not in (None, args[0].dtype)
         return tree_map(self._to_host, operator(*args, **kwargs))
 
     def _to_host(self, result: Any) -> Any:
@@ -89,10 +100,12 @@ class FakeCuda(TorchDispatchMode):
         return copy
 
 
+def _is_fake(value: Any) -> bool:
+    return isinstance(value, FakeTensor)
+
+
 def _is_on_device(value: Any) -> bool:
-    return isinstance(value, FakeTensor) or (
-        isinstance(value, torch.device) and value.type == "cuda"
-    )
+    return _is_fake(value) or (isinstance(value, torch.device) and value.type == "cuda")
 
 
 def _place() -> Place:

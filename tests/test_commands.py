@@ -1,5 +1,6 @@
 """The commands: one clear line for a wrong word, for Ctrl-C and for what is missing."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -7,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -216,6 +217,7 @@ def test_a_word_that_train_does_not_know_is_one_line(
         (["--preset", "dem"], "error: unknown preset 'dem': choose one of "),
         (["--set", "training.batch=3"], "error: 'training.batch=3': no setting of that name"),
         (["--sett", "x"], "error: unknown"),
+        (["--config", "a.json", "--preset", "demo"], "error: --config and --preset"),
     ):
         monkeypatch.setattr(sys, "argv", ["train.py", *words])
         with pytest.raises(SystemExit):
@@ -239,6 +241,38 @@ def test_a_config_that_train_cannot_read_is_one_line(
         train.main()
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_every_epoch_has_its_grid_even_one_that_ends_right_after_a_resume(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Resumed(contextlib.AbstractContextManager):
+        """A run of three steps an epoch, at its fifth."""
+
+        def __init__(self, config: config.Config) -> None:
+            self.accelerator = SimpleNamespace(is_main_process=True)
+            self.state = SimpleNamespace(step=5)
+            self.batches = SimpleNamespace(steps_per_epoch=3)
+            self.folder = Path("nowhere")
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+        def open_all(self) -> None:
+            pass
+
+        def summary(self) -> str:
+            return ""
+
+    grids: list[int] = []
+    monkeypatch.setattr(train, "Experiment", Resumed)
+    monkeypatch.setattr(train, "train", lambda experiment: None)
+    steps = [SimpleNamespace(number=n, line=lambda: "") for n in range(6, 10)]
+    monkeypatch.setattr(train, "tracked", lambda *_: steps)
+    monkeypatch.setattr(train, "save_samples", lambda experiment, step: grids.append(step))
+    monkeypatch.setattr(sys, "argv", ["train.py", "--preset", "smoke"])
+    train.main()
+    assert grids == [6, 9]
 
 
 # --- sample.py ---

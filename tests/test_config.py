@@ -161,13 +161,6 @@ def test_every_field_says_whether_a_run_may_change_it() -> None:
             assert field.metadata["resume"] in ("fixed", "announced", "free"), field.name
 
 
-def test_a_scaled_batch_scales_the_rate_by_its_rule() -> None:
-    for rule, factor in (("none", 1), ("sqrt", 2), ("linear", 4)):
-        scaled = get_config("demo", ["training.scale_batch=4", f"training.scale_rate={rule}"])
-        assert scaled.training.global_batch_size == 128
-        assert scaled.training.peak_learning_rate == pytest.approx(7e-4 * factor)
-
-
 @pytest.mark.parametrize(
     ("section", "name", "value"),
     [

@@ -1,7 +1,9 @@
 """The denoiser: its size, its shapes, and that everything in it takes part."""
 
 import copy
+import dataclasses
 import inspect
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,10 +13,13 @@ from diffusers.models.resnet import ResnetBlock2D
 from config import PRESETS, Config, UNetConfig, celeba_hq
 from models.custom_unet_celeba_ldm import (
     build_unet,
+    compile_blocks,
     count_parameters,
     keep_channels_last,
+    training_operations,
     use_plain_attention,
 )
+from models.device import autocast
 
 
 @pytest.fixture(params=[False, True], ids=["cross-attention only", "text at every layer"])
@@ -133,6 +138,36 @@ def test_plain_attention_predicts_what_the_fused_one_does(small: UNet2DCondition
     use_plain_attention(small)
     assert not any("2_0" in type(p).__name__ for p in small.attn_processors.values())
     torch.testing.assert_close(small(*inputs()[:2], **extra).sample, fused, rtol=1e-4, atol=1e-5)
+
+
+def test_the_full_size_unet_compiles_in_blocks_without_a_break() -> None:
+    """Each shape of a block is one graph, in which everything of the block is (fullgraph)."""
+    shape = dataclasses.replace(celeba_hq().unet, widths=(32, 64, 64, 64), text_width=64)
+    unet = build_unet(shape).train()
+    keep_channels_last(unet)
+    plain, graphs = copy.deepcopy(unet), []
+
+    def backend(graph: torch.fx.GraphModule, examples: object) -> Callable[..., object]:
+        graphs.append(graph)
+        return graph.forward
+
+    compile_blocks(unet, backend)
+    latents, steps = torch.randn(2, 4, 32, 32), torch.tensor([3, 700])
+    text = torch.randn(2, 77, 64)
+    for _ in range(2):  # the second pass finds all graphs
+        with autocast("bf16", torch.device("cpu")):
+            output = unet(latents, steps, text).sample
+    assert len(graphs) == 15
+    output.float().square().mean().backward()
+    assert all(parameter.grad is not None for parameter in unet.parameters())
+    with autocast("bf16", torch.device("cpu")), torch.no_grad():
+        torch.testing.assert_close(output.detach(), plain(latents, steps, text).sample)
+    torch._dynamo.reset()
+
+
+def test_operations_of_a_training_step() -> None:
+    """77.9 GFLOP were counted over a forward and a backward pass of the full size."""
+    assert training_operations(celeba_hq().unet) / 1e9 == pytest.approx(77.9, rel=0.02)
 
 
 # diffusers >= 0.37 copies in training mode, which `keep_channels_last` prevents; before, always.

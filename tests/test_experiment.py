@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from inference.samples import save_samples
 from inference.text_to_face import TextToFace
 from models.vae_wrapper import VAEWrapper
 from training import checkpoints, tracking
+from training import environment as environment_module
 from training.environment import describe_environment
 from training.experiment import Experiment
 from training.loop import train
@@ -236,6 +238,33 @@ def test_a_run_with_other_settings_is_refused_before_encoding(exact: Config, roo
         opening(other)
     assert sorted((root / "data" / "latents").glob("*.npy")) == cached
     assert checkpoints.newest_checkpoint(opened.folder).name.endswith("epoch_1.pt")
+
+
+def test_a_commit_is_that_of_this_repository_and_says_if_files_differ(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def git(*words: str) -> str:
+        names = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        command = ["git", "-C", str(tmp_path), *names, *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "file").write_text("one")
+    git("init", "-q"), git("add", "."), git("commit", "-qm", "one")
+    monkeypatch.setattr(environment_module, "ROOT", tmp_path)
+    commit = git("rev-parse", "HEAD")
+    assert describe_environment(torch.device("cpu"))["commit"] == commit
+    (tmp_path / "inner" / "file").write_text("two")
+    assert describe_environment(torch.device("cpu"))["commit"] == f"{commit} with edits"
+    monkeypatch.setattr(environment_module, "ROOT", tmp_path / "inner")
+    assert describe_environment(torch.device("cpu"))["commit"] == "not a git checkout"
+
+
+def test_a_run_that_is_finished_says_so(exact: Config) -> None:
+    opened = opening(exact)
+    assert "nothing is left" not in opened.summary()
+    assert len(list(train(opened))) == 6
+    assert "nothing is left" in opening(exact).summary()
 
 
 def test_a_machine_without_git_is_described(

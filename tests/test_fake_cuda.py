@@ -7,6 +7,7 @@ kernels, which need a GPU.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tiny_clip import with_image_preparation
 from torch import Tensor
 
 from benchmarks import runs
-from config import ClassifierConfig, Config, UNetConfig
+from config import ClassifierConfig, Config, UNetConfig, celeba_hq
 from custom_datasets.celeba_files import ATTRIBUTES
 from custom_datasets.latent_cache import ImageLatents
 from diffusion.sampling import SAMPLERS
@@ -30,8 +31,7 @@ from models.attribute_classifier import AttributeClassifier
 from models.custom_unet_celeba_ldm import build_unet
 from models.text_encoder import TextEncoder
 from models.vae_wrapper import VAEWrapper
-from training import loop
-from training.caption_states import EncodedCaptions
+from training import device_step, loop
 from training.experiment import Experiment
 from training.state import new_state
 
@@ -43,8 +43,8 @@ pytestmark = [
     ),
     pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor"),
 ]
-LOG_EVERY = 2
-READ = ("training/step.py", "read")
+READ = ("training/loop.py", "read")
+CASTS = 1000  # of activations, and of one tensor list each way
 PROMPTS = ["a young woman, smiling", "a man with a beard", "a portrait of a bald man"]
 
 
@@ -115,13 +115,12 @@ def test_devices_do_not_mix(device: FakeCuda) -> None:
 
 @contextmanager
 def training(config: Config, precision: str, **changes: Any) -> Iterator[tuple[Experiment, Any]]:
-    """An experiment whose models, batches and captions go to the fake device."""
-    changes = {"batch_size": 8, "log_every": LOG_EVERY, "compile": False} | changes
+    """An experiment whose models and batches go to the fake device."""
+    changes = {"batch_size": 8, "compile": False} | changes
     config = runs.timed(config, mixed_precision="no", **changes)
     text_encoder = TextEncoder.from_pretrained(config.models.text_encoder)
     AcceleratorState._reset_state(reset_partial_state=True)
     with runs.experiment(config, text_encoder, 64) as opened:
-        del opened.batches, opened.conditions  # those of a CPU
         opened.device, opened.precision = CUDA, precision
         # The models are there already, and torch cannot move a fake one once more.
         opened.accelerator.device_placement = False
@@ -129,40 +128,80 @@ def training(config: Config, precision: str, **changes: Any) -> Iterator[tuple[E
             opened.text_encoder = text_encoder.to(CUDA)
             opened.state = new_state(build_unet(config.unet).to(CUDA), config.training, precision)
             mode.reads, mode.copies = [], []
-            # Ledger.read: nobody asks to stop, and every bin of t has one sample.
-            mode.answer = lambda count: [0.0, 0.0] + [1.0] * (count - 2)
             yield opened, mode
 
 
 @pytest.mark.parametrize(
     ("precision", "changes"),
-    [
-        ("no", {}),
-        ("bf16", {"micro_batch_size": 4}),
-        ("bf16", {"gradient_checkpointing": True}),
-        ("fp16", {}),
-    ],
+    [("no", {}), ("bf16", {"gradient_checkpointing": True}), ("fp16", {"micro_batch_size": 4})],
 )
-def test_training_waits_for_the_device_at_the_end_of_a_block_alone(
+def test_training_waits_for_the_device_at_the_end_of_a_step_alone(
     tiny_config: Config, precision: str, changes: dict[str, Any]
 ) -> None:
-    reads, copies = [], []
     with training(tiny_config, precision, **changes) as (opened, mode):
-        for _, step in zip(range(LOG_EVERY + 1), loop.train(opened), strict=False):
-            assert step.is_read == (step.number == LOG_EVERY)
-            reads.append(mode.reads), copies.append(mode.copies)
+        steps = loop.train(opened)
+        for number in range(3):
+            assert next(steps).loss == 1.0
+            assert mode.reads == [READ]
+            # The objective's tables, before the first step.
+            assert set(mode.copies) <= ({("diffusion/objective.py", "to")} if not number else set())
             mode.reads, mode.copies = [], []
-        assert isinstance(opened.conditions, EncodedCaptions)
-        assert reads == [[], [READ], []]
-        # The objective's tables, before the first step; what a read sends along.
-        assert {place for place in copies[0]} == {("diffusion/objective.py", "to")}
-        assert copies[1:] == [[READ], []]
+        steps.close()
         state = opened.state
         moments = [value for part in state.optimizer.state.values() for value in part.values()]
         held = [*state.weights, *state.averages, *moments, state.updates]
         held += [weight.grad for weight in state.weights] + list(opened.state.unet.buffers())
         assert len(held) > 5 * len(state.weights)
         assert {tensor.device for tensor in held} == {CUDA}
+
+
+class FakeRecorder:
+    """Runs a call once, notes what a graph could not hold, and replays nothing."""
+
+    def __init__(self, mode: FakeCuda) -> None:
+        self.mode, self.replays = mode, 0
+
+    def run(self, call: Callable[[], Tensor]) -> Tensor:
+        return call()
+
+    def record(self, call: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        mode = self.mode
+        mode.reads, mode.copies, mode.scalars, mode.casts = [], [], [], 0
+        result = call()
+        self.found = {"reads": mode.reads, "copies": mode.copies, "scalars": mode.scalars}
+        self.casts, mode.reads, mode.copies = mode.casts, [], []
+
+        def replay() -> None:
+            self.replays += 1
+
+        return replay, result
+
+
+@pytest.mark.parametrize(("precision", "parts"), [("no", 1), ("bf16", 1), ("fp16", 2)])
+def test_a_recorded_step_reads_nothing_and_casts_little(
+    tiny_config: Config, monkeypatch: pytest.MonkeyPatch, precision: str, parts: int
+) -> None:
+    """In the UNet of the specified experiment, at a fifth of its width."""
+    unet = replace(celeba_hq().unet, widths=(32, 64, 64, 64), text_width=32)
+    config = replace(tiny_config, unet=unet, data=replace(tiny_config.data, image_size=256))
+    recorders: list[FakeRecorder] = []
+    with training(config, precision, micro_batch_size=8 // parts) as (opened, mode):
+        monkeypatch.setattr(loop, "wants_graphs", lambda device: True)
+        monkeypatch.setattr(
+            loop, "Recorder", lambda device: recorders.append(FakeRecorder(mode)) or recorders[0]
+        )
+        monkeypatch.setattr(device_step, "PLAIN_STEPS", 1)
+        steps = loop.train(opened)
+        for _ in range(3):
+            next(steps)
+            assert mode.reads == [READ] or recorders[0].replays == 0
+            mode.reads, mode.copies = [], []
+        steps.close()
+    (recorder,) = recorders
+    assert recorder.replays == 2
+    assert recorder.found == {"reads": [], "copies": [], "scalars": []}
+    # autocast's casts of weights and gradients alone would be 932 more a micro-batch.
+    assert recorder.casts <= {"no": 20, "bf16": CASTS, "fp16": parts * CASTS}[precision]
 
 
 # --- pictures ---

@@ -21,7 +21,6 @@ from config import Config, ModelsConfig
 from inference.text_to_face import TextToFace
 from models.custom_unet_celeba_ldm import count_parameters
 from models.vae_wrapper import Posterior
-from training.caption_states import KeptCaptions
 from training.experiment import Experiment
 from training.loop import train
 
@@ -75,9 +74,6 @@ def test_one_step_of_training_and_one_of_sampling(full_config: Config, tmp_path:
         opened.latents = opened.faces = OneFace(Posterior(*(part.cpu() for part in posterior)))
         opened.held_out_faces = None
         opened.caption = lambda position, wording: "a young woman with wavy blond hair, smiling"
-        if device.type == "cpu":
-            path = tmp_path / "captions.bin"
-            opened.conditions = KeptCaptions(opened.text_encoder, opened.precision, path, 9)
         assert 85e6 < count_parameters(state.unet) < 95e6
         seen: list[tuple[tuple[int, ...], ...]] = []
         hook = state.unet.register_forward_pre_hook(

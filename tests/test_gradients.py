@@ -150,26 +150,6 @@ def test_gradients_of_the_half_copy_are_autocasts_to_the_bit(
 # --- float16 ---
 
 
-def test_float16_reaches_the_loss_of_float32(opening: Opening) -> None:
-    """200 steps over four faces, on the CPU, with a gradient scaler."""
-    means = {}
-    for precision in ("no", "fp16"):
-        opened = opening(
-            Latents(4),
-            name=precision,
-            mixed_precision=precision,
-            batch_size=4,
-            num_epochs=200,
-            learning_rate=3e-3,
-            checkpoint_every_n_epochs=200,
-        )
-        losses = [step.loss for step in train(opened)]
-        assert opened.state.scaler.is_enabled() == (precision == "fp16")
-        means[precision] = np.mean(losses[-50:])
-        assert np.mean(losses[:5]) > 1.5 * means[precision]
-    assert means["fp16"] == pytest.approx(means["no"], rel=0.05)
-
-
 def test_the_scaled_loss_is_unscaled_before_clipping(opening: Opening) -> None:
     """A norm that is still scaled would be clipped to nothing."""
     moved = {}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from config import UNetConfig
 from models import graphs
 from models.custom_unet_celeba_ldm import build_unet
-from models.graphs import MOST_GRAPHS, Graphs, graphed_unet
+from models.graphs import MAX_GRAPHS, Graphs, graphed_unet
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -36,7 +36,7 @@ class Recorder:
             self.events.append("replay")
             output.copy_(self.network(*held))
 
-        return graphs._Graph(SimpleNamespace(replay=replay), held, output)
+        return graphs._Graph(replay, held, output)
 
 
 @pytest.fixture
@@ -88,9 +88,9 @@ def test_weights_that_changed_in_place_count_and_moved_ones_are_captured_anew(
 
 def test_few_graphs_are_kept(recorder: Recorder) -> None:
     call = Graphs(recorder.network, recorder.forward)
-    for size in range(1, MOST_GRAPHS + 3):
+    for size in range(1, MAX_GRAPHS + 3):
         call(torch.zeros(size, 3)), call(torch.zeros(size, 3))
-    assert len(call.graphs) == MOST_GRAPHS
+    assert len(call.graphs) == MAX_GRAPHS
     recorder.events.clear()
     call(torch.zeros(1, 3))  # the first was dropped
     assert recorder.events == ["plain"]
@@ -99,7 +99,7 @@ def test_few_graphs_are_kept(recorder: Recorder) -> None:
 def test_without_cuda_with_gradients_or_switched_off_there_is_no_graph(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    on_cuda = (SimpleNamespace(is_cuda=True),)
+    on_cuda = (SimpleNamespace(device=torch.device("cuda")),)
     with torch.no_grad():
         assert graphs.can_graph(on_cuda)
         assert not graphs.can_graph((torch.zeros(1),))

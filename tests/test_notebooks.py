@@ -1,8 +1,10 @@
 """The notebooks: committed clean, and run to their end in order, in a copy of the repository."""
 
 import json
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import nbclient
@@ -27,10 +29,10 @@ def test_committed_clean(path: Path) -> None:
     assert all("class " not in "".join(cell["source"]) for cell in code)
 
 
-@pytest.fixture(scope="module")
-def copied_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def copied_repository(tmp_path: Path) -> Path:
     """A copy of the tracked and new files, so that a run writes nothing into the real one."""
-    copy = tmp_path_factory.mktemp("a clone") / "repository"
+    copy = tmp_path / "a clone" / "repository"
     listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     found = subprocess.run(listing, cwd=ROOT, capture_output=True, check=True).stdout
     names = found.decode().split("\0")
@@ -54,3 +56,19 @@ def test_run_in_order(copied_repository: Path, monkeypatch: pytest.MonkeyPatch) 
     checkpoints = copied_repository / "checkpoints" / "smoke"
     assert (checkpoints / "celeba_ldm_unet_checkpoint_epoch_2.pt").is_file()
     assert len(list((copied_repository / "outputs/smoke/pictures").glob("*.png"))) == 10
+
+
+def test_run_as_on_a_gpu(copied_repository: Path) -> None:
+    """Every code cell, with a training step that was recorded and is replayed."""
+    script = Path(__file__).with_name("notebooks_on_tape.py")
+    environment = os.environ | {"LDM_PRESET": "smoke", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, str(script), str(copied_repository), *(path.name for path in NOTEBOOKS)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("| loss ") >= 12 and "no CUDA graph" not in done.stdout
+    assert done.stdout.splitlines()[-1] == "replayed 13"  # of 16 steps; three run plainly

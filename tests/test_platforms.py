@@ -15,6 +15,7 @@ from models.device import (
     autocast,
     choose_device,
     choose_precision,
+    matrix_rate,
     require_accelerator,
     require_kernels,
 )
@@ -161,6 +162,7 @@ def test_the_environment_insists_on_a_device(
         ((9, 0), ["sm_80"], False),
         ((9, 0), ["sm_80", "compute_80"], True),  # PTX is compiled for what comes later
         ((12, 0), ["sm_90a", "sm_120"], True),
+        ((9, 0), ["gfx90a", "gfx942"], True),  # AMD's names tell no capability
     ],
 )
 def test_a_card_without_kernels_is_told_so(
@@ -171,6 +173,26 @@ def test_a_card_without_kernels_is_told_so(
         return
     with pytest.raises(RuntimeError, match=rf"sm_{capability[0]}{capability[1]}.*--index-url"):
         require_kernels(capability, architectures)
+
+
+@pytest.mark.parametrize(
+    ("name", "rate"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA A100-SXM4-40GB", 312e12),
+        ("NVIDIA GeForce RTX 4090", 165e12),
+        ("NVIDIA L4", 121e12),
+        ("Tesla T4", 65e12),
+        ("NVIDIA T400 4GB", None),
+    ],
+)
+def test_the_matrix_rate_of_a_card_that_is_known(
+    monkeypatch: pytest.MonkeyPatch, name: str, rate: float | None
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert matrix_rate(CUDA, "bf16") == rate
+    assert matrix_rate(CUDA, "no") is None and matrix_rate(CPU, "bf16") is None
 
 
 def test_large_pictures_do_not_silently_begin_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

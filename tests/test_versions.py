@@ -58,6 +58,18 @@ def test_its_batch_was_that_of_each_process(old_run: Path) -> None:
     assert checkpoints.load_checkpoint(path).config.training.batch_size == 32
 
 
+@pytest.mark.parametrize(("rule", "factor"), [("none", 1), ("sqrt", 2), ("linear", 4)])
+def test_a_batch_that_was_scaled_is_read_as_the_batch_it_was(
+    old_run: Path, rule: str, factor: int
+) -> None:
+    values = json.loads((old_run / "config.json").read_text())["config"]
+    plain = checkpoints.read_config(values).training
+    values["training"] |= {"scale_batch": 4, "scale_rate": rule, "fused_attention": True}
+    scaled = checkpoints.read_config(values).training
+    assert scaled.batch_size == 4 * plain.batch_size
+    assert scaled.learning_rate == factor * plain.learning_rate
+
+
 def test_its_settings_can_be_read(old_run: Path) -> None:
     values = json.loads((old_run / "config.json").read_text())["config"]
     assert checkpoints.read_config(values).name == "before"

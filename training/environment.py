@@ -3,6 +3,7 @@
 import platform
 import shutil
 import subprocess
+from pathlib import Path
 
 import accelerate
 import diffusers
@@ -28,7 +29,17 @@ def describe_environment(device: torch.device, precision: str = "no") -> dict[st
 
 
 def _commit() -> str:
+    """The commit of this repository, and whether its files differ; empty in a copy without git."""
     if shutil.which("git") is None:
         return ""
-    git = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
-    return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    # A copy may lie inside of another repository, whose commit would tell nothing.
+    top = _git("rev-parse", "--show-toplevel")
+    if not top or Path(top) != ROOT:
+        return ""
+    is_edited = bool(_git("status", "--porcelain", "--untracked-files=no"))
+    return _git("rev-parse", "HEAD") + (" with edits" if is_edited else "")
+
+
+def _git(*words: str) -> str:
+    command = ["git", "-C", str(ROOT), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()

@@ -21,6 +21,7 @@ from diffusion.objective import Objective
 from models.custom_unet_celeba_ldm import (
     compile_blocks,
     keep_channels_last,
+    recompute_activations,
     training_operations,
     use_plain_attention,
 )
@@ -213,7 +214,7 @@ def prepare_unet(
     if is_alone:
         keep_channels_last(unet)
     if settings.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
+        recompute_activations(unet)
     if can_compile(device) if settings.compile is None else settings.compile:
         compile_blocks(unet)
     return unet
