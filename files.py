@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 
 # Suffix of files that an interrupted `replacing` leaves behind; `remove_unfinished` deletes them.
 UNFINISHED = ".unfinished"
+QUIET_SECONDS = 1.0  # of waiting for a lock, before the wait is told
 SYNCS_FOLDERS = os.name != "nt"  # Windows has no such call, and needs none
 # What file systems without locks answer: NFS without its lock daemon, Lustre, some FUSE mounts.
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
@@ -42,10 +43,18 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
+        let_others_read(temporary)
         temporary.replace(path)
         sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def let_others_read(path: Path) -> None:
+    """Give a file the mode of any new file; safetensors makes its files for their owner alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -91,7 +100,7 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
     On a file system without locks this says so once and continues without one.
 
     Args:
-        wait: wait for the process that holds the lock; False refuses at once.
+        wait: wait for the process that holds the lock, and name it; False refuses at once.
 
     Raises:
         InUse: another process holds it, and `wait` is False. Names that process and its start.
@@ -99,9 +108,7 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path, thread_local=False)  # a generator may end in another thread
     try:
-        lock.acquire(timeout=-1 if wait else 0)
-    except Timeout:
-        raise InUse(f"{path.parent} is in use by {_holder(path)}: wait for it or stop it") from None
+        _acquire(lock, path, wait)
     except (OSError, NotImplementedError) as error:
         if isinstance(error, OSError) and error.errno not in NO_LOCKS:
             raise
@@ -112,6 +119,18 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _acquire(lock: FileLock, path: Path, wait: bool) -> None:
+    try:
+        lock.acquire(timeout=QUIET_SECONDS if wait else 0)
+    except Timeout:
+        if not wait:
+            raise InUse(
+                f"{path.parent} is in use by {_holder(path)}: wait for it or stop it"
+            ) from None
+        print(f"waiting for {_holder(path)}, which works in {path.parent}", flush=True)
+        lock.acquire()
 
 
 # The holder is noted in a second file: Windows lets nobody read a locked one.

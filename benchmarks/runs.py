@@ -69,6 +69,6 @@ def experiment(
         opened.faces = opened.latents = latents
         opened.held_out_faces = None
         opened.text_encoder = text_encoder.to(opened.device)
-        opened.text_fingerprint = opened.vae_fingerprint = "random"
+        opened.text_fingerprint = opened.vae_fingerprint = opened.image_fingerprint = "random"
         opened.caption = caption
         yield opened

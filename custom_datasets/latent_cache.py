@@ -44,15 +44,15 @@ class LatentSource(Protocol):
 
 
 @dataclass(frozen=True)
-class Team:
-    """The processes that encode into one folder, and this one's place among them."""
+class Shard:
+    """One of the processes that encode into a folder together."""
 
     index: int = 0
     count: int = 1
     wait: Callable[[], None] = lambda: None  # until all of them have come here
 
 
-ALONE = Team()
+ALONE = Shard()
 
 
 def encoding_precision(wanted: str, device: torch.device) -> str:
@@ -144,7 +144,7 @@ def open_latent_cache(
     flip: bool = True,
     workers: int = 4,
     precision: str = "no",
-    team: Team = ALONE,
+    shard: Shard = ALONE,
     batch_size: int | None = None,
 ) -> LatentCache:
     """Open the cache of these faces under this autoencoder, encoding what is not there yet.
@@ -166,16 +166,16 @@ def open_latent_cache(
     encode = _Encode(path, shape)
     batch_size = batch_size or max(1, BATCH_PIXELS // faces.image_size**2)
     source = ImageLatents(faces, vae, workers, precision)
-    with locked(path.with_suffix(".lock")) if team.index == 0 else nullcontext():
-        if team.index == 0:
+    with locked(path.with_suffix(".lock")) if shard.index == 0 else nullcontext():
+        if shard.index == 0:
             encode.prepare()
-        team.wait()  # all begin from the same records
+        shard.wait()  # all begin from the same records
         if not path.is_file():
-            encode.run(source, team, batch_size)
-            team.wait()
-            if team.index == 0:
+            encode.run(source, shard, batch_size)
+            shard.wait()
+            if shard.index == 0:
                 encode.finish()
-        team.wait()
+        shard.wait()
     return LatentCache(path)
 
 
@@ -199,15 +199,15 @@ class _Encode:
         self.partial.unlink(missing_ok=True)
         _reserve(self.partial, self.shape)
 
-    def run(self, source: ImageLatents, team: Team, batch_size: int) -> None:
+    def run(self, source: ImageLatents, shard: Shard, batch_size: int) -> None:
         """Encode this process's share of the chunks that are missing."""
         done = self._done()
         chunks = [c for c in range(-(-self.shape[0] // CHUNK)) if c not in done]
-        mine = chunks[team.index :: team.count]
-        team.wait()  # nobody records a chunk before all have counted
-        record = self.path.with_suffix(f".progress{team.index}.json")
+        mine = chunks[shard.index :: shard.count]
+        shard.wait()  # nobody records a chunk before all have counted
+        record = self.path.with_suffix(f".progress{shard.index}.json")
         recorded = _read_record(record)
-        bar = tqdm(mine, "encoding latents", mininterval=5, leave=False, disable=team.index > 0)
+        bar = tqdm(mine, "encoding latents", mininterval=5, leave=False, disable=shard.index > 0)
         device = next(source.vae.parameters()).device
         with freed_memory_kept(device), self.partial.open("r+b") as file:
             for chunk in bar:

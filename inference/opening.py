@@ -1,4 +1,4 @@
-"""Opens what a checkpoint describes: the UNet with its averaged weights, and the frozen models."""
+"""Opens what trained weights describe: the UNet, and the frozen models."""
 
 from pathlib import Path
 
@@ -8,41 +8,41 @@ from diffusers import UNet2DConditionModel
 from config import Config
 from models.custom_unet_celeba_ldm import build_unet
 from models.decoder import open_decoder
-from models.device import choose_precision
+from models.device import choose_precision, has_bfloat16
 from models.loading import fingerprint
 from models.text_encoder import TextEncoder
 from models.vae_wrapper import VAEWrapper
 from training import checkpoints
-from training.checkpoints import Checkpoint
-from training.resuming import same_frozen_models
+from training.checkpoints import Weights
+from training.weights import load_weights
 
 
-def open_averaged_unet(path: Path, checkpoint: Checkpoint) -> UNet2DConditionModel:
-    """The UNet of a checkpoint, frozen, on the CPU.
+def open_averaged_unet(path: Path, weights: Weights) -> UNet2DConditionModel:
+    """The UNet with its averaged weights, frozen, on the CPU.
 
     Args:
-        path: where the checkpoint was read, for messages.
+        path: where the weights were read, for messages.
 
     Raises:
         ValueError: the weights do not fit the config.
     """
-    unet = build_unet(checkpoint.config.unet)
-    checkpoints.load_weights(unet, checkpoint.ema, path)
+    unet = build_unet(weights.config.unet)
+    load_weights(unet, weights.ema, path)
     return unet.eval().requires_grad_(False)
 
 
-def open_frozen_models(path: Path, checkpoint: Checkpoint) -> tuple[TextEncoder, VAEWrapper]:
+def open_frozen_models(path: Path, weights: Weights) -> tuple[TextEncoder, VAEWrapper]:
     """The text encoder and the autoencoder whose decoder draws the pictures.
 
     Raises:
         FileNotFoundError: they are not available.
         ValueError: they are others than those of the training.
     """
-    config = checkpoint.config
+    config = weights.config
     text_encoder = TextEncoder.from_pretrained(config.models.text_encoder)
     vae = VAEWrapper.from_pretrained(config.models.autoencoder)
     frozen = f"{fingerprint(text_encoder)}-{fingerprint(vae)}"
-    if not same_frozen_models(checkpoint.circumstances.frozen, frozen, text_encoder, vae):
+    if weights.fingerprint.frozen not in ("", frozen):
         raise ValueError(
             f"{path} was trained with other weights of {config.models.autoencoder} or "
             f"{config.models.text_encoder} than the present ones: restore those, or train again"
@@ -66,17 +66,12 @@ def open_weak_unet(folder: Path, epoch: int) -> UNet2DConditionModel:
         FileNotFoundError: no checkpoint of that epoch; names those that there are.
         ValueError: the checkpoint is damaged.
     """
-    finished = checkpoints.finished_epochs(folder)
-    if epoch not in finished:
-        there = ", ".join(map(str, sorted(finished))) or "none"
-        raise FileNotFoundError(
-            f"sampling.guide_epoch: no checkpoint of epoch {epoch} in {folder} (those of epochs "
-            f"{there} are there); choose another, or sampling.guide_epoch=none, the empty caption"
-        )
-    return open_averaged_unet(finished[epoch], checkpoints.load_checkpoint(finished[epoch]))
+    path = checkpoints.find(folder, str(epoch))
+    return open_averaged_unet(path, checkpoints.load_checkpoint(path))
 
 
 def sampling_precision(config: Config, device: torch.device) -> str:
     """The run's precision where this device has it, else the best that it has."""
     wanted = config.training.mixed_precision
-    return wanted if wanted == "no" else choose_precision("auto", device)
+    is_missing = wanted == "bf16" and not has_bfloat16(device)
+    return choose_precision("auto" if is_missing else wanted, device)

@@ -19,7 +19,8 @@ from models.decoder import open_decoder
 from models.device import autocast, cast_matrices, freed_memory_kept
 from models.text_encoder import TextEncoder
 from models.vae_wrapper import VAEWrapper
-from training import checkpoints
+from training.checkpoints import Weights
+from training.weights import open_trained, open_weights
 
 if TYPE_CHECKING:  # sampling alone does not load the training loop
     from training.experiment import Experiment
@@ -62,7 +63,7 @@ class TextToFace(TextToLatents):
 
         Args:
             folder: such as "checkpoints/demo", relative to the current folder or the repository.
-                The file of one checkpoint opens that one.
+                The file of one checkpoint opens that one; so does a folder of weights alone.
             device: None: `choose_device`.
             changes: see `change_sampling`; made before the decoder is opened.
 
@@ -71,10 +72,8 @@ class TextToFace(TextToLatents):
             ValueError: the checkpoint is damaged, the device is not available, or a change is
                 refused.
         """
-        device, path = arguments.read_device(device), arguments.read_path(folder, "folder")
-        if not path.is_file():
-            path = checkpoints.require_checkpoint(path)
-        return cls.from_checkpoint(path, device, changes=changes)
+        device, place = arguments.read_device(device), arguments.read_path(folder, "folder")
+        return cls._from_weights(*open_trained(place), device, changes=changes)
 
     @classmethod
     def from_checkpoint(
@@ -102,12 +101,22 @@ class TextToFace(TextToLatents):
             raise FileNotFoundError(
                 f"path: {path} is not a checkpoint's file; from_run opens the newest of a folder"
             )
-        checkpoint = checkpoints.load_checkpoint(path)
-        checkpoint = replace(checkpoint, config=sampled_otherwise(checkpoint.config, changes))
-        config, unet = checkpoint.config, open_averaged_unet(path, checkpoint)
+        return cls._from_weights(path, open_weights(path), device, for_sampling, changes)
+
+    @classmethod
+    def _from_weights(
+        cls,
+        path: Path,
+        weights: Weights,
+        device: torch.device,
+        for_sampling: bool = True,
+        changes: Sequence[str] = (),
+    ) -> "TextToFace":
+        weights = replace(weights, config=sampled_otherwise(weights.config, changes))
+        config, unet = weights.config, open_averaged_unet(path, weights)
         if for_sampling:
             cast_matrices(unet, sampling_precision(config, device))
-        models = (unet, *open_frozen_models(path, checkpoint))
+        models = (unet, *open_frozen_models(path, weights))
         on_device = (model.to(device).eval().requires_grad_(False) for model in models)
         return cls(config, *on_device, folder=path.parent)
 

@@ -186,15 +186,17 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 
 
 def cast_matrices(model: nn.Module, precision: str) -> None:
-    """Cast a frozen model's linear and convolution weights once; autocast does it at every call.
+    """Cast linear and convolution weights once; autocast does it at every call.
 
-    Results under `autocast` stay the same, bit for bit. Not for training, which needs its weights
-    in float32.
+    Results under `autocast` stay the same, bit for bit. The casted parameters are new ones.
     """
-    if precision in PRECISIONS:
-        for module in model.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                module.to(PRECISIONS[precision])
+    if precision not in PRECISIONS:
+        return
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            for name, weight in list(module.named_parameters(recurse=False)):
+                half = weight.detach().to(PRECISIONS[precision])
+                setattr(module, name, nn.Parameter(half, weight.requires_grad))
 
 
 def tune_kernels(device: torch.device) -> None:

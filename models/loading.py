@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import pickle
-import re
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -41,10 +40,6 @@ WEIGHTS = (
     *("model.safetensors", "diffusion_pytorch_model.safetensors"),
     *("pytorch_model.bin", "diffusion_pytorch_model.bin"),
 )
-DESCRIPTIONS = (
-    *("config.json", "preprocessor_config.json", "tokenizer_config.json"),
-    *("tokenizer.json", "vocab.json", "special_tokens_map.json"),
-)
 
 
 def locate(name: str) -> str:
@@ -55,27 +50,13 @@ def locate(name: str) -> str:
     set, next to the data in CELEBA_HQ_DIR. A local folder has no revision; `fingerprint` tells
     whether it holds the weights of a run.
     """
-    places = (place for place in _places(name) if (place / "config.json").is_file())
-    return str(next(places, name))
-
-
-def _places(name: str) -> list[Path]:
     places = [ROOT / Path(name).expanduser()]
     data = os.environ.get("CELEBA_HQ_DIR")
     beside_data = Path(data).expanduser().resolve().parent if data else None
     models = os.environ.get("LDM_MODELS_DIR") or beside_data
     if models:
         places.append(Path(models).expanduser() / Path(name.partition("@")[0]).name)
-    return places
-
-
-def is_path(name: str) -> bool:
-    """Whether a name can only be meant as a path, so that the hub need not be asked for it: one
-    whose first part is a folder of the repository, and what no hub id begins with or looks like.
-    """
-    first = Path(name).parts[:1]
-    looks_like_id = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?(@.+)?", name)
-    return not looks_like_id or ("/" in name and (ROOT / first[0]).is_dir())
+    return str(next((place for place in places if (place / "config.json").is_file()), name))
 
 
 def _address(name: str) -> tuple[str, dict[str, str]]:
@@ -102,18 +83,15 @@ def open_pretrained(
 
     Raises:
         FileNotFoundError: neither a folder nor the hub has it; says what to do.
-        ValueError: one of its JSON files is damaged; names the file.
+        ValueError: one of its files is damaged.
     """
     place, revision = _address(name)
-    if Path(place).is_dir():
-        for file in DESCRIPTIONS:
-            _read_json(Path(place) / file, purpose)
-    elif is_path(name):
-        raise _not_there(name, purpose)
     try:
         return load(place, **revision, **options)
     except OSError as error:
         raise _not_there(name, purpose, error) from error
+    except ValueError as error:
+        raise ValueError(f"cannot open the {purpose} {place!r}: {error}") from error
 
 
 def open_model(kinds: Mapping[str, type[Model]], name: str, purpose: str) -> Model:
@@ -129,9 +107,9 @@ def open_model(kinds: Mapping[str, type[Model]], name: str, purpose: str) -> Mod
         ValueError: config.json describes another model, or the weights are damaged, lack tensors or
             have other shapes than config.json asks for. Names folder, file and tensor.
     """
-    description = _description(name, purpose)
-    kind = _kind(description, kinds, purpose)
     place, revision = _address(name)
+    description = _description(name, place, revision, purpose)
+    kind = _kind(description, kinds, purpose)
     try:
         model, report = _load(kind, place, revision)
     except UNREADABLE_WEIGHTS as error:
@@ -176,14 +154,10 @@ def quiet() -> Iterator[None]:
             log.set_verbosity(level)
 
 
-def _description(name: str, purpose: str) -> Path:
+def _description(name: str, place: str, revision: dict[str, str], purpose: str) -> Path:
     """The model's config.json, downloaded if necessary; the weights are in its folder."""
-    place, revision = _address(name)
-    description = Path(place) / "config.json"
-    if description.is_file():
-        return description
-    if is_path(name) or Path(place).is_dir():
-        raise _not_there(name, purpose)
+    if Path(place).is_dir():
+        return Path(place) / "config.json"
     try:
         return Path(hf_hub_download(place, "config.json", **revision))
     except (OSError, HFValidationError) as error:
@@ -191,7 +165,10 @@ def _description(name: str, purpose: str) -> Path:
 
 
 def _kind(description: Path, kinds: Mapping[str, type[Model]], purpose: str) -> type[Model]:
-    values = _read_json(description, purpose)
+    try:
+        values = json.loads(description.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _damaged(description, purpose, error) from error
     names = values if isinstance(values, dict) else {}
     found = names.get("model_type") or names.get("_class_name")  # transformers', diffusers' key
     if found not in kinds:
@@ -200,14 +177,6 @@ def _kind(description: Path, kinds: Mapping[str, type[Model]], purpose: str) -> 
             f"not {' or '.join(map(repr, kinds))}. Name another model"
         )
     return kinds[found]
-
-
-def _read_json(path: Path, purpose: str) -> object:
-    """The values of a JSON file, None where it is missing."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    except ValueError as error:
-        raise _damaged(path, purpose, error) from error
 
 
 def _weights_file(folder: Path) -> Path | None:
@@ -235,37 +204,19 @@ def _require_all_weights(kind: type, report: Mapping[str, Collection], subject: 
 
 
 def _damaged(file: Path, purpose: str, error: Exception) -> ValueError:
-    with file.open("rb") as opened:
-        start = opened.read(64).lstrip().lower()
-    if start.startswith(b"version https://git-lfs"):
-        reason = "is a Git LFS pointer. Run `git lfs pull` in its folder"
-    elif start.startswith(b"<"):
-        reason = "is a web page. Download the file itself"
-    else:
-        reason = "cannot be read; it may be cut short. Download it again"
-    return ValueError(f"cannot open the {purpose}: {file} {reason}. ({error})")
+    return ValueError(
+        f"cannot open the {purpose}: {file} cannot be read ({error}). It may be cut short, a web "
+        "page, or a Git LFS pointer (run `git lfs pull` in its folder): download it again"
+    )
 
 
-def _not_there(name: str, purpose: str, error: Exception | None = None) -> FileNotFoundError:
-    folder = next((place for place in _places(name) if place.is_dir()), None)
-    if folder:
-        is_described = (folder / "config.json").is_file()
-        lacks = "files that from_pretrained expects" if is_described else "config.json"
-        reason = f"the folder {folder} lacks {lacks}"
-    elif is_path(name):
-        reason = (
-            f"{_places(name)[0]} is not there. Name a model's folder (a relative one is in the "
-            "repository, or in LDM_MODELS_DIR), or a hub id, owner/name"
-        )
-    else:
-        reason = (
-            "no such local folder, and the hub could not be reached or does not have it. Go online "
-            "once (it is cached afterwards), or download it elsewhere into a folder "
-            f"`{Path(name.partition('@')[0]).name}` and set LDM_MODELS_DIR to the folder that "
-            "holds it"
-        )
-    cause = f" ({error})" if error else ""
-    return FileNotFoundError(f"cannot open the {purpose} {name!r}: {reason}.{cause}")
+def _not_there(name: str, purpose: str, error: Exception) -> FileNotFoundError:
+    return FileNotFoundError(
+        f"cannot open the {purpose} {name!r}: no local folder with a config.json, and the hub "
+        "could not be reached or lacks it. Go online once (it is cached afterwards), or download "
+        f"it elsewhere into a folder `{Path(name.partition('@')[0]).name}` and set LDM_MODELS_DIR "
+        f"to the folder that holds it. ({error})"
+    )
 
 
 def read_archive(path: Path, purpose: str, map_memory: bool = False) -> object:
@@ -275,6 +226,7 @@ def read_archive(path: Path, purpose: str, map_memory: bool = False) -> object:
     weights without complaint.
 
     Raises:
+        FileNotFoundError: it is not there, or no longer.
         ValueError: the file is cut short, altered or holds code; names it.
     """
     try:
@@ -284,6 +236,8 @@ def read_archive(path: Path, purpose: str, map_memory: bool = False) -> object:
             raise zipfile.BadZipFile(f"its record {altered} was altered")
         return torch.load(path, map_location="cpu", weights_only=True, mmap=map_memory)
     except UNREADABLE as error:
+        if not path.exists():  # torch reports a file that is gone like a damaged one
+            raise FileNotFoundError(f"{path} is not there, or no longer") from error
         raise ValueError(f"{path} is not a whole {purpose} of this project: {error}") from error
 
 
@@ -297,30 +251,8 @@ def fingerprint(*models: nn.Module) -> str:
     return hashlib.sha256(b"".join(digests)).hexdigest()[:16]
 
 
-def matches_fingerprint(stored: str, *models: nn.Module) -> bool:
-    """Whether a stored fingerprint is that of these models.
-
-    Accepts the digests of checkpoints of version 1 as well. Those hash parameter names, as either
-    release line of transformers gives them: 4.x puts "text_model." before CLIP's.
-    """
-    prefixes = ("text_model.", "")
-    return stored == fingerprint(*models) or stored in (
-        _fingerprint_with_names(prefix, *models) for prefix in prefixes
-    )
-
-
 def _digest(tensor: torch.Tensor) -> bytes:
     values = tensor.detach().to("cpu", torch.float32).contiguous()
     digest = hashlib.sha256(f"{tuple(values.shape)}".encode())
     digest.update(values.numpy())
     return digest.digest()
-
-
-def _fingerprint_with_names(prefix: str, *models: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for model in models:
-        for name, tensor in model.state_dict().items():
-            # `TextEncoder` holds its CLIP as `model`; `VAEWrapper` has no such name.
-            name = re.sub(r"^model\.(text_model\.)?", f"model.{prefix}", name)
-            digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]

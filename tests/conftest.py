@@ -25,7 +25,7 @@ from models.custom_unet_celeba_ldm import build_unet
 from models.vae_wrapper import Posterior
 from pretraining.clip import ClipSettings, build_clip, train_tokenizer
 from training import checkpoints
-from training.checkpoints import Checkpoint, Circumstances
+from training.checkpoints import Checkpoint, Fingerprint
 from training.experiment import Experiment
 from training.state import new_state
 
@@ -144,8 +144,16 @@ def run(tiny_config: config.Config, tmp_path: Path) -> Path:
         for parameter in state.unet.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
     live, average = state.unet.state_dict(), state.ema_unet.state_dict()
-    parts = (live, average, state.optimizer.state_dict(), {}, 3)
-    checkpoint = Checkpoint(values, 1, 3, Circumstances(24, ""), *parts)
+    checkpoint = Checkpoint(
+        config=values,
+        epoch=1,
+        step=3,
+        fingerprint=Fingerprint(24, ""),
+        unet=live,
+        ema=average,
+        optimizer=state.optimizer.state_dict(),
+        updates=3,
+    )
     checkpoints.save_checkpoint(checkpoints.checkpoint_path(tmp_path, 1, 3, True), checkpoint)
     return tmp_path
 
@@ -189,7 +197,7 @@ def opening(
         opened = Experiment(dataclasses.replace(tiny_config, training=training), tmp_path / name)
         opened.latents = opened.faces = latents or Latents(24)
         opened.caption = lambda position, wording: f"a man, number {position % 7}"
-        opened.text_fingerprint = opened.vae_fingerprint = "frozen"
+        opened.text_fingerprint = opened.vae_fingerprint = opened.image_fingerprint = "frozen"
         made.append(opened)
         return opened
 

@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 
 import config as config_module
 from config import Config, UNetConfig
-from files import UNFINISHED
+from files import UNFINISHED, remove_unfinished
 from models.custom_unet_celeba_ldm import build_unet
-from training import checkpoints
-from training.checkpoints import Checkpoint, Circumstances
+from training import checkpoints, run_folder
+from training.checkpoints import Checkpoint, Fingerprint
+from training.weights import load_weights
 
 NAME = "celeba_ldm_unet_checkpoint_epoch_1.pt"
-CIRCUMSTANCES = {"faces": 24, "frozen": ""}
+FINGERPRINT = {"faces": 24, "frozen": ""}
 
 
 def small_config() -> Config:
@@ -35,14 +36,22 @@ def checkpoint(fill: float = 1.5) -> Checkpoint:
     moments = {"step": torch.tensor(3.0), "exp_avg": torch.full((2,), fill)}
     optimizer = {"state": {0: moments}, "param_groups": [{"lr": 0.1, "betas": (0.9, 0.999)}]}
     average = {name: value * 2 for name, value in weights.items()}
-    here = Circumstances(24, "")
-    return Checkpoint(small_config(), 1, 3, here, weights, average, optimizer, {}, 3)
+    return Checkpoint(
+        config=small_config(),
+        epoch=1,
+        step=3,
+        fingerprint=Fingerprint(24, ""),
+        unet=weights,
+        ema=average,
+        optimizer=optimizer,
+        updates=3,
+    )
 
 
 def write(folder: Path, **values: Any) -> Path:
     """A file of torch.save with the fields of a checkpoint, some of them replaced."""
     fields = {name: getattr(checkpoint(), name) for name in checkpoints.FIELDS}
-    own = {"config": small_config().to_dict(), "circumstances": CIRCUMSTANCES}
+    own = {"config": small_config().to_dict(), "fingerprint": FINGERPRINT}
     own |= {"version": checkpoints.VERSION, "scaler": {}, "updates": 3}
     torch.save(fields | own | values, folder / NAME)
     return folder / NAME
@@ -145,7 +154,7 @@ def test_missing_fields_are_named(tmp_path: Path, name: str) -> None:
 
 def test_bare_weights_are_refused(tmp_path: Path) -> None:
     torch.save({"conv.weight": torch.zeros(1)}, tmp_path / NAME)
-    with pytest.raises(ValueError, match="lacks config, epoch, step, circumstances, unet"):
+    with pytest.raises(ValueError, match="lacks config, epoch, step, unet"):
         checkpoints.load_checkpoint(tmp_path / NAME)
     torch.save([1, 2], tmp_path / NAME)
     with pytest.raises(ValueError, match="lacks config"):
@@ -292,23 +301,76 @@ def test_damaged_ones_that_lie_ahead_take_no_place_among_the_last(tmp_path: Path
 
 def test_what_a_killed_save_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
     kept = [checkpoints.checkpoint_path(tmp_path, 1, 1, True), tmp_path / "notes.tmp"]
-    path = checkpoints.checkpoint_path(tmp_path, 1, 7, False)
-    left = [path.with_name(f"{path.name}.123{UNFINISHED}"), path.with_suffix(".tmp")]
-    for path in (*kept, *left):
+    for path in (*kept, tmp_path / f"{kept[0].name}.123{UNFINISHED}"):
         path.touch()
-    checkpoints.remove_unfinished(tmp_path)
+    remove_unfinished(tmp_path)
     assert set(tmp_path.iterdir()) == set(kept)
 
 
+def validate(folder: Path, losses: dict[int, float], faces: int = 4) -> None:
+    lines = [
+        {"step": 3 * epoch, "epoch": epoch, "loss": loss, "losses": [loss] * faces}
+        for epoch, loss in losses.items()
+    ]
+    run_folder.append_lines(folder / run_folder.VALIDATION, lines)
+
+
 def test_the_best_epoch_is_that_of_the_lowest_loss(tmp_path: Path) -> None:
-    losses = {1: 3.0, 2: 1.25, 3: 4.75, 4: 2.0, 5: None}
-    assert checkpoints.best_epoch(tmp_path, losses.get) is None
+    assert checkpoints.best_epoch(tmp_path) is None
+    validate(tmp_path, {1: 3.0, 2: 1.25, 3: 4.75, 4: 2.0})
+    assert checkpoints.best_epoch(tmp_path) is None
     for epoch in (1, 3, 4, 5):
         checkpoints.checkpoint_path(tmp_path, epoch, 2 * epoch, True).touch()
     checkpoints.checkpoint_path(tmp_path, 2, 5, False).touch()  # within the third epoch
-    assert checkpoints.best_epoch(tmp_path, losses.get) == 4
+    assert checkpoints.best_epoch(tmp_path) == 4
     checkpoints.checkpoint_path(tmp_path, 2, 4, True).touch()
-    assert checkpoints.best_epoch(tmp_path, losses.get) == 2
+    assert checkpoints.best_epoch(tmp_path) == 2
+
+
+def test_losses_over_other_numbers_of_faces_are_not_compared(tmp_path: Path) -> None:
+    """Fewer faces may be the easier ones; `training.validation_faces` may change on resume."""
+    for epoch in range(1, 5):
+        checkpoints.checkpoint_path(tmp_path, epoch, 2 * epoch, True).touch()
+    validate(tmp_path, {1: 0.1, 2: 0.2}, faces=2)
+    validate(tmp_path, {3: 0.5, 4: 0.6}, faces=4)
+    assert checkpoints.best_epoch(tmp_path) == 3
+
+
+def test_a_checkpoint_is_found_by_epoch_as_the_best_and_by_path(tmp_path: Path) -> None:
+    paths = {n: checkpoints.checkpoint_path(tmp_path, n, 2 * n, True) for n in (1, 2, 10)}
+    for path in paths.values():
+        checkpoints.save_checkpoint(path, checkpoint())
+    assert checkpoints.find(tmp_path) == paths[10]
+    assert checkpoints.find(tmp_path, "2") == paths[2]
+    assert checkpoints.find(tmp_path, paths[1].name) == paths[1]
+    assert checkpoints.find(tmp_path / "elsewhere", str(paths[1])) == paths[1]
+    for absent in ("3", "best", "nothing.pt", ""):
+        with pytest.raises(FileNotFoundError, match=r"epochs 1, 2, 10"):
+            checkpoints.find(tmp_path, absent)
+    validate(tmp_path, {1: 2.0, 2: 1.0, 10: 1.5})
+    assert checkpoints.find(tmp_path, "best") == paths[2]
+
+
+def test_a_checkpoint_that_is_pruned_while_it_is_opened_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """A run that trains meanwhile saves the next one and deletes the one that was listed."""
+    first, second = (checkpoints.checkpoint_path(tmp_path, n, n, True) for n in (1, 2))
+    checkpoints.save_checkpoint(first, checkpoint())
+    really = torch.load
+
+    def prune(path: Path, **options: Any) -> Any:  # between the check of the file and its opening
+        if path == first:
+            checkpoints.save_checkpoint(second, checkpoint(2.5))
+            first.unlink()
+        return really(path, **options)
+
+    monkeypatch.setattr(torch, "load", prune)
+    path, opened = checkpoints.open_newest(tmp_path)
+    assert path == second and opened.unet["a"][0, 0] == 2.5
+    assert capsys.readouterr().out == ""
+    with pytest.raises(FileNotFoundError, match=first.name):
+        checkpoints.load_checkpoint(first)
 
 
 # --- which is the newest ---
@@ -364,13 +426,13 @@ def test_weights_of_another_architecture_are_refused_by_file_and_parameter() -> 
     path = Path("folder") / NAME
     wider = build_unet(UNetConfig(8, 4, (32, 64), 1, 4, 16)).state_dict()
     with pytest.raises(ValueError, match=rf"{NAME}.*(down|mid|up)_block\S* is .*differences"):
-        checkpoints.load_weights(unet, wider, path)
+        load_weights(unet, wider, path)
     narrow = dict(before)
     del narrow["conv_in.bias"]
     with pytest.raises(ValueError, match=r"conv_in\.bias is absent there and \(32,\) here"):
-        checkpoints.load_weights(unet, narrow, path)
+        load_weights(unet, narrow, path)
     with pytest.raises(ValueError, match=r"added is \(1,\) there and absent here \(1 differences"):
-        checkpoints.load_weights(unet, before | {"added": torch.zeros(1)}, path)
+        load_weights(unet, before | {"added": torch.zeros(1)}, path)
     assert all(torch.equal(v, before[n]) for n, v in unet.state_dict().items())
-    checkpoints.load_weights(unet, {n: v + 1 for n, v in before.items()}, path)
+    load_weights(unet, {n: v + 1 for n, v in before.items()}, path)
     assert all(torch.equal(v, before[n] + 1) for n, v in unet.state_dict().items())

@@ -100,11 +100,11 @@ def test_training_is_the_same_and_the_decoder_is_opened_before_it(
     tiny_config: Config, decoders: dict[int, str], tmp_path: Path
 ) -> None:
     with Experiment(tiny_config, tmp_path / "run") as before:
-        circumstances = before.circumstances
+        fingerprint = before.fingerprint
     config = with_decoder(tiny_config, decoders[128], 128)
     with Experiment(config, tmp_path / "run") as experiment:
         experiment.open_all()
-        assert experiment.circumstances == circumstances  # so that a run resumes with it
+        assert experiment.fingerprint == fingerprint  # so that a run resumes with it
         assert experiment.latents.fetch(np.array([0]), np.array([False])).mean.shape[-1] == 8
         assert TextToFace.of(experiment).generate(PROMPTS[:1], SEEDS[:1]).shape[-1] == 128
     wrong = with_decoder(tiny_config, decoders[64], 128)

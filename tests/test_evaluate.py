@@ -33,7 +33,7 @@ from inference.text_to_face import TextToFace
 from models.custom_unet_celeba_ldm import build_unet
 from pretraining.clip import build_image_processor
 from training import checkpoints, experiment
-from training.checkpoints import Checkpoint, Circumstances
+from training.checkpoints import Checkpoint, Fingerprint
 from training.state import new_state
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -114,8 +114,16 @@ def prepared(
 def write_run(root: Path, values: Config) -> None:
     torch.manual_seed(5)
     state = new_state(build_unet(values.unet), values.training)
-    parts = (state.unet.state_dict(), state.ema_unet.state_dict(), state.optimizer.state_dict())
-    checkpoint = Checkpoint(values, 1, 3, Circumstances(110, ""), *parts, {}, 3)
+    checkpoint = Checkpoint(
+        config=values,
+        epoch=1,
+        step=3,
+        fingerprint=Fingerprint(110, ""),
+        unet=state.unet.state_dict(),
+        ema=state.ema_unet.state_dict(),
+        optimizer=state.optimizer.state_dict(),
+        updates=3,
+    )
     folder = root / "checkpoints" / "test"
     checkpoints.save_checkpoint(checkpoints.checkpoint_path(folder, 1, 3, True), checkpoint)
     classifier = judge.new_judge(values.classifier, "cpu").eval()

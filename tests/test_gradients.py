@@ -6,7 +6,6 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from conftest import Latents
 from torch import Tensor
 
 from config import Config

@@ -19,7 +19,7 @@ from custom_datasets.drawn_faces import write_drawn_faces
 from custom_datasets.latent_cache import (
     ImageLatents,
     LatentCache,
-    Team,
+    Shard,
     cache_key,
 )
 from models.loading import fingerprint
@@ -320,9 +320,9 @@ def test_processes_share_the_encoding_and_resume_with_another_number(
     shares = [breaking_after(10**9, vae) for _ in range(count)]
 
     def work(index: int) -> LatentCache:
-        team = Team(index, count, barrier.wait)
+        shard = Shard(index, count, barrier.wait)
         return open_cache(
-            faces, shares[index], tmp_path / "cut", batch_size=2, workers=1, team=team
+            faces, shares[index], tmp_path / "cut", batch_size=2, workers=1, shard=shard
         )
 
     with ThreadPoolExecutor(count) as threads:

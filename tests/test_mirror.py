@@ -4,7 +4,6 @@ import dataclasses
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ from config import Config
 from training import checkpoints, mirror, run_folder
 from training.experiment import Experiment
 from training.loop import train
-from training.mirror import FolderStore, Mirror
+from training.mirror import Mirror
 
 
 @pytest.fixture
@@ -68,20 +67,20 @@ def test_a_mirror_that_is_away_costs_a_message_and_catches_up(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    real, calls = FolderStore.put, []
+    really, calls = shutil.copyfile, []
 
-    def put(self: FolderStore, path: Path) -> None:
-        calls.append(path.name)
+    def copyfile(source: Path, target: Path) -> None:
+        calls.append(source)
         if len(calls) == 1:
             raise OSError(107, "Transport endpoint is not connected")
-        real(self, path)
+        really(source, target)
 
-    monkeypatch.setattr(FolderStore, "put", put)
+    monkeypatch.setattr(mirror.shutil, "copyfile", copyfile)
     opened = machine("first")
     assert len(list(train(opened))) == 6
     said = capsys.readouterr().out
-    assert "epoch_1.pt was not copied to the mirror" in said and "not connected" in said
-    drive = FolderStore(tmp_path / "drive" / "test")
+    assert "not copied to the mirror" in said and "not connected" in said
+    drive = Mirror(str(tmp_path / "drive"), "test")
     kept = {path.name for path in checkpoints.checkpoints(opened.folder)}
     assert {name for name in drive.names() if name.endswith(".pt")} == kept
 
@@ -89,10 +88,9 @@ def test_a_mirror_that_is_away_costs_a_message_and_catches_up(
 def test_a_checkpoint_is_copied_once_and_what_is_pruned_is_deleted(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    copies: list[str] = []
-    real = FolderStore.put
+    really, copies = shutil.copyfile, []
     monkeypatch.setattr(
-        FolderStore, "put", lambda self, path: copies.append(path.name) or real(self, path)
+        mirror.shutil, "copyfile", lambda a, b: copies.append(a.name) or really(a, b)
     )
     there = Mirror(str(tmp_path / "drive"), "a run")
     path = checkpoints.newest_checkpoint(run)
@@ -102,60 +100,80 @@ def test_a_checkpoint_is_copied_once_and_what_is_pruned_is_deleted(
     assert copies.count(path.name) == 1
     later = path.with_name("celeba_ldm_unet_checkpoint_epoch_2.pt")
     path.replace(later)
-    there.copy(run, later)
+    there.copy(run, path)
     there.wait()
-    assert there.store.names() == [path.name, later.name]  # gone here, but not pruned
+    assert there.names() == [path.name, later.name]  # gone here, but not pruned
     there.copy(run, later, [path])
     there.wait()
-    assert there.store.names() == [later.name]
+    assert there.names() == [later.name]
 
 
-def test_a_copy_that_differs_is_no_copy(
+def test_a_copy_that_is_cut_short_is_no_copy(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(mirror.shutil, "copyfile", lambda _, to: Path(to).write_bytes(b"half"))
     there = Mirror(str(tmp_path / "drive"), "a run")
     there.copy(run, checkpoints.newest_checkpoint(run))
     there.wait()
-    assert "differs" in capsys.readouterr().out
-    assert there.store.names() == []
+    assert "cut short" in capsys.readouterr().out
+    assert there.names() == []
+
+
+@pytest.mark.parametrize("damage", [b"", b"version https://git-lfs", None])
+def test_a_damaged_older_copy_stops_no_newer_one(
+    run: Path, tmp_path: Path, damage: bytes | None, capsys: pytest.CaptureFixture
+) -> None:
+    """It is copied again; losses and config follow at once."""
+    there, path = Mirror(str(tmp_path / "drive"), "a run"), checkpoints.newest_checkpoint(run)
+    there.copy(run, path)
+    there.wait()
+    copied = there.folder / path.name
+    copied.write_bytes(copied.read_bytes()[:5000] if damage is None else damage)
+    later = path.with_name("celeba_ldm_unet_checkpoint_epoch_2.pt")
+    shutil.copy(path, later)
+    (run / "losses.jsonl").write_text('{"step": 1}\n')
+    there.copy(run, path)
+    there.wait()
+    assert capsys.readouterr().out == ""
+    assert set(there.names()) == {path.name, later.name, "losses.jsonl"}
+    assert copied.read_bytes() == path.read_bytes()
 
 
 def test_a_damaged_copy_is_passed_over(run: Path, tmp_path: Path) -> None:
-    there = Mirror(str(tmp_path / "drive"), "a run")
-    path = checkpoints.newest_checkpoint(run)
+    there, path = Mirror(str(tmp_path / "drive"), "a run"), checkpoints.newest_checkpoint(run)
     there.copy(run, path)
     there.wait()
-    torn = tmp_path / "drive" / "a run" / "celeba_ldm_unet_checkpoint_epoch_9.pt"
+    torn = there.folder / "celeba_ldm_unet_checkpoint_epoch_9.pt"
     torn.write_bytes(path.read_bytes()[:5000])
     fresh = tmp_path / "fresh"
-    found = mirror.restore(str(tmp_path / "drive"), "a run", fresh, checkpoints.load_checkpoint)
-    assert found == fresh / path.name and [p.name for p in fresh.glob("*.pt")] == [path.name]
-    again = mirror.restore(str(tmp_path / "drive"), "a run", fresh, checkpoints.load_checkpoint)
-    assert again is None  # the run folder has its own
+    there.restore(fresh)
+    found, _ = checkpoints.open_newest(fresh)
+    assert found == fresh / path.name
+    found.unlink()
+    there.restore(fresh)  # the run folder has one of its own
+    assert not found.exists()
 
 
 def test_a_mirror_without_the_run_is_a_fresh_start(tmp_path: Path) -> None:
-    found = mirror.restore(
-        str(tmp_path / "drive"), "x", tmp_path / "run", checkpoints.load_checkpoint
-    )
-    assert found is None
+    Mirror(str(tmp_path / "drive"), "x").restore(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_a_fresh_machine_did_not_fetch_stays(run: Path, tmp_path: Path) -> None:
-    """It fetches the newest checkpoint alone; the mirror keeps every n-th epoch and the best."""
+    """It fetches the newest checkpoints alone; the mirror keeps every n-th epoch and the best."""
     drive, path = str(tmp_path / "drive"), checkpoints.newest_checkpoint(run)
-    later = path.with_name("celeba_ldm_unet_checkpoint_epoch_2.pt")
-    shutil.copy(path, later)
+    for epoch in (2, 3):
+        shutil.copy(path, path.with_name(f"celeba_ldm_unet_checkpoint_epoch_{epoch}.pt"))
     first = Mirror(drive, "a run")
-    first.copy(run, later)
+    first.copy(run, path)
     first.wait()
     fresh = tmp_path / "fresh"
-    assert mirror.restore(drive, "a run", fresh, checkpoints.load_checkpoint) == fresh / later.name
+    first.restore(fresh)
+    assert [checkpoints.progress_in_name(p)[0] for p in checkpoints.checkpoints(fresh)] == [3, 2]
     second = Mirror(drive, "a run")
-    second.copy(fresh, fresh / later.name)
+    second.copy(fresh, fresh / path.name)
     second.wait()
-    assert second.store.names() == [path.name, later.name]
+    assert len(second.names()) == 3
 
 
 def test_what_could_not_be_deleted_is_deleted_the_next_time(
@@ -167,38 +185,30 @@ def test_what_could_not_be_deleted_is_deleted_the_next_time(
     later = path.with_name("celeba_ldm_unet_checkpoint_epoch_2.pt")
     path.replace(later)
     with monkeypatch.context() as away:
-        away.setattr(FolderStore, "names", lambda _: (_ for _ in ()).throw(OSError("away")))
+        away.setattr(Mirror, "names", lambda _: (_ for _ in ()).throw(OSError("away")))
         there.copy(run, later, [path])
         there.wait()
-    assert there.store.names() == [path.name]
-    there.copy(run, later)
-    there.wait()
-    assert there.store.names() == [later.name]
-
-
-@pytest.mark.parametrize("other", [False, True])
-def test_a_mirror_without_a_usable_checkpoint_does_not_begin_the_run_again(
-    other: bool, run: Path, tmp_path: Path
-) -> None:
-    there, path = Mirror(str(tmp_path / "drive"), "a run"), checkpoints.newest_checkpoint(run)
+    assert there.names() == [path.name]
     there.copy(run, path)
     there.wait()
-    kind, fresh = (checkpoints.OtherVersion if other else ValueError), tmp_path / "fresh"
+    assert there.names() == [later.name]
 
-    def open_it(_: Path) -> None:
-        raise kind("written by another version" if other else "damaged")
 
-    reason = "another version" if other else "none of the 1 checkpoints in the mirror"
-    with pytest.raises(kind, match=reason):
-        mirror.restore(str(tmp_path / "drive"), "a run", fresh, open_it)
-    assert not list(fresh.glob("*.pt")) and there.store.names() == [path.name]
+def test_a_mirror_without_a_whole_checkpoint_does_not_begin_the_run_again(
+    machine: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    torn = tmp_path / "drive" / "test" / "celeba_ldm_unet_checkpoint_epoch_9.pt"
+    torn.parent.mkdir(parents=True)
+    torn.write_bytes(b"half")
+    with pytest.raises(ValueError, match="none of the 1 checkpoints"):
+        machine("first")
 
 
 class Hub:
-    """The hub's client over a folder, for one private repository."""
+    """The hub's client over a folder, for one private repository that never forgets a file."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.history = folder, folder.with_name("history")
 
     def repo_exists(self, repository: str) -> bool:
         return self.folder.exists()
@@ -211,12 +221,14 @@ class Hub:
         files = (path for path in self.folder.rglob("*") if path.is_file())
         return [path.relative_to(self.folder).as_posix() for path in files]
 
-    def get_paths_info(self, repository: str, path: str) -> list[SimpleNamespace]:
-        return [SimpleNamespace(size=(self.folder / path).stat().st_size)]
-
-    def upload_file(self, *, path_or_fileobj: Path, path_in_repo: str, repo_id: str) -> None:
-        (self.folder / path_in_repo).parent.mkdir(exist_ok=True)
-        shutil.copy(path_or_fileobj, self.folder / path_in_repo)
+    def upload_folder(
+        self, *, repo_id: str, folder_path: Path, path_in_repo: str, allow_patterns: list[str]
+    ) -> None:
+        for name in allow_patterns:
+            if (folder_path / name).is_file():
+                for place in (self.folder, self.history):
+                    (place / path_in_repo).mkdir(exist_ok=True, parents=True)
+                    shutil.copy(folder_path / name, place / path_in_repo / name)
 
     def hf_hub_download(self, repository: str, name: str) -> str:
         return str(self.folder / name)
@@ -224,36 +236,47 @@ class Hub:
     def delete_file(self, path: str, repository: str) -> None:
         (self.folder / path).unlink()
 
+    def super_squash_history(self, repository: str) -> None:
+        shutil.rmtree(self.history)
+        shutil.copytree(self.folder, self.history)
 
-def test_two_runs_share_a_repository_of_the_hub(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    monkeypatch.setattr(mirror, "HfApi", lambda: Hub(tmp_path / "hub"))
+    return Hub(tmp_path / "hub")
+
+
+def test_two_runs_share_a_repository_of_the_hub(run: Path, tmp_path: Path, hub: Hub) -> None:
     """Each has a folder there, and deletes only what it has pruned itself."""
-    monkeypatch.setattr("huggingface_hub.HfApi", lambda: Hub(tmp_path / "hub"))
     path = checkpoints.newest_checkpoint(run)
     first, second = (Mirror("hf:owner/name", name) for name in ("first", "second"))
     first.copy(run, path)
     first.wait()
     later = path.with_name("celeba_ldm_unet_checkpoint_epoch_2.pt")
     path.rename(later)
-    second.copy(run, later)
+    second.copy(run, later, [path])
     second.wait()
     content = later.read_bytes()
-    assert first.store.names() == [path.name] and second.store.names() == [later.name]
-    for name, expected in (("first", path.name), ("second", later.name)):
-        fresh = tmp_path / f"fresh {name}"
-        found = mirror.restore("hf:owner/name", name, fresh, checkpoints.load_checkpoint)
-        assert found == fresh / expected and found.read_bytes() == content
+    assert first.names() == [path.name] and second.names() == [later.name]
+    for there, expected in ((first, path.name), (second, later.name)):
+        fresh = tmp_path / f"fresh {there.run}"
+        there.restore(fresh)
+        assert [path.name for path in fresh.iterdir()] == [expected]
+        assert (fresh / expected).read_bytes() == content
 
 
-def test_checkpoints_in_no_runs_folder_of_the_hub_are_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("huggingface_hub.HfApi", lambda: Hub(tmp_path / "hub"))
-    (tmp_path / "hub").mkdir()
-    (tmp_path / "hub" / "celeba_ldm_unet_checkpoint_epoch_2.pt").touch()
-    with pytest.raises(ValueError, match=r"epoch_2\.pt in no run's folder: move them into x/"):
-        mirror.restore("hf:owner/name", "x", tmp_path / "run", checkpoints.load_checkpoint)
+def test_the_hub_keeps_no_room_for_what_was_pruned(run: Path, hub: Hub) -> None:
+    there, path = Mirror("hf:owner/name", "a run"), checkpoints.newest_checkpoint(run)
+    for epoch in range(2, 6):
+        there.copy(run, path)
+        there.wait()
+        later = path.with_name(f"celeba_ldm_unet_checkpoint_epoch_{epoch}.pt")
+        path.replace(later)
+        there.copy(run, later, [path])
+        there.wait()
+        path = later
+    assert [path.name for path in (hub.history / "a run").iterdir()] == [path.name]
 
 
 class Unreachable:
@@ -267,15 +290,14 @@ def test_a_mirror_that_cannot_be_read_does_not_begin_the_run_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("in the place of a drive")
-    places = {"hf:owner/name": "no connection", str(tmp_path / "file"): "file"}
-    monkeypatch.setattr("huggingface_hub.HfApi", Unreachable)
-    for place, reason in places.items():
-        with pytest.raises(ConnectionError, match=rf"training\.mirror .*{reason}.*mirror=none"):
-            mirror.restore(place, "x", tmp_path / "run", checkpoints.load_checkpoint)
+    monkeypatch.setattr(mirror, "HfApi", Unreachable)
+    for place in ("hf:owner/name", str(tmp_path / "file")):
+        with pytest.raises(ConnectionError, match=r"training\.mirror"):
+            Mirror(place, "x").restore(tmp_path / "run")
 
 
 def test_a_relative_mirror_is_in_the_repository(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert mirror.open_store("drive", "x").folder == config_module.ROOT / "drive" / "x"
+    assert Mirror("drive", "x").folder == config_module.ROOT / "drive" / "x"

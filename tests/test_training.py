@@ -100,6 +100,7 @@ def inputs(
         opened.latents = opened.faces = latents or Latents()
         opened.caption = caption
         opened.text_fingerprint, opened.vae_fingerprint = text_fingerprint, "vae"
+        opened.image_fingerprint = "images"
         if other_start:  # weights that a checkpoint must replace
             monkeypatch.setattr(experiment_module, "build_unet", other_unet)
         made.append(opened)
@@ -670,7 +671,7 @@ def test_a_gradient_that_is_not_finite_is_never_saved(inputs: Inputs) -> None:
         assert all(value.isfinite().all() for value in weights.values())
 
 
-def test_a_run_begun_under_other_circumstances_is_refused(inputs: Inputs) -> None:
+def test_a_run_begun_with_another_fingerprint_is_refused(inputs: Inputs) -> None:
     """Other faces would change the order of all of them; other frozen models, the latents."""
     finish(inputs(text_fingerprint="0123"))
     with pytest.raises(ValueError, match=f"faces: {COUNT} in the checkpoint, {COUNT + 8} now"):
@@ -779,7 +780,7 @@ def test_changed_settings_are_refused_by_name(
     )
     opened.config = changed
     with pytest.raises(ValueError, match=rf"epoch_1\.pt.*{section}\.{name}: .*--set name="):
-        check_resume(found, opened)
+        check_resume(*found, opened.config, opened.fingerprint)
 
 
 def test_a_lower_learning_rate_is_taken_said_aloud_and_recorded(

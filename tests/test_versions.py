@@ -1,4 +1,4 @@
-"""A checkpoint that the code wrote before it had versions still opens, samples and goes on."""
+"""Checkpoints that earlier code wrote still open, sample and go on."""
 
 import json
 import zipfile
@@ -15,8 +15,14 @@ from training import checkpoints, run_folder
 from training.experiment import Experiment
 from training.loop import train
 
-FIXTURE = Path(__file__).parent / "fixtures" / "run_before_versions.zip"
+FIXTURES = Path(__file__).parent / "fixtures"
 PROMPTS = ["A photo of a young woman with blond hair, smiling", "A bald man"]
+
+
+def unpack(name: str, folder: Path) -> Path:
+    with zipfile.ZipFile(FIXTURES / f"{name}.zip") as archive:
+        archive.extractall(folder)
+    return folder
 
 
 @pytest.fixture
@@ -24,19 +30,37 @@ def old_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A run of 6 steps (one epoch of two), of 48 drawn faces, with the shipped frozen models."""
     monkeypatch.setattr(config_module, "ROOT", tmp_path)
     AcceleratorState._reset_state(reset_partial_state=True)
-    folder = tmp_path / "checkpoints" / "before"
-    with zipfile.ZipFile(FIXTURE) as archive:
-        archive.extractall(folder)
-    yield folder
+    yield unpack("run_before_versions", tmp_path / "checkpoints" / "before")
 
 
-def test_it_samples_as_it_did(old_run: Path) -> None:
-    pictures = TextToFace.from_run(old_run).generate(PROMPTS, [1, 2], steps=4)
-    want = torch.load(old_run / "pictures.pt", weights_only=True)
-    assert ((pictures * 255).round() - want.float()).abs().max() <= 1
+@pytest.fixture
+def run_of_version_2(old_run: Path) -> Path:
+    """A run of 12 steps, stopped after 6, with the losses that the code of its time then had."""
+    return unpack("run_of_version_2", old_run.with_name("two"))
 
 
-def test_it_goes_on(old_run: Path) -> None:
+def test_they_sample_as_they_did(old_run: Path, run_of_version_2: Path) -> None:
+    for folder in (old_run, run_of_version_2):
+        pictures = TextToFace.from_run(folder).generate(PROMPTS, [1, 2], steps=4)
+        want = torch.load(folder / "pictures.pt", weights_only=True)
+        assert ((pictures * 255).round() - want.float()).abs().max() <= 1
+
+
+def test_a_run_of_version_2_has_the_losses_that_it_would_have_had(run_of_version_2: Path) -> None:
+    _, checkpoint = checkpoints.open_newest(run_of_version_2)
+    assert checkpoint.fingerprint.frozen and checkpoint.fingerprint.images == ""
+    with Experiment(checkpoint.config) as experiment:
+        steps = list(train(experiment.open_all()))
+    assert [step.number for step in steps] == [7, 8, 9, 10, 11, 12]
+    want = json.loads((run_of_version_2 / "expected.json").read_text())
+    losses = [line["loss"] for line in run_folder.read_losses(run_of_version_2)]
+    assert losses[6:] == pytest.approx(want["losses"], rel=1e-3)
+    validation = [line["loss"] for line in run_folder.read_validation(run_of_version_2)]
+    assert validation == pytest.approx(want["validation"], rel=1e-3)
+    assert run_folder.read_changes(run_of_version_2) == []
+
+
+def test_a_run_of_version_1_goes_on(old_run: Path) -> None:
     _, checkpoint = checkpoints.open_newest(old_run)
     assert (checkpoint.epoch, checkpoint.step, checkpoint.updates) == (1, 6, 6)
     assert checkpoint.config.training.batch_size == 8

@@ -1,29 +1,32 @@
-"""Checkpoints: written atomically, checksummed on load, found by name, pruned.
+"""A checkpoint: what it holds, and how it is written, opened, found and pruned.
 
-One is enough both to sample (EMA weights and the config that rebuilds the model) and to resume
-(live weights, optimiser, step). For sampling it is memory-mapped, so the optimiser takes no memory.
-Loading never runs code from a file: `weights_only=True` throughout.
+One file is enough to sample (the averaged weights, and the config that rebuilds the model) and to
+go on training (live weights, optimiser, step). It is written whole or not at all, every record of
+it carries a checksum, and opening it never runs code. For sampling it is memory-mapped, so that the
+optimiser takes no memory.
 """
 
 import hashlib
 import re
 import zipfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from config import Config, from_dict
-from files import UNFINISHED, replacing
+from files import replacing
 from models.loading import read_archive
+from training import run_folder
 
 CHECKPOINT_PATTERN = "celeba_ldm_unet_checkpoint_epoch_*.pt"
-# 1: files without a version. 2: the batch is that of all processes together; "ema" holds plain
-# names, "updates" its count, "scaler" the state of float16's scaler.
-VERSION = 2
-FIELDS = ("config", "epoch", "step", "circumstances", "unet", "ema", "optimizer")
+WEIGHTS_FILE = "weights.safetensors"  # of a folder that holds trained weights alone
+# 1: files without a version; batch_size is that of one process, "ema" has the names of torch's
+# averaged model. 2: "scaler" and "updates" are fields; the fingerprint is named "circumstances".
+VERSION = 3
+FIELDS = ("config", "epoch", "step", "unet", "ema", "optimizer")
 # What shapes the weights and the course of a run, and how its pictures are made.
 STORED_SECTIONS = ("data", "models", "unet", "diffusion", "training", "sampling")
 
@@ -62,25 +65,37 @@ class OtherVersion(ValueError):
 
 
 @dataclass(frozen=True)
-class Circumstances:
-    """What must be the same on resume, apart from the settings."""
+class Fingerprint:
+    """What a run depends on apart from its settings; "" where it was not recorded.
+
+    A run does not resume with another number of faces or other frozen models. Other images or
+    captions are announced.
+    """
 
     faces: int  # in the training set
-    frozen: str  # fingerprint of autoencoder and text encoder, `models.loading.fingerprint`
+    frozen: str  # autoencoder and text encoder, `models.loading.fingerprint`
+    images: str = ""
+    captions: str = ""
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """The state of a run after `step` optimiser steps; `epoch` counts finished epochs."""
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """What sampling needs of a run."""
 
     config: Config
-    epoch: int
-    step: int
-    circumstances: Circumstances
-    unet: dict[str, torch.Tensor]
-    ema: dict[str, torch.Tensor]
+    epoch: int  # finished epochs
+    step: int  # optimiser steps
+    fingerprint: Fingerprint
+    ema: dict[str, torch.Tensor]  # moving average of the weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint(Weights):
+    """The state of a run after `step` optimiser steps."""
+
+    unet: dict[str, torch.Tensor]  # live weights
     optimizer: dict[str, Any]
-    scaler: dict[str, Any]  # empty unless the run computes in float16
+    scaler: dict[str, Any] = field(default_factory=dict)  # empty unless it computes in float16
     updates: int  # steps that moved the weights
 
 
@@ -88,67 +103,6 @@ def stored_config(config: Config) -> dict[str, Any]:
     """The part of a config that a checkpoint keeps, as plain values."""
     values = config.to_dict()
     return {"name": config.name} | {section: values[section] for section in STORED_SECTIONS}
-
-
-def checkpoint_path(folder: Path, epoch: int, step: int, epoch_is_finished: bool) -> Path:
-    """Where a checkpoint goes; one taken within an epoch carries its step as well."""
-    within = "" if epoch_is_finished else f"_step_{step}"
-    return folder / f"celeba_ldm_unet_checkpoint_epoch_{epoch}{within}.pt"
-
-
-def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint atomically.
-
-    Raises:
-        OSError: it cannot be written (a full disk); what was there before is intact.
-    """
-    values = vars(checkpoint) | {
-        "version": VERSION,
-        "config": stored_config(checkpoint.config),
-        "circumstances": asdict(checkpoint.circumstances),
-    }
-    try:
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            torch.save(values, file)
-    except (OSError, RuntimeError) as error:
-        # On closing, torch's archive writer replaces the system's error by one of its own.
-        reason = error.__context__ if isinstance(error.__context__, OSError) else error
-        raise OSError(
-            f"cannot save {path}: {reason}. What was saved before is intact: make room on the "
-            "disk and start the run again, it resumes from there."
-        ) from error
-
-
-def load_checkpoint(path: Path, map_memory: bool = True) -> Checkpoint:
-    """Verify and open a checkpoint.
-
-    Args:
-        map_memory: hold in memory only what is used, as sampling does. A run that resumes
-            reads all: a mapped file would occupy the disk even after it is deleted.
-
-    Raises:
-        ValueError: the file is cut short, altered, holds code, or is not one of this project's.
-        OtherVersion: it is whole, but this version of the code cannot read it.
-    """
-    values = read_archive(path, "checkpoint", map_memory)
-    missing = [name for name in FIELDS if not isinstance(values, dict) or name not in values]
-    if missing:
-        raise ValueError(f"{path} is no checkpoint of this project: it lacks {', '.join(missing)}")
-    version = values.pop("version", 1)
-    if version > VERSION:
-        raise OtherVersion(
-            f"{path} has version {version}, this code reads up to {VERSION}: update the code"
-        )
-    if version == 1:
-        values = _from_version_1(values)
-    try:
-        read = {
-            "config": read_config(values["config"]),
-            "circumstances": from_dict(values["circumstances"], Circumstances),
-        }
-    except ValueError as error:
-        raise OtherVersion(f"{path}: {error}") from error
-    return Checkpoint(**(values | read))
 
 
 def read_config(values: Any) -> Config:
@@ -170,21 +124,79 @@ def read_config(values: Any) -> Config:
     return from_dict(known, Config)
 
 
+# --- writing and opening ---
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint atomically.
+
+    Raises:
+        OSError: it cannot be written (a full disk); what was there before is intact.
+    """
+    values = vars(checkpoint) | {
+        "version": VERSION,
+        "config": stored_config(checkpoint.config),
+        "fingerprint": asdict(checkpoint.fingerprint),
+    }
+    try:
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            torch.save(values, file)
+    except (OSError, RuntimeError) as error:
+        # On closing, torch's archive writer replaces the system's error by one of its own.
+        reason = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise OSError(
+            f"cannot save {path}: {reason}. What was saved before is intact: make room on the "
+            "disk and start the run again, it resumes from there."
+        ) from error
+
+
+def load_checkpoint(path: Path, map_memory: bool = True) -> Checkpoint:
+    """Verify and open a checkpoint.
+
+    Args:
+        map_memory: hold in memory only what is used, as sampling does. A run that resumes
+            reads all: a mapped file would occupy the disk even after it is deleted.
+
+    Raises:
+        FileNotFoundError: it is not there, or no longer: a run that trains meanwhile prunes.
+        ValueError: the file is cut short, altered, holds code, or is not one of this project's.
+        OtherVersion: it is whole, but this version of the code cannot read it.
+    """
+    values = read_archive(path, "checkpoint", map_memory)
+    missing = [name for name in FIELDS if not isinstance(values, dict) or name not in values]
+    if missing:
+        raise ValueError(f"{path} is no checkpoint of this project: it lacks {', '.join(missing)}")
+    version = values.pop("version", 1)
+    if version > VERSION:
+        raise OtherVersion(
+            f"{path} has version {version}, this code reads up to {VERSION}: update the code"
+        )
+    try:
+        if version == 1:
+            values = _from_version_1(values)
+        if version <= 2:
+            values["fingerprint"] = values.pop("circumstances")
+        values["config"] = read_config(values["config"])
+        values["fingerprint"] = from_dict(values["fingerprint"], Fingerprint)
+        return Checkpoint(**values)
+    except (ValueError, KeyError, TypeError) as error:
+        raise OtherVersion(f"{path}: {error}") from error
+
+
 def _from_version_1(values: dict[str, Any]) -> dict[str, Any]:
-    """The values of a version 1 file as version 2 has them."""
-    circumstances = dict(values["circumstances"])
-    processes = circumstances.pop("processes")
+    """The values of a version 1 file as version 2 has them. Its digest of the frozen models, which
+    depends on the names that a release of transformers gives, is dropped.
+    """
+    circumstances = values["circumstances"]
     config = {key: values["config"][key] for key in ("name", *STORED_SECTIONS)}
     training = config["training"]
-    config["training"] = training | {"batch_size": training["batch_size"] * processes}
+    batch_size = training["batch_size"] * circumstances["processes"]
     average = {name.removeprefix("module."): value for name, value in values["ema"].items()}
-    updates = int(average.pop("n_averaged"))
     return values | {
-        "config": config,
-        "circumstances": circumstances,
+        "config": config | {"training": training | {"batch_size": batch_size}},
+        "circumstances": {"faces": circumstances["faces"], "frozen": ""},
+        "updates": int(average.pop("n_averaged")),
         "ema": average,
-        "updates": updates,
-        "scaler": {},
     }
 
 
@@ -192,18 +204,30 @@ def identity(path: Path) -> str:
     """Name and content of a checkpoint, "<name> <12 hex digits>", without reading its weights.
 
     The digits are a hash of the CRC-32 of every record: a run that was trained again has
-    checkpoints of the same names.
+    checkpoints of the same names. Those of a file of weights hash all of it.
     """
-    with zipfile.ZipFile(path) as archive:
-        records = sorted((info.filename, info.CRC) for info in archive.infolist())
-    return f"{path.name} {hashlib.sha256(repr(records).encode()).hexdigest()[:12]}"
+    if path.suffix == ".safetensors":
+        content = path.read_bytes()
+    else:
+        with zipfile.ZipFile(path) as archive:
+            content = repr(
+                sorted((info.filename, info.CRC) for info in archive.infolist())
+            ).encode()
+    return f"{path.name} {hashlib.sha256(content).hexdigest()[:12]}"
+
+
+# --- finding ---
+
+
+def checkpoint_path(folder: Path, epoch: int, step: int, epoch_is_finished: bool) -> Path:
+    """Where a checkpoint goes; one taken within an epoch carries its step as well."""
+    within = "" if epoch_is_finished else f"_step_{step}"
+    return folder / f"celeba_ldm_unet_checkpoint_epoch_{epoch}{within}.pt"
 
 
 def progress_in_name(path: Path) -> tuple[int, int]:
-    """(finished epochs, step within the next one or 0), for finding the newest checkpoint by its
-    name.
-    """
-    match = re.search(r"epoch_(\d+)(?:_step_(\d+))?\.pt$", path.name)
+    """(finished epochs, step within the next one or 0); (-1, -1) for another file."""
+    match = re.search(r"checkpoint_epoch_(\d+)(?:_step_(\d+))?\.pt$", path.name)
     return (int(match[1]), int(match[2] or 0)) if match else (-1, -1)
 
 
@@ -233,37 +257,91 @@ def open_newest(folder: Path, map_memory: bool = True) -> tuple[Path, Checkpoint
         ValueError: there are checkpoints, and none of them is whole.
         OtherVersion: the newest whole one was written by another version of the code.
     """
-    found = checkpoints(folder)
-    for path in found:
+    tried: list[Path] = []
+    damaged: list[str] = []
+    while untried := [path for path in checkpoints(folder) if path not in tried]:
+        tried.append(untried[0])
         try:
-            return path, load_checkpoint(path, map_memory)
+            return untried[0], load_checkpoint(untried[0], map_memory)
         except OtherVersion:
             raise
+        except FileNotFoundError:
+            continue  # pruned by a run that has saved a newer one, which is listed now
         except ValueError as error:
             print(f"passed over: {error}")
-    if found:
+            damaged.append(untried[0].name)
+    if damaged:
         raise ValueError(
-            f"none of the {len(found)} checkpoints in {folder} is whole "
-            f"({', '.join(path.name for path in found)}): restore a copy, or delete these files "
-            "to start the run again"
+            f"none of the {len(damaged)} checkpoints in {folder} is whole "
+            f"({', '.join(damaged)}): restore a copy, or delete these files to start the run again"
         )
     return None
 
 
-def require_checkpoint(folder: Path) -> Path:
-    """The newest checkpoint that is whole.
+def find(folder: Path, which: str = "newest") -> Path:
+    """The checkpoint that a command or a setting names.
+
+    Args:
+        folder: a run folder, or one that holds a file of weights alone.
+        which: "newest": the newest that is whole, else the file of weights. "best": that of the
+            epoch with the lowest loss of held-out faces. A number: that at the end of an epoch,
+            counted from 1. Else the path of a file, relative to `folder` or the current folder.
 
     Raises:
-        FileNotFoundError: the run has none yet; says how to make one.
+        FileNotFoundError: there is no such checkpoint; says which there are.
+        ValueError: all are damaged.
+    """
+    if which == "newest":
+        return require_checkpoint(folder)
+    finished = finished_epochs(folder)
+    if which == "best" and (best := best_epoch(folder)) is not None:
+        return finished[best]
+    if which.isdecimal() and int(which) in finished:
+        return finished[int(which)]
+    for path in (folder / which, Path(which).expanduser()):
+        if path.is_file():
+            return path
+    there = ", ".join(map(str, sorted(finished))) or "none"
+    lacks = "; none of them was validated" if which == "best" else ""
+    raise FileNotFoundError(
+        f"no checkpoint {which!r} in {folder}: there are those of epochs {there}{lacks}. Give the "
+        'number of one, "best" or a path'
+    )
+
+
+def require_checkpoint(folder: Path) -> Path:
+    """The newest checkpoint that is whole, else the folder's file of weights.
+
+    Raises:
+        FileNotFoundError: there is neither; says how to make one.
         ValueError: all are damaged.
     """
     opened = open_newest(folder)
-    if opened is None:
-        raise FileNotFoundError(
-            f"no {CHECKPOINT_PATTERN} in {folder}: run the notebook train1 (or train.py) with "
-            "this preset first"
-        )
-    return opened[0]
+    if opened:
+        return opened[0]
+    if (folder / WEIGHTS_FILE).is_file():
+        return folder / WEIGHTS_FILE
+    raise FileNotFoundError(
+        f"no {CHECKPOINT_PATTERN} in {folder}: run the notebook train1 (or train.py) with "
+        "this preset first"
+    )
+
+
+def best_epoch(folder: Path) -> int | None:
+    """The epoch (counted from 1) with the lowest loss of held-out faces, of those that have a
+    checkpoint; None where none was validated.
+
+    Losses over another number of faces than the last one's are left out: they cannot be compared.
+    """
+    lines = run_folder.read_validation(folder)
+    counts = [len(line.get("losses", ())) for line in lines]
+    losses = {
+        line["epoch"]: line["loss"]
+        for line, count in zip(lines, counts, strict=True)
+        if count == counts[-1]
+    }
+    known = finished_epochs(folder).keys() & losses.keys()
+    return min(sorted(known), key=losses.__getitem__, default=None)
 
 
 def superfluous(saved: Path, last: int, every_n_epochs: int, best: int | None) -> list[Path]:
@@ -279,41 +357,3 @@ def superfluous(saved: Path, last: int, every_n_epochs: int, best: int | None) -
         return not within and (epoch % every_n_epochs == 0 or epoch == best)
 
     return [path for path in behind[last:] if not is_kept(path)]
-
-
-def best_epoch(folder: Path, loss_of_epoch: Callable[[int], float | None]) -> int | None:
-    """The epoch (counted from 1) with the lowest loss, of those that have a checkpoint."""
-    losses = {epoch: loss_of_epoch(epoch) for epoch in finished_epochs(folder)}
-    known = {epoch: loss for epoch, loss in losses.items() if loss is not None}
-    return min(known, key=known.__getitem__, default=None)
-
-
-def remove_unfinished(folder: Path) -> None:
-    """Delete the unfinished files of a process that was killed while saving.
-
-    The second pattern is that of runs of version 1.
-    """
-    for pattern in (f"*{UNFINISHED}", "celeba_ldm_unet_checkpoint_*.tmp"):
-        for path in folder.glob(pattern):
-            path.unlink()
-
-
-def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], origin: Path) -> None:
-    """Load weights into a model of the same shape.
-
-    Raises:
-        ValueError: another architecture; names the file and the first difference.
-    """
-    own = model.state_dict()
-    wrong = [n for n in sorted(own.keys() | weights.keys()) if n not in own or n not in weights]
-    wrong += [n for n in own if n in weights and own[n].shape != weights[n].shape]
-    if wrong:
-        shapes = [
-            str(tuple(d[wrong[0]].shape)) if wrong[0] in d else "absent" for d in (weights, own)
-        ]
-        raise ValueError(
-            f"{origin} was written by another architecture: {wrong[0]} is {shapes[0]} there and "
-            f"{shapes[1]} here ({len(wrong)} differences). Use the preset it was trained with, or "
-            "another run folder."
-        )
-    model.load_state_dict(weights)

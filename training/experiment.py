@@ -5,6 +5,7 @@ training state (from the newest checkpoint), the latents. A notebook takes the p
 a script calls `open_all`.
 """
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import cached_property
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from config import Config
+from custom_datasets import screening
 from custom_datasets.captions import describe
 from custom_datasets.celeba_hq_dataset import CelebAHQ
 from custom_datasets.latent_cache import (
@@ -27,23 +29,25 @@ from custom_datasets.latent_cache import (
 from custom_datasets.opening import has_split, open_faces
 from diffusion.objective import Objective, build_objective
 from diffusion.sampling import build_sampler, set_timesteps
+from files import remove_unfinished
 from models.custom_unet_celeba_ldm import build_unet, count_parameters
 from models.decoder import open_decoder
 from models.device import choose_device, choose_precision, require_accelerator, tune_kernels
 from models.loading import fingerprint
 from models.text_encoder import TextEncoder
 from models.vae_wrapper import VAEWrapper
-from training import checkpoints, run_folder
+from training import run_folder
 from training.batches import Batches, require_batch
-from training.checkpoints import Circumstances
+from training.checkpoints import Fingerprint
 from training.environment import describe_environment
+from training.mirror import Mirror
 from training.processes import (
     build_accelerator,
     main_process_first,
-    team_of,
+    shard_of,
     together,
 )
-from training.resuming import check_resume, open_newest_together, resume
+from training.resuming import check_resume, open_newest_together, resume, start_from
 from training.state import TrainingState, new_state
 from training.tracking import require_tracker
 from training.validation import HeldOut, encode_held_out
@@ -170,10 +174,17 @@ class Experiment:
         return open_decoder(self.config.models, self.vae, upsampling).to(self.device)
 
     @cached_property
-    def circumstances(self) -> Circumstances:
-        """What must be the same on resume, apart from the settings."""
+    def fingerprint(self) -> Fingerprint:
+        """What the run depends on apart from its settings."""
         frozen = f"{self.text_fingerprint}-{self.vae_fingerprint}"
-        return Circumstances(len(self.faces), frozen)
+        captions = "\n".join(self.caption(face, 0) for face in range(len(self.faces)))
+        digest = hashlib.sha256(captions.encode()).hexdigest()[:16]
+        return Fingerprint(len(self.faces), frozen, self.image_fingerprint, digest)
+
+    @cached_property
+    def image_fingerprint(self) -> str:
+        """Identifies the training images."""
+        return screening.fingerprint(self.faces)
 
     @cached_property
     def text_fingerprint(self) -> str:
@@ -192,19 +203,26 @@ class Experiment:
 
     @cached_property
     def state(self) -> TrainingState:
-        """The UNet with weights drawn from the preset's seed, or those of the newest checkpoint.
+        """The UNet with the weights of the newest checkpoint; in a new run those of
+        `training.start_from`, or random ones of the preset's seed.
 
         Raises:
+            FileNotFoundError: `training.start_from` names no weights.
             ValueError: the checkpoint is another run's (names the settings), or all are damaged.
         """
         torch.manual_seed(self.config.training.seed)
         unet = build_unet(self.config.unet).to(self.device)
         state = new_state(unet, self.config.training, self.precision)
         with together(self.accelerator, "opening the newest checkpoint"):
-            opened = open_newest_together(self.accelerator, self.config, self.folder)
-            changes = check_resume(opened, self) if opened else []
+            changes, training = [], self.config.training
+            mirror = Mirror(training.mirror, self.config.name) if training.mirror else None
+            opened = open_newest_together(self.accelerator, self.folder, mirror)
             if opened:
+                changes = check_resume(*opened, self.config, self.fingerprint)
                 resume(state, *opened)
+            elif training.start_from:
+                frozen = self.fingerprint.frozen
+                changes = start_from(state, training.start_from, self.config, frozen)
         if self.accelerator.is_main_process:
             self._prepare_folder(state.step, changes)
         return state
@@ -212,7 +230,7 @@ class Experiment:
     def _prepare_folder(self, step: int, changes: list[str]) -> None:
         for change in changes:
             print(f"changed after step {step}: {change}")
-        checkpoints.remove_unfinished(self.folder)
+        remove_unfinished(self.folder)
         run_folder.cut_losses(self.folder, step)
         environment = describe_environment(self.device, self.precision)
         run_folder.write_config(self.folder, self.config, environment, step, changes)
@@ -233,7 +251,7 @@ class Experiment:
             data.flip,
             data.loader_workers,
             precision,
-            team_of(self.accelerator, folder),
+            shard_of(self.accelerator, folder),
         )
 
     @cached_property

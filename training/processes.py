@@ -21,7 +21,7 @@ from accelerate.utils import (
     gather_object,
 )
 
-from custom_datasets.latent_cache import Team
+from custom_datasets.latent_cache import Shard
 from models.device import choose_device
 
 SUPPORTED = {
@@ -43,7 +43,6 @@ def build_accelerator(tracker: str | None = None, logs: Path | None = None) -> A
     Raises:
         ValueError: the launcher asks for something that training does not support; names it.
     """
-    refuse_unsupported(os.environ)
     accelerator = Accelerator(
         mixed_precision="no",
         cpu=choose_device().type == "cpu" or None,
@@ -59,31 +58,12 @@ def build_accelerator(tracker: str | None = None, logs: Path | None = None) -> A
             f"{accelerator.distributed_type.value} is not supported: a model of this size fits on "
             "every GPU. Launch with --multi_gpu, see docs/gpus.md"
         )
-    return accelerator
-
-
-def refuse_unsupported(environment: Any) -> None:
-    """Refuse options of `accelerate launch` or its config file that training does not support.
-
-    Raises:
-        ValueError: names the option and what to use instead.
-    """
-    for variable, name in (
-        ("ACCELERATE_USE_FSDP", "FSDP"),
-        ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"),
-        ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM"),
-    ):
-        if environment.get(variable, "").lower() in ("1", "true", "yes"):
-            raise ValueError(
-                f"{name} is not supported: a model of this size fits on every GPU. Launch with "
-                "--multi_gpu, see docs/gpus.md"
-            )
-    steps = environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
-    if steps not in ("1", ""):
+    if accelerator.gradient_accumulation_steps != 1:
         raise ValueError(
-            f"--gradient_accumulation_steps {steps} is not supported: set "
-            "training.micro_batch_size, which gives the same update as the whole batch"
+            "--gradient_accumulation_steps is not supported: set training.micro_batch_size, which "
+            "gives the same update as the whole batch"
         )
+    return accelerator
 
 
 def agree(accelerator: Accelerator, value: Any) -> Any:
@@ -109,9 +89,9 @@ def together(accelerator: Accelerator, doing: str) -> Iterator[None]:
         gather_object([accelerator.process_index])
         raise
     failed = gather_object([-1])
-    others = sorted({number for number in failed if number >= 0})
+    others = [index for index in failed if index >= 0]
     if others:
-        raise RuntimeError(f"process {others[0]} failed while {doing}: see its message")
+        raise RuntimeError(f"process {min(others)} failed while {doing}: see its message")
 
 
 @contextmanager
@@ -132,28 +112,24 @@ def main_process_first(accelerator: Accelerator, doing: str) -> Iterator[None]:
             yield
 
 
-def sees_same_folder(accelerator: Accelerator, folder: Path) -> bool:
-    """Whether every process sees the main process's files in a folder."""
+def shard_of(accelerator: Accelerator, folder: Path) -> Shard:
+    """This one of the processes that share a folder: of all, or of those of this machine, where
+    the folder of the main process cannot be seen from all.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    wait = accelerator.wait_for_everyone
     if accelerator.num_processes == 1:
-        return True
+        return Shard()
     token = folder / f".{agree(accelerator, f'{socket.gethostname()}-{os.getpid()}')}"
     if accelerator.is_main_process:
         token.touch()
-    accelerator.wait_for_everyone()
-    seen = all(gather_object([token.exists()]))
+    wait()
+    is_seen_by_all = all(gather_object([token.exists()]))
     if accelerator.is_main_process:
         token.unlink()
-    return seen
-
-
-def team_of(accelerator: Accelerator, folder: Path) -> Team:
-    """The processes that share a folder: all of them, or those of this machine."""
-    folder.mkdir(parents=True, exist_ok=True)
-    wait = accelerator.wait_for_everyone
-    if sees_same_folder(accelerator, folder):
-        return Team(accelerator.process_index, accelerator.num_processes, wait)
-    count = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return Team(accelerator.local_process_index, count, wait)
+    if is_seen_by_all:
+        return Shard(accelerator.process_index, accelerator.num_processes, wait)
+    return Shard(accelerator.local_process_index, int(os.environ["LOCAL_WORLD_SIZE"]), wait)
 
 
 class ProcessLost(RuntimeError):

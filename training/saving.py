@@ -4,7 +4,6 @@ from training import checkpoints, run_folder
 from training.checkpoints import Checkpoint
 from training.experiment import Experiment
 from training.mirror import Mirror
-from training.validation import losses_of_epochs
 
 
 def open_mirror(experiment: Experiment) -> Mirror | None:
@@ -30,7 +29,7 @@ def save(experiment: Experiment, mirror: Mirror | None) -> None:
         config=experiment.config,
         epoch=epoch,
         step=state.step,
-        circumstances=experiment.circumstances,
+        fingerprint=experiment.fingerprint,
         unet=state.unet.state_dict(),
         ema=state.ema_unet.state_dict(),
         optimizer=state.optimizer_values(),
@@ -39,8 +38,7 @@ def save(experiment: Experiment, mirror: Mirror | None) -> None:
     )
     run_folder.sync(folder)
     checkpoints.save_checkpoint(path, checkpoint)
-    losses = losses_of_epochs(folder)
-    best = checkpoints.best_epoch(folder, losses.get)
+    best = checkpoints.best_epoch(folder)
     last, every = settings.keep_last, settings.keep_every_n_epochs
     pruned = checkpoints.superfluous(path, last, every, best)
     for old in pruned:

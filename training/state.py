@@ -11,7 +11,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from config import TrainingConfig
-from models.device import PRECISIONS
+from models.device import cast_matrices
 
 SCALER = {"init_scale": 2.0**16, "growth_interval": 2000}
 
@@ -166,9 +166,8 @@ class HalfCopy:
         shared = dict(unet.named_parameters())
         self.matrices = [shared.pop(name) for name in names]
         self.unet = copy.deepcopy(unet, {id(weight): weight for weight in shared.values()})
+        cast_matrices(self.unet, precision)
         self.halves = [self.unet.get_parameter(name) for name in names]
-        for half in self.halves:
-            half.data = half.data.to(PRECISIONS[precision])
 
     @torch.no_grad()
     def take_weights(self) -> None:

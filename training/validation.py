@@ -160,13 +160,3 @@ def validation_record(losses: list[float], step: int, epoch: int) -> dict[str, A
         "loss_by_timestep": [round(float(part.mean()), 6) if len(part) else None for part in parts],
         "losses": [round(loss, 6) for loss in losses],
     }
-
-
-def losses_of_epochs(folder: Path) -> dict[int, float]:
-    """The loss after each epoch, of those that measured the same number of faces as the last."""
-    lines = run_folder.read_validation(folder)
-    return {
-        line["epoch"]: line["loss"]
-        for line in lines
-        if len(line["losses"]) == len(lines[-1]["losses"])
-    }

@@ -1,0 +1,240 @@
+"""Trained weights as one small file, and new runs that start from them."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import config as config_module
+from config import Config
+from inference.opening import sampling_precision
+from inference.text_to_face import TextToFace
+from training import checkpoints, run_folder, weights
+from training.checkpoints import Weights
+from training.experiment import Experiment
+from training.loop import train
+from training.weights import load_weights_file, open_trained, save_weights
+
+PROMPTS = ["A photo of a young woman with blond hair, smiling", "A bald man"]
+
+
+@pytest.fixture
+def trained(run: Path) -> Weights:
+    return checkpoints.open_newest(run)[1]
+
+
+@pytest.fixture(params=[8, 16])
+def shared(request: pytest.FixtureRequest, trained: Weights, tmp_path: Path) -> Path:
+    """A folder of weights alone, in 8 or 16 bits."""
+    save_weights(tmp_path / "shared" / checkpoints.WEIGHTS_FILE, trained, request.param)
+    return tmp_path / "shared"
+
+
+def test_a_file_of_weights_holds_the_average_and_its_origin(
+    shared: Path, trained: Weights, run: Path
+) -> None:
+    path, opened = open_trained(shared)
+    assert path == shared / checkpoints.WEIGHTS_FILE == checkpoints.find(shared)
+    assert (opened.epoch, opened.step, opened.fingerprint) == (1, 3, trained.fingerprint)
+    assert opened.config.unet == trained.config.unet
+    assert opened.config.sampling == trained.config.sampling
+    assert opened.ema.keys() == trained.ema.keys()
+    assert all(value.dtype == torch.float32 for value in opened.ema.values())
+    whole = checkpoints.newest_checkpoint(run).stat().st_size
+    assert path.stat().st_size < whole / 4
+
+
+def test_8_bits_are_within_half_a_step_of_each_channels_scale(trained: Weights) -> None:
+    torch.manual_seed(0)
+    matrix = torch.randn(6, 5, 3, 3) * torch.logspace(-6, 2, 6).view(-1, 1, 1, 1)
+    matrix[2] = 0  # a channel that the initialisation left at zero
+    integers, scale = weights._to_int8(matrix)
+    assert integers.dtype == torch.int8
+    restored = weights._from_int8({"w": integers, f"w{weights.SCALE}": scale})["w"]
+    largest = matrix.abs().flatten(1).amax(1).view(-1, 1, 1, 1)
+    assert ((restored - matrix).abs() <= largest / 254 * (1 + 1e-5)).all()
+    assert torch.equal(restored[2], matrix[2])
+
+
+def test_16_bits_are_the_halves(trained: Weights, tmp_path: Path) -> None:
+    save_weights(tmp_path / "w.safetensors", trained)
+    opened = load_weights_file(tmp_path / "w.safetensors")
+    assert all(torch.equal(opened.ema[n], v.half().float()) for n, v in trained.ema.items())
+
+
+def test_pictures_are_nearly_those_of_the_checkpoint(
+    shared: Path, run: Path, autoencoder_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LDM_MODELS_DIR", str(autoencoder_folder.parent))
+    pictures = TextToFace.from_run(shared).generate(PROMPTS, [1, 2])
+    want = TextToFace.from_run(run).generate(PROMPTS, [1, 2])
+    assert (pictures - want).abs().mean() < 0.01
+    assert torch.equal(
+        TextToFace.from_checkpoint(shared / "weights.safetensors").generate(PROMPTS, [1, 2]),
+        pictures,
+    )
+
+
+@pytest.mark.parametrize(
+    ("trained", "has_bfloat16", "want"),
+    [
+        ("fp16", True, "fp16"),
+        ("no", True, "no"),
+        ("bf16", True, "bf16"),
+        ("bf16", False, "no"),
+        ("auto", True, "bf16"),
+    ],
+)
+def test_a_run_samples_in_its_own_precision_where_the_device_has_it(
+    tiny_config: Config,
+    trained: str,
+    has_bfloat16: bool,
+    want: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for module in ("inference.opening", "models.device"):
+        monkeypatch.setattr(f"{module}.has_bfloat16", lambda _: has_bfloat16)
+    training = dataclasses.replace(tiny_config.training, mixed_precision=trained)
+    config = dataclasses.replace(tiny_config, training=training)
+    assert sampling_precision(config, torch.device("cpu")) == want
+
+
+def test_no_folder_of_this_machine_is_in_the_file(trained: Weights, tmp_path: Path) -> None:
+    assert Path(trained.config.models.autoencoder).is_absolute()
+    save_weights(tmp_path / "w.safetensors", trained)
+    with safe_open(tmp_path / "w.safetensors", "pt") as file:
+        described = json.loads(file.metadata()["checkpoint"])
+    assert str(Path(trained.config.models.autoencoder).parent) not in json.dumps(described)
+    assert described["config"]["models"]["autoencoder"].startswith("autoencoder_kl")
+
+
+def test_weights_that_float16_cannot_hold_are_refused(trained: Weights, tmp_path: Path) -> None:
+    name = next(iter(trained.ema))
+    wild = dataclasses.replace(trained, ema=trained.ema | {name: torch.full((3,), 1e6)})
+    with pytest.raises(ValueError, match=name):
+        save_weights(tmp_path / "w.safetensors", wild)
+    with pytest.raises(ValueError, match="bits"):
+        save_weights(tmp_path / "w.safetensors", trained, 4)
+    assert list(tmp_path.glob("w.*")) == []
+
+
+def test_a_file_that_is_no_weights_is_named(shared: Path, tmp_path: Path) -> None:
+    path = shared / checkpoints.WEIGHTS_FILE
+    whole = path.read_bytes()
+    for content in (b"", whole[:-100], b"version https://git-lfs.github.com/spec/v1"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=path.name):
+            open_trained(shared)
+    path.write_bytes(whole)
+    save_file(load_file(path), tmp_path / "bare.safetensors")
+    with pytest.raises(ValueError, match="bare"):
+        open_trained(tmp_path / "bare.safetensors")
+    with pytest.raises(FileNotFoundError):
+        open_trained(tmp_path / "nowhere")
+
+
+# --- a new run ---
+
+
+def open_run(config: Config, root: Path, start: Path | None, **changes: object) -> Experiment:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    settings = {"mixed_precision": "no", "tracker": None, "start_from": start and str(start)}
+    training = dataclasses.replace(config.training, **(settings | changes))
+    return Experiment(dataclasses.replace(config, training=training), root)
+
+
+def test_a_new_run_starts_from_weights_with_a_fresh_optimiser(
+    tiny_config: Config, run: Path, trained: Weights, tmp_path: Path
+) -> None:
+    for name, place in (("a", run), ("b", checkpoints.newest_checkpoint(run))):
+        with open_run(tiny_config, tmp_path / name, place) as opened:
+            for part in (opened.state.unet, opened.state.ema_unet):
+                assert all(torch.equal(v, trained.ema[n]) for n, v in part.state_dict().items())
+            assert opened.state.step == opened.state.updates == 0
+            assert not opened.state.optimizer.state_dict()["state"]
+            (change,) = run_folder.read_changes(opened.folder)
+            assert change["step"] == 0
+            assert checkpoints.identity(checkpoints.newest_checkpoint(run)) in change["changed"][0]
+
+
+def test_a_run_that_was_started_from_weights_resumes_from_itself(
+    tiny_config: Config, shared: Path, tmp_path: Path
+) -> None:
+    with open_run(tiny_config, tmp_path / "new", shared) as opened:
+        assert len(list(train(opened.open_all()))) == 6
+    (shared / checkpoints.WEIGHTS_FILE).unlink()
+    with open_run(tiny_config, tmp_path / "new", shared) as opened:
+        assert opened.state.step == 6
+
+
+def test_a_finished_cosine_goes_on_as_a_new_run(tiny_config: Config, tmp_path: Path) -> None:
+    changes = {"num_epochs": 1, "lr_decay": "cosine"}
+    with open_run(tiny_config, tmp_path / "old", None, **changes) as opened:
+        assert len(list(train(opened.open_all()))) == 3
+    with (
+        pytest.raises(ValueError, match=r"training\.start_from"),
+        open_run(tiny_config, tmp_path / "old", None, **changes | {"num_epochs": 2}) as opened,
+    ):
+        _ = opened.state
+    with open_run(tiny_config, tmp_path / "new", tmp_path / "old", num_epochs=1) as opened:
+        assert len(list(train(opened.open_all()))) == 3
+
+
+def test_weights_of_another_shape_are_refused_by_the_first_difference(
+    tiny_config: Config, run: Path, tmp_path: Path
+) -> None:
+    unet = dataclasses.replace(tiny_config.unet, widths=(32, 64))
+    wider = dataclasses.replace(tiny_config, unet=unet)
+    with (
+        pytest.raises(ValueError, match=r"down_blocks\.1.*\(32,.*\(64,"),
+        open_run(wider, tmp_path / "new", run) as opened,
+    ):
+        _ = opened.state
+    with (
+        pytest.raises(FileNotFoundError, match="nowhere"),
+        open_run(tiny_config, tmp_path / "new", tmp_path / "nowhere") as opened,
+    ):
+        _ = opened.state
+
+
+def test_what_the_weights_learned_otherwise_is_recorded(
+    tiny_config: Config, run: Path, tmp_path: Path
+) -> None:
+    diffusion = dataclasses.replace(tiny_config.diffusion, prediction_type="epsilon")
+    other = dataclasses.replace(tiny_config, diffusion=diffusion)
+    with open_run(other, tmp_path / "new", run) as opened:
+        _ = opened.state
+        (change,) = run_folder.read_changes(opened.folder)
+    assert any("diffusion.prediction_type" in text for text in change["changed"])
+
+
+def test_a_relative_place_is_in_the_repository_too(
+    tiny_config: Config, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.resuming.ROOT", run.parent)
+    monkeypatch.setattr(config_module, "ROOT", run.parent)
+    with open_run(tiny_config, tmp_path / "new", Path(run.name)) as opened:
+        assert opened.state.step == 0
+
+
+def test_faces_that_were_exchanged_are_announced_and_recorded(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same number of faces, with other pixels or other labels."""
+    with open_run(tiny_config, tmp_path / "run", None, num_epochs=1) as opened:
+        assert len(list(train(opened.open_all()))) == 3
+        before = opened.fingerprint
+    again = open_run(tiny_config, tmp_path / "run", None, num_epochs=1)
+    vars(again)["fingerprint"] = dataclasses.replace(before, images="others", captions="others")
+    with again as opened:
+        assert opened.state.step == 3
+        (change,) = run_folder.read_changes(opened.folder)
+    assert [("images" in text, "captions" in text) for text in change["changed"]] == [
+        (True, False),
+        (False, True),
+    ]
