@@ -75,7 +75,7 @@ TRAIN_CELEBA_LDM_CONFIG = {
 MAX_SEED = 2**63 - 1  # what every generator of random numbers takes
 
 # The feature networks that the evaluation knows, and the kinds that a model's name follows.
-FEATURE_NETWORKS = ("inception", "inception:antialiased", "judge", "efficientnet-lite0")
+FEATURE_NETWORKS = ("inception", "judge", "efficientnet-lite0")
 NAMED_NETWORKS = ("clip:", "dinov2:")
 
 
@@ -266,8 +266,6 @@ class ClassifierConfig(Section):
     weight_decay: float = setting(0.05, min=0)  # AdamW's
     # File of a ResNet-18 state dict; None: from scratch.
     imagenet_weights: str | None = setting(None)
-    # Lowest balanced accuracy of an attribute that counts in the headline.
-    least_balanced_accuracy: float = setting(0.85, min=0, max=1)
     seed: int = setting(0, min=0, max=MAX_SEED)  # of weights, order and augmentation
 
 
@@ -280,14 +278,14 @@ class EvaluationConfig(Section):
     """
 
     # Pictures: one for each test face, then more wordings and seeds of each.
-    count: int = setting(2_824, min=1)
+    count: int = setting(2_824, min=40)
     # Faces that distances are measured to: the test split, the whole train split, or all.
     reference: str = setting("test", choices=("test", "train", "all"))
-    # The spaces of distances and of the search for copies, by the names above.
+    # The spaces of distances and recall, by the names above; the sweep takes the first.
     feature_networks: tuple[str, ...] = setting(
         (
             "inception",
-            "dinov2:facebook/dinov2-base",
+            "dinov2:facebook/dinov2-large",
             "clip:openai/clip-vit-large-patch14",
             "judge",
         )
@@ -298,9 +296,11 @@ class EvaluationConfig(Section):
     )
     # File of the attribute classifier; None: the run's own. Runs that are compared share one.
     judge: str | None = setting(None)
+    # Balanced accuracy from which on the classifier may judge an attribute.
+    min_balanced_accuracy: float = setting(0.85, min=0, max=1)
     # torch-fidelity's file, relative to the repository; None: downloaded once.
     inception_weights: str | None = setting(None)
-    sweep_count: int = setting(200, min=1)  # pictures per setting of the sweep
+    sweep_count: int = setting(200, min=40)  # pictures per setting of the sweep
     sweep_scales: tuple[float, ...] = setting((1.0, 2.0, 3.0, 5.0), min=0)  # of guidance
     sweep_steps: tuple[int, ...] = setting((10, 25, 50), min=1)  # of the preset's sampler
 

@@ -26,6 +26,9 @@ from models.loading import fingerprint
 from models.text_encoder import save_text_weights, save_tokenizer
 from training import checkpoints
 
+# Of an evaluation, for the card.
+LEADING = ("FID", "frechet_distance", "recall", "clip_score", "balanced_accuracy")
+SHOWN = ("n", "seeds", "precision", "computed_on", "reference", "format")
 CARD = """---
 library_name: diffusers
 pipeline_tag: text-to-image
@@ -75,11 +78,11 @@ mostly young and light-skinned, and the model repeats that. Do not use it to jud
 real ones, or to deceive."""
 
 
-def export(checkpoint_path: Path, out: Path, metrics: Path, changes: Sequence[str] = ()) -> Path:
+def export(checkpoint_path: Path, out: Path, evaluations: Path, changes: Sequence[str] = ()) -> Path:
     """Write the averaged weights of a checkpoint as a Stable Diffusion pipeline with a model card.
 
     Args:
-        metrics: `metrics.json` of the run; the card says so where there is none.
+        evaluations: folder of the run's evaluations; the card says so where there is none.
         changes: see `sampled_otherwise`; a decoder is exported in the autoencoder's place.
 
     Raises:
@@ -111,7 +114,7 @@ def export(checkpoint_path: Path, out: Path, metrics: Path, changes: Sequence[st
     save_tokenizer(tokenizer, out / "tokenizer")
     decoder = fingerprint(model.vae) if model.config.models.decoder else None
     measured = _measured(
-        metrics, checkpoints.identity(checkpoint_path), decoder, model.config.sampling
+        evaluations, checkpoints.identity(checkpoint_path), decoder, model.config.sampling
     )
     checkpoint = replace(checkpoint, config=model.config)
     write_text(out / "README.md", model_card(checkpoint, measured))
@@ -180,12 +183,12 @@ def _table(values: dict[str, object]) -> str:
     return "\n".join(["| setting | value |", "|---|---|", *rows])
 
 
-def _measured(metrics: Path, model: str, decoder: str | None, sampling: SamplingConfig) -> str:
-    """The distances and the consistency of `metrics.json`, each with its control, if they are of
-    pictures that were made as the pipeline makes them.
+def _measured(
+    evaluations: Path, model: str, decoder: str | None, sampling: SamplingConfig
+) -> str:
+    """The leading numbers of the newest evaluation whose pictures were made as the pipeline makes
+    them.
     """
-    results = _read_metrics(metrics)
-    protocol = results.get("protocol", {})
     exported = {
         "model": model,
         "decoder": decoder,
@@ -195,39 +198,28 @@ def _measured(metrics: Path, model: str, decoder: str | None, sampling: Sampling
         "guidance_interval": [0, 1],
         "guided_by": None,
     }
-    if any(protocol.get(name) != value for name, value in exported.items()):
-        return (
-            "Nothing was measured of these weights under these settings: run the notebook "
-            "`metrics1`, export again."
-        )
-    lines = ["| number | value | 95% | n |", "|---|---|---|---|"]
-    for comparison in results.get("distribution", {}).values():
-        for name, row in comparison["sets"].items():
-            number, estimate = next(iter(row.items()))
-            lines.append(_row(f"{number}, {name}", estimate))
-    headline = results.get("attribute_consistency", {}).get("headline", {})
-    for name in ("generated", "shuffled"):
-        if headline.get(name):
-            lines.append(_row(f"attribute consistency, {name} captions", headline[name]))
-    facts = ", ".join(f"{key}: {value}" for key, value in protocol.items())
+    found = sorted(evaluations.glob("[!.]*/protocol.json"), key=lambda path: path.stat().st_mtime)
+    for path in reversed(found):
+        protocol = json.loads(path.read_text(encoding="utf-8"))
+        if all(protocol.get(name) == value for name, value in exported.items()):
+            rows = json.loads((path.parent / "metrics.json").read_text(encoding="utf-8"))
+            return _leading(rows, {name: protocol.get(name) for name in (*exported, *SHOWN)})
+    return (
+        "Nothing was measured of these weights under these settings: run the notebook "
+        "`metrics1`, export again."
+    )
+
+
+def _leading(rows: Sequence[dict[str, Any]], protocol: dict[str, Any]) -> str:
+    """Distance, recall, CLIP score and attribute consistency as a table, with the protocol."""
+    lines = ["| number | set | value | 95% | n |", "|---|---|---|---|---|"]
+    for row in rows:
+        if row["question"] in LEADING:
+            value, low, high = (f"{row[name]:.3f}" for name in ("value", "low", "high"))
+            name = f"{row['question']} ({row['space']})"
+            lines.append(f"| {name} | {row['set']} | {value} | {low} to {high} | {row['n']} |")
+    facts = ", ".join(f"{key}: {value}" for key, value in protocol.items() if value is not None)
     return "\n".join([*lines, "", f"Protocol: {facts}."])
-
-
-def _read_metrics(path: Path) -> dict[str, Any]:
-    """The measured numbers; none, with a message, where the file is damaged."""
-    try:
-        results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        if not isinstance(results, dict) or not isinstance(results.get("protocol", {}), dict):
-            raise ValueError("it holds no results of an evaluation")
-        return results
-    except ValueError as error:
-        print(f"{path} is damaged and left out of the card ({error}): run metrics1, export again")
-        return {}
-
-
-def _row(name: str, estimate: dict[str, float]) -> str:
-    low, high = estimate["low"], estimate["high"]
-    return f"| {name} | {estimate['value']:.3f} | {low:.3f} to {high:.3f} | {estimate['n']} |"
 
 
 @command
@@ -240,8 +232,8 @@ def main() -> None:
     config = config_from(arguments)
     out = arguments.out or config.output_folder / "pipeline"
     path = checkpoints.require_checkpoint(config.run_folder)
-    metrics = config.output_folder / "metrics.json"
-    print(f"{path.name} -> {export(path, out, metrics, arguments.changes)}")
+    evaluations = config.output_folder / "evaluations"
+    print(f"{path.name} -> {export(path, out, evaluations, arguments.changes)}")
     if arguments.push_to_hub:
         from huggingface_hub import HfApi
 

@@ -1,109 +1,78 @@
-"""A number with its interval, in closed form where there is one; else see `resampling`."""
+"""A number with its 95 % interval: one jackknife for everything that is measured."""
 
-from dataclasses import dataclass
-from math import inf, sqrt
+from collections.abc import Callable
+from math import sqrt
+from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import binomtest, t
+from scipy.stats import t
 
-from evaluation.checks import require_enough
+LEVEL = 0.95
+BLOCKS = 20  # of clusters, each left out once
+MIN_CLUSTERS = 2 * BLOCKS  # pictures or faces, below which nothing is measured
 
-LEVEL = 0.95  # of every interval
-TAIL = (1 + LEVEL) / 2
+
+class NotMeasured(ValueError):
+    """A number that these pictures, captions or networks cannot give, with the reason."""
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A value from n samples with its 95% interval [low, high]."""
+class Estimate(NamedTuple):
+    """A value from n independent clusters (faces), with its interval."""
 
+    n: int
     value: float
     low: float
     high: float
-    n: int
 
 
-def proportion(successes: int, n: int) -> Estimate:
-    """A share of n independent samples with Wilson's score interval (1927).
+def jackknife(
+    statistic: Callable[[np.ndarray], float | np.ndarray],
+    clusters: np.ndarray,
+    is_share: bool = False,
+    seed: int = 0,
+) -> list[Estimate]:
+    """A statistic with the interval of what other samples of the same kind would give.
 
-    A bootstrap would give an interval of no width where all or none succeed.
-
-    Raises:
-        TooFewSamples: n is 0.
-    """
-    require_enough(n, 1, "a share")
-    interval = binomtest(int(successes), int(n)).proportion_ci(LEVEL, method="wilson")
-    return Estimate(float(successes / n), float(interval.low), float(interval.high), int(n))
-
-
-def share_interval(value: float, standard_error: float, n: int, degrees: float = inf) -> Estimate:
-    """A share in [0, 1] whose samples are not independent, with an interval inside [0, 1].
-
-    Wilson's interval at the effective sample size p (1 - p) / se^2 (Korn and Graubard 1998; Franco
-    et al. 2019, sec. 2). For the size p counts as at least one standard error from 0 and from 1, as
-    it is of independent samples with one success and one failure; where nothing varied it is n.
+    Clusters are dealt into 20 random blocks, and each block is left out once (Shao and Wu 1989).
+    That keeps what pictures of one face have in common, takes any statistic, and repeats no row,
+    as a bootstrap does to the harm of distances. Only what the rows select varies: a reference that
+    the statistic holds is fixed, and a bias of n samples stays in the value.
 
     Args:
-        standard_error: from a resampling that keeps the dependence.
-        n: independent units behind the share.
-        degrees: of freedom of the standard error; its noise widens the interval as Student's t.
+        statistic: rows (M,) int -> a number, or several (K,).
+        clusters: (N,) the independent unit (a face) of each row.
+        is_share: the numbers are in [0, 1], and so is the interval (`share_interval`).
+
+    Returns:
+        K estimates, whose n is the number of clusters.
+
+    Raises:
+        NotMeasured: fewer than 40 clusters.
     """
-    inner = min(max(value, standard_error), 1 - standard_error)
-    size = inner * (1 - inner) / standard_error**2 if 0 < standard_error < 0.5 else n
-    z = float(t.ppf(TAIL, degrees))
+    _, unit = np.unique(clusters, return_inverse=True)
+    n = int(unit.max(initial=-1)) + 1
+    if n < MIN_CLUSTERS:
+        raise NotMeasured(f"{n} faces are too few for an interval: at least {MIN_CLUSTERS}")
+    block = (np.random.default_rng(seed).permutation(n) % BLOCKS)[unit]  # (N,)
+    values = np.atleast_1d(statistic(np.arange(len(unit))))  # (K,)
+    left_out = [np.atleast_1d(statistic(np.flatnonzero(block != b))) for b in range(BLOCKS)]
+    errors = np.std(left_out, axis=0) * sqrt(BLOCKS - 1)  # (K,)
+    if is_share:
+        return [share_interval(*each, n) for each in zip(values, errors, strict=True)]
+    reach = t.ppf((1 + LEVEL) / 2, BLOCKS - 1) * errors
+    return [Estimate(n, *map(float, (v, v - r, v + r))) for v, r in zip(values, reach, strict=True)]
+
+
+def share_interval(value: float, error: float, n: int) -> Estimate:
+    """A share with Wilson's interval at the effective sample size p (1 - p) / error^2.
+
+    Korn and Graubard 1998. For that size half a cluster that succeeds and half a one that fails are
+    added, so that the interval has a width where all or none of n do. It stays in [0, 1].
+    """
+    p = (n * value + 0.5) / (n + 1)
+    variance = ((n * error) ** 2 + (p**2 + (1 - p) ** 2) / 2) / (n + 1) ** 2
+    size, z = p * (1 - p) / variance, float(t.ppf((1 + LEVEL) / 2, BLOCKS - 1))
     middle = (value + z**2 / (2 * size)) / (1 + z**2 / size)
     reach = z / (1 + z**2 / size) * sqrt(value * (1 - value) / size + z**2 / (4 * size**2))
     low, high = min(middle - reach, value), max(middle + reach, value)  # rounding at 0 and 1
-    return Estimate(float(value), max(0.0, low), min(1.0, high), int(n))
-
-
-def mean_interval(values: np.ndarray, groups: np.ndarray | None = None) -> Estimate:
-    """A mean with Student's interval; of grouped values with the cluster-robust error.
-
-    Args:
-        values: (N,).
-        groups: (N,) which independent unit (a face) each value belongs to; None: each its own. The
-            n of the estimate counts units.
-
-    Raises:
-        TooFewSamples: fewer than 2 units.
-    """
-    values = np.asarray(values, dtype=np.float64)
-    _, unit = np.unique(np.arange(len(values)) if groups is None else groups, return_inverse=True)
-    n = int(unit.max(initial=-1)) + 1
-    require_enough(n, 2, "a mean with its interval")
-    mean = float(values.mean())
-    totals = np.bincount(unit, values - mean)
-    error = sqrt(n / (n - 1) * float((totals**2).sum())) / len(values)
-    reach = float(t.ppf(TAIL, n - 1)) * error
-    return Estimate(mean, mean - reach, mean + reach, n)
-
-
-def mean_of_two(a: Estimate, b: Estimate) -> Estimate:
-    """Mean of two independent shares, from the intervals of both (Zou and Donner 2008, MOVER).
-
-    A bootstrap would forget the uncertainty of the share that is 0 or 1.
-    """
-    value = (a.value + b.value) / 2
-    below = sqrt((a.value - a.low) ** 2 + (b.value - b.low) ** 2) / 2
-    above = sqrt((a.high - a.value) ** 2 + (b.high - b.value) ** 2) / 2
-    return Estimate(value, max(0.0, value - below), min(1.0, value + above), a.n + b.n)
-
-
-def ratio_interval(value: float, samples: np.ndarray, n: int) -> Estimate | None:
-    """A ratio of two shares of the same n units, with its interval on the logarithm's scale.
-
-    Two more units, one in favour of each share, are added to the variance (after Agresti and Min
-    2005), so that two sets that never differed in n units still leave room for a difference.
-
-    Args:
-        samples: the ratio on resamples that draw both shares together.
-
-    Returns:
-        None where the ratio is 0 or not finite, so that it has no logarithm.
-    """
-    usable = samples[np.isfinite(samples) & (samples > 0)]
-    if not (np.isfinite(value) and value > 0 and len(usable) > 1 and n > 1):
-        return None
-    variance = float(np.log(usable).var(ddof=1)) + 2 / n**2
-    factor = float(np.exp(t.ppf(TAIL, n - 1) * sqrt(variance)))
-    return Estimate(float(value), float(value) / factor, float(value) * factor, int(n))
+    return Estimate(n, float(value), max(0.0, float(low)), min(1.0, float(high)))

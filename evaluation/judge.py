@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torchmetrics.functional.classification import (
@@ -46,10 +47,6 @@ class Reading:
     balanced_accuracy: float  # at the threshold chosen on validation
     average_precision: float
     calibration_error: float  # expected calibration error, 15 bins, of probabilities
-
-    def is_reliable(self, least: float) -> bool:
-        """Balanced accuracy is high enough to judge others by, and people agree on the labels."""
-        return self.balanced_accuracy >= least and self.name not in DISPUTED
 
 
 def new_judge(config: ClassifierConfig, device: torch.device | str) -> AttributeClassifier:
@@ -119,7 +116,6 @@ def augment(images: torch.Tensor) -> torch.Tensor:
 
 
 def _uniform(images: torch.Tensor, low: float, high: float) -> torch.Tensor:
-    """One draw a face, (B,)."""
     return torch.empty(len(images), device=images.device).uniform_(low, high)
 
 
@@ -178,30 +174,25 @@ def recalls(decided: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor, t
 
 
 def best_thresholds(probabilities: torch.Tensor, attributes: torch.Tensor) -> torch.Tensor:
-    """The threshold of each attribute with the highest balanced accuracy, (40,); 0.5 where
-    undefined.
+    """The threshold of each attribute with the highest balanced accuracy, (40,); 0.5 where there
+    are no faces with it, or none without.
 
-    Between two neighbouring probabilities the accuracy is constant. Of the plateaus that reach the
-    highest one the widest is taken, and its middle, which is furthest from a decision that would
-    differ. The mean of all of them might be on none.
+    The accuracy changes only at a probability that occurs. Of the gaps between two neighbours that
+    reach the highest one the widest is taken, and its middle.
     """
-    grid = torch.linspace(0.02, 0.98, 97)
-    scores = torch.stack(
-        [sum(recalls(probabilities > t, attributes)) / 2 for t in grid]
-    )  # (97, 40)
-    top = scores >= scores.nan_to_num(-1).max(dim=0).values - 1e-9
-    middles = torch.stack([_middle_of_widest(column, grid) for column in top.T])
-    return torch.where(scores.isnan().any(dim=0), torch.tensor(0.5), middles)
-
-
-def _middle_of_widest(chosen: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
-    """Mean of the grid's values on the longest run of chosen places, the first of equals."""
-    if not chosen.any():
-        return torch.tensor(0.5)
-    edges = torch.diff(chosen.int(), prepend=torch.zeros(1), append=torch.zeros(1))
-    starts, ends = (edges > 0).nonzero()[:, 0], (edges < 0).nonzero()[:, 0]
-    widest = (ends - starts).argmax()
-    return grid[starts[widest] : ends[widest]].mean()
+    padded = torch.nn.functional.pad(probabilities.double().sort(0).values, (0, 0, 1, 1))
+    padded[-1] = 1
+    thresholds = padded.diff(dim=0) / 2 + padded[:-1]  # (N + 1, 40), the middle of each gap
+    order = probabilities.argsort(0)
+    truth = attributes.gather(0, order).double()
+    missed = torch.nn.functional.pad(truth.cumsum(0), (0, 0, 1, 0))  # true ones at or below
+    rejected = torch.nn.functional.pad((1 - truth).cumsum(0), (0, 0, 1, 0))
+    scores = (1 - missed / missed[-1] + rejected / rejected[-1]) / 2
+    gaps = padded.diff(dim=0)
+    best = (scores >= scores.max(0).values - 1e-9) & (gaps > 0)
+    chosen = gaps.where(best, -1.0).argmax(0)
+    found = thresholds.gather(0, chosen[None])[0].float()
+    return torch.where(scores.isnan().any(0), 0.5, found)
 
 
 def read_well(
@@ -229,31 +220,22 @@ def read_well(
     return readings
 
 
-def reliable_attributes(readings: Sequence[Reading], least: float) -> tuple[str, ...]:
+def reliable_attributes(readings: Sequence[Reading], min_accuracy: float) -> tuple[str, ...]:
     """The attributes that the judge may judge pictures by.
 
     Args:
-        readings: on validation faces: chosen on the test faces that are the ceiling, they would be
-            those on which the judge had luck there.
-        least: balanced accuracy, in [0, 1].
+        readings: on validation faces: chosen on test faces, they would be those on which the judge
+            had luck there.
+        min_accuracy: balanced, in [0, 1].
     """
-    return tuple(reading.name for reading in readings if reading.is_reliable(least))
+    well = [each.name for each in readings if each.balanced_accuracy >= min_accuracy]
+    return tuple(name for name in well if name not in DISPUTED)
 
 
-def table_lines(readings: Sequence[Reading]) -> list[str]:
-    """The readings as lines of text, best read first."""
-    columns = (
-        "accuracy",
-        "majority",
-        "balanced_accuracy",
-        "average_precision",
-        "calibration_error",
-    )
-    lines = [f"{'attribute':22s}{'positives':>10s}" + "".join(f"{c:>19s}" for c in columns)]
-    for reading in sorted(readings, key=lambda reading: -reading.balanced_accuracy):
-        cells = "".join(f"{getattr(reading, column):19.3f}" for column in columns)
-        lines.append(f"{reading.name:22s}{reading.positives:10d}{cells}")
-    return lines
+def as_frame(readings: Sequence[Reading]) -> pd.DataFrame:
+    """The readings for a notebook, best read first."""
+    frame = pd.DataFrame([vars(each) for each in readings]).set_index("name")
+    return frame.sort_values("balanced_accuracy", ascending=False).round(3)
 
 
 def worst_mistakes(

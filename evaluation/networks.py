@@ -1,132 +1,233 @@
-"""Opens the networks that judge, each tried on a probe; one that fails is noted and left out."""
+"""The networks that look at pictures: feature spaces, CLIPs, the attribute classifier.
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+All take uint8 RGB (N, 3, H, W) of any size, resize it themselves and answer in float32. One that
+cannot be opened is left out by name: a number in another space under its name would be wrong.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor, nn
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as transforms
+from transformers import AutoModel, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from config import ROOT, Config
-from evaluation.copying_spaces import copying_spaces
-from evaluation.features import (
-    Clip,
-    FeatureNetwork,
-    clip_image_features,
-    judge_features,
-    open_clip,
-    open_network,
-)
-from evaluation.judge import Reading, reliable_attributes
-from evaluation.results import Results
-from models.attribute_classifier import AttributeClassifier
-from models.loading import UNREADABLE
+from evaluation.estimate import NotMeasured
+from models.attribute_classifier import IMAGENET_MEAN, IMAGENET_STD, AttributeClassifier
+from models.efficientnet import open_efficientnet_lite
+from models.loading import UNREADABLE, open_model, open_pretrained
 
-# Absent, not installed, or a file that is not what its name says: a page in HTML, a part of itself.
+# Absent, not installed, or a file that is not what its name says.
 NOT_USABLE = (FileNotFoundError, ImportError, SafetensorError, *UNREADABLE)
 JUDGE = "judge"
 
 
+@dataclass(frozen=True)
+class FeatureNetwork:
+    """A named map from images to features."""
+
+    name: str
+    extract: Callable[[Tensor], Tensor]  # uint8 (N, 3, H, W) -> float32 (N, D), on one device
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A frozen CLIP with its tokenizer and the image preparation that it was trained with."""
+
+    name: str
+    model: CLIPModel
+    tokenizer: CLIPTokenizer
+    preparation: CLIPImageProcessor
+
+
 @dataclass
 class Networks:
-    """The available networks: feature spaces, CLIPs that score, the attribute classifier."""
+    """What could be opened, by the names of `EvaluationConfig`, and why the rest could not."""
 
-    spaces: dict[str, FeatureNetwork] = field(default_factory=dict)  # by the settings' names
+    spaces: dict[str, FeatureNetwork] = field(default_factory=dict)
     clips: dict[str, Clip] = field(default_factory=dict)
     judge: AttributeClassifier | None = None
     judge_facts: dict[str, object] = field(default_factory=dict)
-
-    def reliable(self, least: float) -> tuple[str, ...]:
-        """The attributes that the judge reads well on validation faces."""
-        readings = [Reading(**reading) for reading in self.judge_facts["validation"]]
-        return reliable_attributes(readings, least)
-
-    def answers(self) -> FeatureNetwork:
-        """The judge's probabilities of the 40 attributes, (N, 40), as a network."""
-        size = self.judge.config.image_size
-        return FeatureNetwork("attributes", size, lambda images: self.judge(images).sigmoid())
-
-    def for_copying(self) -> dict[str, FeatureNetwork]:
-        """The two spaces in which a copy shows best, by the settings' names."""
-        chosen = copying_spaces(list(self.spaces.values()))
-        return {name: network for name, network in self.spaces.items() if network in chosen}
-
-    def for_sweep(self) -> FeatureNetwork:
-        """The first space that is not the judge's, which tells what is shown there already."""
-        names = [name for name in self.spaces if name != JUDGE] or [JUDGE]
-        return self.spaces[names[0]]
+    missing: dict[str, str] = field(default_factory=dict)  # name -> reason
 
 
-def open_networks(config: Config, results: Results, device: torch.device) -> Networks:
-    """Open everything that the preset names; what fails is left out of the results by name."""
+def open_networks(config: Config, device: torch.device) -> Networks:
+    """Open all networks that the preset names, each tried on a picture."""
     found, plan = Networks(), config.evaluation
-    named = plan.inception_weights
-    weights = str(ROOT / Path(named).expanduser()) if named else None
-    with _noted(results, "attribute_consistency", f"distribution: {JUDGE}"):
+
+    def attempt(name: str, opened: Callable[[], None]) -> None:
+        try:
+            opened()
+        except NOT_USABLE as error:
+            found.missing[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+            print(f"left out: {name}: {found.missing[name]}")
+
+    def open_judge() -> None:
         judge, found.judge_facts = AttributeClassifier.load(config.judge_path)
-        if "validation" not in found.judge_facts:
-            raise FileNotFoundError(
-                f"{config.judge_path} does not tell what the judge reads well on validation faces: "
-                "run the notebook train2 again"
-            )
         found.judge = judge.to(device)
+
+    def open_clip_of(name: str) -> None:
+        found.clips[name] = open_clip(name, device)
+
+    def open_space(name: str) -> None:
+        network = open_network(name, found, plan.inception_weights, device)
+        with torch.inference_mode():
+            network.extract(torch.zeros(2, 3, 64, 64, dtype=torch.uint8, device=device))
+        found.spaces[network.name] = network
+
+    attempt(JUDGE, open_judge)
     for name in plan.clip_judges:
-        with _noted(results, f"clip_score: {name}"):
-            found.clips[name] = open_clip(name)
+        attempt(name, lambda name=name: open_clip_of(name))
     for name in plan.feature_networks:
-        with _noted(results, f"distribution: {name}"):
-            if name != JUDGE or found.judge:
-                found.spaces[name] = _tried(_open_space(name, found, weights), device)
-    if not found.spaces:
-        reason = "none of the feature networks could be opened"
-        if not plan.feature_networks:
-            reason = "evaluation.feature_networks names none"
-        for section in ("distribution", "copying", "sweep"):
-            results.leave_out(section, reason)
-    if not found.clips:
-        results.leave_out("clip_score", "no CLIP that scores is named, or none could be opened")
+        if name != JUDGE or found.judge:
+            attempt(name, lambda name=name: open_space(name))
     return found
 
 
-def _open_space(name: str, found: Networks, inception_weights: str | None) -> FeatureNetwork:
+def open_network(
+    name: str, found: Networks, inception_weights: str | None, device: torch.device
+) -> FeatureNetwork:
+    """Open a feature network by the names of `EvaluationConfig.feature_networks`.
+
+    Raises:
+        FileNotFoundError, ImportError: it is not available; the message says what to do.
+        ValueError: no network of that name.
+    """
     kind, _, model = name.partition(":")
-    if kind == "clip" and model in found.clips:  # a large CLIP is in memory once
-        return clip_image_features(found.clips[model])
-    own = judge_features(found.judge) if name == JUDGE else None
+    if kind == "inception":
+        return inception_features(inception_weights, device)
+    if kind == JUDGE:
+        return FeatureNetwork("judge", found.judge.features)
+    if kind == "efficientnet-lite0":
+        return efficientnet_lite0_features(device)
+    if kind == "clip":
+        return clip_image_features(found.clips.get(model) or open_clip(model, device))
+    if kind == "dinov2":
+        return dinov2_features(model, device)
+    raise ValueError(f"evaluation.feature_networks: {name!r} is unknown")
+
+
+def inception_features(weights: str | None, device: torch.device) -> FeatureNetwork:
+    """FID's Inception as torch-fidelity opens it, 2048-d, with TensorFlow 1's resize.
+
+    Args:
+        weights: its file `weights-inception-2015-12-05-6726825d.pth`, relative to the repository;
+            None downloads it once.
+
+    Raises:
+        FileNotFoundError: the file is absent or cannot be downloaded.
+    """
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    path = ROOT / Path(weights).expanduser() if weights else None
+    advice = (
+        "fetch weights-inception-2015-12-05-6726825d.pth from "
+        "github.com/toshas/torch-fidelity/releases and name it in evaluation.inception_weights"
+    )
+    if path and not path.is_file():
+        raise FileNotFoundError(f"no Inception weights for FID at {path}: {advice}")
     try:
-        return open_network(name, own, inception_weights)
-    except NOT_USABLE as error:
-        is_there = Path(inception_weights or "").is_file()
-        is_absent = isinstance(error, FileNotFoundError) and not is_there
-        if kind != "inception" or is_absent or isinstance(error, ImportError):
-            raise
-        where = inception_weights or "the file that was downloaded"
-        raise ValueError(
-            f"{where} does not hold FID's Inception weights, or not all of them: fetch "
-            f"weights-inception-2015-12-05-6726825d.pth again ({_reason(error)})"
-        ) from error
+        model = FeatureExtractorInceptionV3(
+            "inception-v3-compat", ["2048"], feature_extractor_weights_path=path and str(path)
+        )
+    except (OSError, RuntimeError, KeyError) as error:  # of a download, or of another file
+        raise FileNotFoundError(f"FID's Inception cannot be opened ({error}): {advice}") from error
+    model = model.to(device).eval()
+    return FeatureNetwork("Inception", lambda images: model(images)[0])
 
 
-def _tried(network: FeatureNetwork, device: torch.device) -> FeatureNetwork:
-    probe = torch.randint(256, (2, 3, network.size, network.size), dtype=torch.uint8)
-    with torch.inference_mode():
-        network.extract(probe.to(device))
-    return network
+def dinov2_features(name: str, device: torch.device) -> FeatureNetwork:
+    """DINOv2's class token at 224 px, of the whole picture: with ViT-L/14 the space of dgm-eval
+    (Stein et al. 2023) and EDM2.
+
+    Raises:
+        FileNotFoundError: it is not available; the message says what to do.
+    """
+    model = open_model({"dinov2": AutoModel}, name, "DINOv2")
+    model = model.to(device).eval().requires_grad_(False)
+
+    def extract(images: Tensor) -> Tensor:
+        pixels = _squared(images, 224, InterpolationMode.BICUBIC).float() / 255
+        pixels = transforms.normalize(pixels, IMAGENET_MEAN, IMAGENET_STD)
+        return model(pixel_values=pixels).last_hidden_state[:, 0]  # (N, D)
+
+    return FeatureNetwork(f"DINOv2 {Path(name).name}", extract)
 
 
-@contextmanager
-def _noted(results: Results, *titles: str) -> Iterator[None]:
-    """Leave out what cannot be opened within the block."""
-    try:
-        yield
-    except NOT_USABLE as error:
-        for title in titles:
-            results.leave_out(title, _reason(error))
+def efficientnet_lite0_features(device: torch.device | str = "cpu") -> FeatureNetwork:
+    """EfficientNet-Lite0 trained on ImageNet, 1280-d; its weights come with a package.
+
+    Raises:
+        ImportError: one of the two packages is not installed; names both.
+    """
+    model = open_efficientnet_lite(0).to(device)
+
+    def extract(images: Tensor) -> Tensor:
+        pixels = (_squared(images, 224, InterpolationMode.BILINEAR).float() - 127) / 128
+        return model.extract_features(pixels).mean((2, 3))  # (N, 1280)
+
+    return FeatureNetwork("EfficientNet-Lite0", extract)
 
 
-def _reason(error: BaseException) -> str:
-    """The first line of an error; of one that other libraries raise, its kind as well."""
-    line = next(iter(str(error).splitlines()), "")
-    says_what = isinstance(error, FileNotFoundError | ImportError | ValueError)
-    return line if says_what and line else f"{type(error).__name__}: {line}"
+def open_clip(name: str, device: torch.device | str = "cpu") -> Clip:
+    """Open a CLIP with both towers, in float32.
+
+    Args:
+        name: hub id ("openai/clip-vit-large-patch14") or local folder.
+
+    Raises:
+        FileNotFoundError: it is not available; the message says what to do.
+    """
+    model = open_model({"clip": CLIPModel}, name, "CLIP")
+    tokenizer = open_pretrained(CLIPTokenizer.from_pretrained, name, "CLIP tokenizer")
+    images = open_pretrained(CLIPImageProcessor.from_pretrained, name, "CLIP image preparation")
+    return Clip(name, model.to(device).eval().requires_grad_(False), tokenizer, images)
+
+
+def clip_image_features(clip: Clip) -> FeatureNetwork:
+    """CLIP's projected image features of length 1."""
+    how = clip.preparation
+
+    def extract(images: Tensor) -> Tensor:
+        images = transforms.resize(
+            images,
+            [how.size["shortest_edge"]],
+            interpolation=InterpolationMode.BICUBIC,
+            antialias=True,
+        )
+        images = transforms.center_crop(images, [how.crop_size["height"], how.crop_size["width"]])
+        pixels = transforms.normalize(images.float() / 255, how.image_mean, how.image_std)
+        pooled = clip.model.vision_model(pixel_values=pixels).pooler_output
+        return nn.functional.normalize(clip.model.visual_projection(pooled), dim=-1)  # (N, D)
+
+    return FeatureNetwork(f"CLIP {Path(clip.name).name}", extract)
+
+
+def text_features(clip: Clip, captions: Sequence[str], device: torch.device | str) -> Tensor:
+    """CLIP's projected text features of length 1, float32 (N, D) on the CPU.
+
+    torchmetrics cuts a caption that is too long, its end token with it, from which CLIP reads the
+    sentence; here it is refused.
+
+    Raises:
+        NotMeasured: a caption is longer than CLIP takes.
+    """
+    limit, pieces = clip.model.config.text_config.max_position_embeddings, []
+    for start in range(0, len(captions), 256):
+        tokens = clip.tokenizer(captions[start : start + 256], padding=True, return_tensors="pt")
+        if tokens.input_ids.shape[1] > limit:
+            longest = max(captions[start : start + 256], key=len)
+            raise NotMeasured(f"longer than the {limit} tokens of {clip.name}: {longest!r}")
+        with torch.inference_mode():
+            pooled = clip.model.text_model(**tokens.to(device)).pooler_output
+            features = clip.model.text_projection(pooled)
+        pieces.append(nn.functional.normalize(features, dim=-1).float().cpu())
+    return torch.cat(pieces).clone()  # (N, D), outside inference mode
+
+
+def _squared(images: Tensor, size: int, how: InterpolationMode) -> Tensor:
+    return transforms.resize(images, [size, size], interpolation=how, antialias=True)

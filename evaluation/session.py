@@ -1,172 +1,214 @@
-"""Opens an evaluation: checks and counts everything before the first picture is made.
+"""One evaluation: opened at once, asked question by question, written as a whole at the end.
 
-What cannot be measured (a missing network, too few images) is noted with its reason at
-once; the rest is measured.
+The numbers go into a folder that is named after what decides them, so that other settings never
+overwrite them and an interrupted evaluation leaves none. Pictures and features are kept beside it,
+so the same command resumes.
 """
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from accelerate import PartialState
+from matplotlib.figure import Figure
+from safetensors.torch import save_file
 from torch import Tensor
 
-from config import Config
-from custom_datasets.opening import open_faces
-from custom_datasets.splits import SPLIT_KINDS, SPLITS
-from evaluation import sets
-from evaluation.feature_cache import cached_features, stored_at
-from evaluation.features import FeatureNetwork
-from evaluation.foreseen import foresee
-from evaluation.networks import Networks, open_networks
-from evaluation.protocol import protocol_of
-from evaluation.results import Results, read_results
-from evaluation.samples import relative, write_captions, write_numbers
-from evaluation.sets import FaceImages, FileImages, ImageSet
-from evaluation.subject import Subject, own_pictures, pictures_of_a_folder
-from inference.picture_sets import generate_set
-from training.environment import describe_environment
-from training.processes import main_process_first
+from config import EvaluationConfig
+from custom_datasets.captions import Caption
+from evaluation import sets, table
+from evaluation.captions import CAPTIONS, write_captions
+from evaluation.estimate import MIN_CLUSTERS, NotMeasured
+from evaluation.features import cached_features, extract, stored_at
+from evaluation.judge import Reading, reliable_attributes
+from evaluation.networks import FeatureNetwork, Networks
+from evaluation.sets import FaceImages, ImageSet, Together
+from evaluation.table import CONTROL, GENERATED, REAL, RECONSTRUCTED, Table
+from files import write_json
+from inference.picture_sets import Request, generate_set
+from inference.text_to_face import TextToFace
+
+METRICS, PROTOCOL, PICTURES = "metrics.json", "protocol.json", "pictures.safetensors"
+
+
+class Features(NamedTuple):
+    """Features of a set, and the face that each image shows or was asked to show."""
+
+    values: Tensor  # float32 (N, D)
+    faces: np.ndarray  # int (N,)
 
 
 @dataclass
 class Evaluation:
-    """Pictures, real faces, networks, and the numbers so far.
+    """Pictures, real faces and networks; the numbers so far.
 
-    Under `accelerate launch` all processes make pictures and extract features; numbers are computed
-    and written by the main one.
+    Under `accelerate launch` all processes make pictures and extract features; the main one
+    computes the numbers and writes them.
     """
 
-    config: Config
+    plan: EvaluationConfig
+    folder: Path  # of the run: pictures and features, and a folder for each evaluation
     device: torch.device
-    folder: Path  # of the numbers and figures
-    faces: dict[str, FaceImages]  # "train", "val", "test" and "all", each in a random order
-    subject: Subject
+    workers: int
+    name: str  # of this evaluation's folder, after what decides its numbers
+    train: FaceImages
+    heldout: FaceImages  # the validation split
+    test: FaceImages
     networks: Networks
-    results: Results
-    _samples: dict[str, Tensor] = field(default_factory=dict)
+    protocol: dict[str, Any]
+    pictures: ImageSet
+    captions: list[Caption]  # one a picture; empty where they are not known
+    described: np.ndarray | None  # (N,) the test face that each caption describes
+    model: TextToFace | None = None  # None: the pictures were made elsewhere
+    request: Request | None = None
+    table: Table = field(default_factory=list)
+    not_measured: dict[str, str] = field(default_factory=dict)  # question -> reason
+    matches: Any = None  # of `copies`, for its figure
+    notes: dict[str, Tensor] = field(default_factory=dict)  # numbers of each picture, (N,)
     _reconstructed: dict[str, ImageSet] = field(default_factory=dict)
-
-    @cached_property
-    def pictures(self) -> FileImages:
-        """The pictures that are judged, made where they are missing."""
-        pictures = self.subject.open()
-        if self.is_main:
-            captions = [caption.text for caption in self.subject.captions]
-            write_captions(self.folder, pictures.paths, captions)
-            write_numbers(self.folder, self._samples)  # none yet, in place of an earlier set's
-        return pictures
 
     @property
     def is_main(self) -> bool:
         """Whether this process computes and writes the numbers."""
-        return self.results.is_main
+        return PartialState().is_main_process
+
+    @property
+    def clusters(self) -> np.ndarray:
+        """What pictures have in common, (N,): the face that they were asked to show, else the
+        caption; without captions each is its own.
+        """
+        if self.described is not None or not self.captions:
+            return np.arange(len(self.pictures)) if self.described is None else self.described
+        return np.unique([caption.text for caption in self.captions], return_inverse=True)[1]
+
+    @cached_property
+    def reference(self) -> ImageSet:
+        """The real faces that distances are measured to."""
+        everything = Together((self.train, self.heldout, self.test))
+        return {"test": self.test, "train": self.train, "all": everything}[self.plan.reference]
 
     @cached_property
     def untrained(self) -> ImageSet | None:
         """Pictures of the same model with random weights; None without a model."""
-        model, request = self.subject.model, self.subject.request
-        if model is None or request is None:
+        if self.model is None or self.request is None:
             return None
-        control = sets.control_request(request)
-        return generate_set(sets.untrained(model), control, self._kept / "generated")
+        control = sets.control_request(self.request)
+        return generate_set(sets.untrained(self.model), control, self.folder / "generated")
 
-    def reconstructed(self, images: FaceImages) -> ImageSet | None:
+    def reconstructed(self, images: ImageSet) -> ImageSet | None:
         """Real faces through the model's autoencoder; None without a model."""
-        key, model = str(images.key), self.subject.model
-        if model is not None and key not in self._reconstructed:
-            folder, workers = self._kept / "reconstructed", self.config.data.loader_workers
-            made = sets.through_autoencoder(model, images, folder, workers)
+        key = str(images.key)
+        if self.model is not None and key not in self._reconstructed:
+            folder = self.folder / "reconstructed"
+            made = sets.through_autoencoder(self.model, images, folder, self.workers)
             self._reconstructed[key] = made
         return self._reconstructed.get(key)
 
     @cached_property
     def reliable(self) -> tuple[str, ...]:
-        """The attributes that the judge may judge by."""
-        return self.networks.reliable(self.config.classifier.least_balanced_accuracy)
+        """The attributes that the classifier reads well on validation faces."""
+        readings = [Reading(**each) for each in self.networks.judge_facts.get("validation", ())]
+        return reliable_attributes(readings, self.plan.min_balanced_accuracy)
 
-    def features(self, network: FeatureNetwork, images: ImageSet) -> Tensor:
-        """Features of a set, float32 (N, D), extracted once, by all processes together."""
-        folder, workers = self._kept / "features", self.config.data.loader_workers
-        return cached_features(network, images, folder, self.device, workers)
+    def require_captions(self) -> list[Caption]:
+        """The captions of the pictures.
 
-    def note_features(self, space: str, network: FeatureNetwork, reference: ImageSet) -> None:
-        """Note where the features of the pictures and of their reference are kept."""
-        files = {
-            name: relative(stored_at(network, images, self._kept / "features"), self.folder)
-            for name, images in {"generated": self.pictures, "reference": reference}.items()
-        }
-        self.results.add("features", space, files)
+        Raises:
+            NotMeasured: they are not known.
+        """
+        if not self.captions:
+            raise NotMeasured("the captions of the pictures are not known: give --captions")
+        return self.captions
 
-    def note_samples(self, numbers: Mapping[str, Tensor]) -> None:
-        """Keep numbers of each single picture, (N,), for a comparison with another set."""
-        self._samples |= numbers
-        if self.is_main:
-            write_numbers(self.folder, self._samples)
+    def features(self, network: FeatureNetwork, images: ImageSet) -> Features:
+        """Features of a set, extracted once, by all processes together."""
+        folder = self.folder / "features"
+        values = cached_features(network, images, folder, self.device, self.workers)
+        is_own = images is self.pictures
+        return Features(values, self.clusters if is_own else np.arange(len(values)))
+
+    def extract(self, network: FeatureNetwork, images: ImageSet) -> Tensor:
+        """The same, of what is cheap to extract again."""
+        return extract(network, images, self.device, self.workers)
+
+    def compared(self, network: FeatureNetwork) -> dict[str, Features]:
+        """Features of the sets that are compared, of one n but for the control."""
+        images = {GENERATED: self.pictures}
+        if self.plan.reference != "all" and len(self.heldout) >= MIN_CLUSTERS:
+            images[REAL] = self.heldout
+            if (decoded := self.reconstructed(self.heldout)) is not None:
+                images[RECONSTRUCTED] = decoded
+        found = {name: self.features(network, each) for name, each in images.items()}
+        n = min(len(each.values) for each in found.values())
+        found = {name: Features(each.values[:n], each.faces[:n]) for name, each in found.items()}
+        if (control := self.untrained) is not None and len(control) >= MIN_CLUSTERS:
+            found[CONTROL] = self.features(network, control)
+        return found
 
     def decided(self, images: ImageSet) -> np.ndarray:
-        """What the judge sees in each image: bool (N, 40)."""
-        thresholds = self.networks.judge.thresholds.cpu()
-        return (self.features(self.networks.answers(), images) > thresholds).numpy()
+        """What the attribute classifier sees in each image: bool (N, 40).
 
-    @property
-    def _kept(self) -> Path:
-        """Where pictures and features are kept that several evaluations of a preset share."""
-        return self.config.output_folder
+        Raises:
+            NotMeasured: there is no classifier.
+        """
+        judge = self.networks.judge
+        if judge is None:
+            raise NotMeasured("there is no attribute classifier: run the notebook train2")
+        answers = FeatureNetwork("attributes", lambda some: judge(some).sigmoid())
+        return (self.features(answers, images).values > judge.thresholds.cpu()).numpy()
 
+    def note(self, name: str, values: Tensor | np.ndarray) -> None:
+        """Keep a number of each picture, (N,), for a comparison with another evaluation."""
+        self.notes[name] = torch.as_tensor(values).contiguous()
 
-def open_evaluation(
-    config: Config,
-    device: torch.device,
-    pictures: Path | None = None,
-    captions: Path | None = None,
-    out: Path | None = None,
-) -> Evaluation:
-    """Open everything, count it, and note what cannot be measured.
-
-    Args:
-        pictures: a folder of pictures made elsewhere, to be judged in place of the run's own.
-        captions: what they were asked for; see `folder.read_captions`.
-        out: folder of the numbers; None: the preset's, or one in it that is named after `pictures`.
-
-    Raises:
-        FileNotFoundError, ValueError: no faces, no checkpoint, no pictures; says what to do.
-    """
-    if captions and not pictures:
-        raise ValueError(f"--captions {captions} are those of --pictures: name its folder as well")
-    faces, folder = _open_splits(config), config.output_folder
-    if pictures is None:
-        subject = own_pictures(config, faces["test"], folder / "generated", device)
-    else:
-        subject = pictures_of_a_folder(config, faces["test"], pictures, captions)
-        folder = folder / "judged" / pictures.resolve().name
-    folder = out or folder
-    precision = subject.model.precision if subject.model else "no"
-    environment = describe_environment(device, precision)
-    split = SPLIT_KINDS[faces["test"].faces.split_kind]
-    protocol = protocol_of(config, subject.made, faces, split, environment)
-    results = Results(folder / "metrics.json", protocol, PartialState().is_main_process)
-    _report_damaged(results)
-    networks = open_networks(config, results, device)
-    foresee(results, config, faces, subject, networks)
-    return Evaluation(config, device, folder, faces, subject, networks, results)
-
-
-def _open_splits(config: Config) -> dict[str, FaceImages]:
-    with main_process_first(PartialState(), "opening the faces"):
-        faces = open_faces(config, None, config.picture_size)
-    opened = {split: sets.in_random_order(faces, split) for split in SPLITS}
-    if not len(opened["test"]):
-        raise ValueError(f"{config.data_folder} holds no face of the test split to compare with")
-    return opened | {"all": sets.in_random_order(faces)}
-
-
-def _report_damaged(results: Results) -> None:
-    if results.is_main and results.path.is_file():
+    def ask(self, question: Callable[["Evaluation"], Table]) -> Table:
+        """The table of a question; empty, with the reason noted, where it cannot be answered."""
         try:
-            read_results(results.path)
-        except ValueError:
-            print(f"{results.path} is damaged and is written again")
+            found = question(self)
+        except NotMeasured as error:
+            name = question.__module__.rpartition(".")[2]
+            self.not_measured[name] = str(error)
+            if self.is_main:
+                print(f"not measured: {name}: {error}")
+            return []
+        self.table += found
+        return found
+
+    def save(self, figures: Mapping[str, Figure] | None = None) -> Path:
+        """Write everything at once and return its folder; what was there is replaced as a whole.
+
+        Args:
+            figures: by the names of their files.
+        """
+        folder = self.folder / "evaluations" / self.name
+        if not self.is_main:
+            return folder
+        unfinished = folder.with_name(f".{folder.name}")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        table.write(unfinished / METRICS, self.table)
+        write_json(unfinished / PROTOCOL, self._facts())
+        names = [path.name for path in getattr(self.pictures, "paths", ())]
+        write_captions(unfinished / CAPTIONS, names, [each.text for each in self.captions])
+        save_file(self.notes, unfinished / PICTURES)
+        for name, figure in (figures or {}).items():
+            figure.savefig(unfinished / f"{name}.png", dpi=110)
+        shutil.rmtree(folder, ignore_errors=True)
+        unfinished.rename(folder)
+        table.write(self.folder / METRICS, self.table)  # the newest, where it is easily found
+        return folder
+
+    def _facts(self) -> dict[str, Any]:
+        """The protocol, what could not be measured, and where features are kept."""
+        kept = self.folder / "features"
+        features = {
+            space: [stored_at(network, each, kept).name for each in (self.pictures, self.reference)]
+            for space, network in self.networks.spaces.items()
+        }
+        missing = self.networks.missing | self.not_measured
+        return self.protocol | {"not_measured": missing, "features": features}

@@ -1,8 +1,6 @@
-"""The sets of images that an evaluation compares: asked for, made, real, and decoded again.
+"""The sets of images that are compared: made by the model, real, decoded again, made elsewhere.
 
-A set is a sequence of uint8 images (3, S, S) that are read on access, in a random order that a seed
-fixes: copies of CelebA-HQ may be sorted (one import lists all women first), so the first n of
-anything would be another population than the whole.
+A set is a sequence of uint8 images (3, S, S), read on access, with a `key` that decides them.
 """
 
 import functools
@@ -35,56 +33,46 @@ CONTROL_COUNT, CONTROL_STEPS = 250, 10  # of the untrained model: more would tel
 
 
 class ImageSet(Protocol):
-    """Images uint8 (3, S, S), read on access, and what decides them, as JSON can hold it."""
+    """Images uint8 (3, S, S), and what decides them, as JSON can hold it."""
 
     key: object
 
     def __len__(self) -> int: ...
-    def __getitem__(self, place: int) -> Tensor: ...
-
-
-class FileImages(ImageSet, Protocol):
-    """Images that are in their own files."""
-
-    paths: tuple[Path, ...]
+    def __getitem__(self, slot: int) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class FaceImages(Sequence[Tensor]):
-    """Real faces in a random order."""
+    """Real faces in a random order; see `in_random_order`."""
 
     faces: CelebAHQ
-    places: np.ndarray  # int (N,), positions in `faces`
+    slots: np.ndarray  # int (N,), in `faces`
 
     @property
     def key(self) -> object:
         """Which files, at which size, in which order."""
-        places = hashlib.sha256(self.places.astype("<i8").tobytes()).hexdigest()[:12]
-        return [_fingerprint(self.faces), self.faces.image_size, places]
-
-    @property
-    def attributes(self) -> np.ndarray:
-        """Bool (N, 40), in the order of the images."""
-        return self.faces.attributes[self.places]
+        slots = hashlib.sha256(self.slots.astype("<i8").tobytes()).hexdigest()[:12]
+        return [_fingerprint(self.faces), self.faces.image_size, slots]
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.slots)
 
-    def __getitem__(self, place: int) -> Tensor:
-        return self.faces[int(self.places[place])].image
-
-    def first(self, count: int) -> "FaceImages":
-        """The first `count`, which are a random choice."""
-        return replace(self, places=self.places[:count])
+    def __getitem__(self, number: int) -> Tensor:
+        return self.faces[int(self.slots[number])].image
 
     def captions(self, count: int) -> list[Caption]:
-        """So many captions: one of each face, then another wording of each, and so on."""
+        """So many captions: one of each face, then another wording of each, and so on.
+
+        None where the data has no attributes.
+        """
+        if self.faces.attributes is None:
+            return []
         captions = []
         for number in range(count):
             wording, face = divmod(number, len(self))
-            place = int(self.places[face])
-            index = int(self.faces.indices[place])
-            captions.append(compose(self.faces.attributes[place], index, wording, CAPTION_SEED))
+            slot = int(self.slots[face])
+            index = int(self.faces.indices[slot])
+            captions.append(compose(self.faces.attributes[slot], index, wording, CAPTION_SEED))
         return captions
 
 
@@ -94,57 +82,60 @@ def _fingerprint(faces: CelebAHQ) -> str:
     return fingerprint(faces)
 
 
-@dataclass(frozen=True)
-class Mirrored(Sequence[Tensor]):
-    """The images of a set, each in a mirror."""
+def in_random_order(faces: CelebAHQ, split: str) -> FaceImages:
+    """The faces of one split in an order that a seed fixes.
 
-    images: ImageSet
-
-    @property
-    def key(self) -> object:
-        """That of the images, told apart from it."""
-        return [self.images.key, "mirrored"]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, place: int) -> Tensor:
-        return self.images[place].flip(-1)
-
-
-def in_random_order(faces: CelebAHQ, split: str | None = None) -> FaceImages:
-    """The faces of one split (None: all), in an order that a seed fixes."""
-    chosen = np.arange(len(faces))
-    if split is not None:
-        chosen = chosen[faces.splits == SPLITS.index(split)]
+    Copies of CelebA-HQ may be sorted (one import lists all women first), so the first n of a split
+    would be another population than the whole.
+    """
+    chosen = np.flatnonzero(faces.splits == SPLITS.index(split))
     return FaceImages(faces, np.random.default_rng(ORDER_SEED).permutation(chosen))
 
 
-def read(images: ImageSet, places: Sequence[int], workers: int = 4) -> Tensor:
+@dataclass(frozen=True)
+class Together(Sequence[Tensor]):
+    """Several sets one after the other."""
+
+    sets: tuple[ImageSet, ...]
+
+    @property
+    def key(self) -> object:
+        """Those of the sets."""
+        return [images.key for images in self.sets]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.sets))
+
+    def __getitem__(self, slot: int) -> Tensor:
+        for images in self.sets:
+            if slot < len(images):
+                return images[slot]
+            slot -= len(images)
+        raise IndexError(slot)
+
+
+def read(images: ImageSet, slots: Sequence[int], workers: int = 4) -> Tensor:
     """Some images of a set, read by threads: uint8 (B, 3, S, S)."""
     with ThreadPoolExecutor(workers) as readers:
-        return torch.stack(list(readers.map(images.__getitem__, places)))
+        return torch.stack(list(readers.map(images.__getitem__, slots)))
 
 
 def request_for(
-    captions: Sequence[Caption], model: TextToFace, sampling: SamplingConfig, name: str
+    texts: Sequence[str], model: TextToFace, sampling: SamplingConfig, name: str
 ) -> Request:
     """Ask a model for one picture a caption, each from its own seed.
 
     Args:
         name: what the weights are: `checkpoints.identity`.
     """
-    seeds = tuple(range(FIRST_SEED, FIRST_SEED + len(captions)))
-    texts = tuple(caption.text for caption in captions)
+    seeds = tuple(range(FIRST_SEED, FIRST_SEED + len(texts)))
     decoder = weights_of(model.vae) if model.config.models.decoder else None
-    return Request(texts, seeds, sampling, name, model.device.type, model.precision, decoder)
+    device = model.device.type
+    return Request(tuple(texts), seeds, sampling, name, device, model.precision, decoder)
 
 
 def untrained(model: TextToFace, seed: int = 0) -> TextToFace:
-    """The same model with random weights: the worst that a number should ever show.
-
-    The empty caption guides it, since there is no early epoch of it.
-    """
+    """The same model with random weights: the worst that a number should ever show."""
     torch.manual_seed(seed)
     own = replace(model.config.sampling, guide_epoch=None)
     config = replace(model.config, sampling=own)
@@ -168,15 +159,14 @@ def control_request(request: Request) -> Request:
 def through_autoencoder(
     model: TextToFace, images: ImageSet, folder: Path, workers: int = 4
 ) -> PictureFiles:
-    """The same images, encoded and decoded again by the decoder, in the precision and through the
-    file format of generated pictures: what the model can reach at best.
+    """The same images, encoded and decoded again, in the precision and through the file format of
+    generated pictures.
     """
     facts = (weights_of(model.vae), model.device.type, model.precision, sampler_code())
-    key = key_of(images.key, *facts)
 
-    def make(places: Sequence[int]) -> Tensor:
-        real = to_model_range(read(images, places, workers)).to(model.device)
+    def make(slots: Sequence[int]) -> Tensor:
+        real = to_model_range(read(images, slots, workers)).to(model.device)
         latents = [model.encode(part) for part in real.split(DECODE_BATCH)]
         return model.decode(torch.cat(latents))
 
-    return make_set(make, len(images), folder, key)
+    return make_set(make, len(images), folder, key_of(images.key, *facts))

@@ -1,74 +1,102 @@
-"""Guidance and steps: the same captions and seeds at every setting, quality against faithfulness.
+"""What do guidance and steps do? The same captions and seeds at every setting.
 
-Knows callables only: something that makes pictures, extracts features and judges attributes.
+Guidance brings faces closer to the captions, and so to the average of each kind: a distance alone
+would call lost variety better. So every setting has the pair, distance and recall, and the share of
+stated attributes that are shown, each also as a paired change to the preset's own setting.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 from torch import Tensor
 
 from config import EvaluationConfig, SamplingConfig
-from evaluation.distribution import frechet_distance
-from evaluation.estimate import Estimate
-from evaluation.resampling import jackknife_interval, paired_jackknife_interval
-from evaluation.stated_share import change_of_share, share_of_stated, stated_counts
+from evaluation.consistency import Rates, asked_values, reliable_only
+from evaluation.distance import Frechet
+from evaluation.estimate import NotMeasured, jackknife
+from evaluation.session import Evaluation
+from evaluation.sets import request_for
+from evaluation.table import Table, row
+from evaluation.variety import Overlap, Reference
+from inference.picture_sets import generate_set
+
+CHANGE = "_change"  # after a number's name: its paired difference to the first setting
 
 
-@dataclass(frozen=True)
-class SweepRow:
-    """One setting, what it gives, and how that differs from the first setting, paired.
-
-    All settings share captions and seeds, so a difference is known better than two intervals that
-    overlap suggest.
-    """
-
-    guidance_scale: float
-    steps: int
-    distance: Estimate  # Frechet distance to held-out real faces
-    consistency: Estimate | None  # share of stated values that are shown; None: too few to tell
-    distance_change: Estimate | None  # None in the first row
-    consistency_change: Estimate | None
-
-
-def sweep_settings(sampling: SamplingConfig, plan: EvaluationConfig) -> list[SamplingConfig]:
-    """The preset's own sampling, then at other guidance scales, then at other numbers of steps."""
+def settings(sampling: SamplingConfig, plan: EvaluationConfig) -> dict[str, SamplingConfig]:
+    """The preset's own sampling, then other guidance scales, then other numbers of steps."""
     changes: list[dict[str, float]] = [{}]
     changes += [{"guidance_scale": scale} for scale in plan.sweep_scales]
     changes += [{"steps": steps} for steps in plan.sweep_steps]
-    return list(dict.fromkeys(replace(sampling, **change) for change in changes))
+    asked = [replace(sampling, **change) for change in changes]
+    return {f"guidance {each.guidance_scale:g}, {each.steps} steps": each for each in asked}
 
 
 def sweep(
-    settings: Sequence[SamplingConfig],
-    generate: Callable[[SamplingConfig], Tensor],
-    extract: Callable[[Tensor], Tensor],
-    decide: Callable[[Tensor], np.ndarray],
+    space: str,
+    features: Mapping[str, Tensor],
     reference: Tensor,
-    stated: Sequence[Mapping[str, bool]],
-    reliable: Collection[str],
-) -> Iterator[SweepRow]:
-    """Make and measure the pictures of each setting; yields its row as soon as it is known.
+    shown: Mapping[str, Callable[[np.ndarray], float]] | None,
+    faces: np.ndarray,
+) -> Table:
+    """Distance, recall and consistency of every setting, and their changes.
 
     Args:
-        settings: the first is what the others are compared with.
-        generate: a setting -> pictures uint8 (N, 3, H, W), one a caption, from the same seeds.
-        extract: pictures -> features (N, D).
-        decide: pictures -> bool (N, 40), the judge's answers.
-        reference: features (M, D) of held-out real faces.
-        stated: of each caption the values that it asserts.
-        reliable: the attributes that the judge reads well.
+        features: by the setting's name (N, D), of the same captions and seeds; the first is what
+            the others are compared with.
+        reference: features (M, D) of real faces.
+        shown: by the setting's name, rows -> the share of stated values that are shown.
+        faces: (N,) the face that each caption describes.
     """
-    first = None
-    for setting in settings:
-        pictures = generate(setting)
-        features, counts = extract(pictures), stated_counts(decide(pictures), stated, reliable)
-        changes = (None, None)
-        if first is not None:
-            distances = (frechet_distance, features, first[0], reference)
-            changes = (paired_jackknife_interval(*distances), change_of_share(counts, first[1]))
-        first = first or (features, counts)
-        distance = jackknife_interval(frechet_distance, features, reference)
-        measured = (distance, share_of_stated(counts), *changes)
-        yield SweepRow(setting.guidance_scale, setting.steps, *measured)
+    frechet, real = Frechet(reference), Reference(reference)
+    overlaps = {name: Overlap(values, real) for name, values in features.items()}
+    numbers: dict[str, dict[str, Callable[[np.ndarray], float]]] = {
+        "sweep_distance": {n: lambda rows, x=x: frechet(x[rows]) for n, x in features.items()},
+        "sweep_recall": {n: lambda rows, o=o: o.shares(rows)[0] for n, o in overlaps.items()},
+    }
+    if shown:
+        numbers["sweep_shown"] = dict(shown)
+    table: Table = []
+    for question, by_setting in numbers.items():
+        names, first = list(by_setting), next(iter(by_setting.values()))
+        changes = {n: lambda rows, f=f, g=first: f(rows) - g(rows) for n, f in by_setting.items()}
+        is_share = question != "sweep_distance"
+        found = [(name, jackknife(by_setting[name], faces, is_share)) for name in names]
+        table += [row(question, space, name, *each) for name, each in found]
+        found = [(name, jackknife(changes[name], faces)) for name in names[1:]]
+        table += [row(question + CHANGE, space, name, *each) for name, each in found]
+    return table
+
+
+def refused(table: Table) -> list[str]:
+    """The settings that cost recall beside the first one, whatever their distance."""
+    return [
+        each.set for each in table if each.question == "sweep_recall" + CHANGE and each.high < 0
+    ]
+
+
+def answer(evaluation: Evaluation) -> Table:
+    """The settings of the preset's plan, in the first feature space."""
+    model, request, plan = evaluation.model, evaluation.request, evaluation.plan
+    if model is None or request is None:
+        raise NotMeasured("the pictures were made elsewhere, and no model is at hand")
+    if not evaluation.networks.spaces:
+        raise NotMeasured("no feature network could be opened")
+    space, network = next(iter(evaluation.networks.spaces.items()))
+    count = min(plan.sweep_count, len(evaluation.pictures))
+    faces, features, shown = evaluation.clusters[:count], {}, {}
+    judges = evaluation.networks.judge is not None and bool(evaluation.captions)
+    if judges:
+        stated = [caption.stated for caption in evaluation.captions[:count]]
+        asked = reliable_only(asked_values(stated), evaluation.reliable)
+    for name, how in settings(request.sampling, plan).items():
+        pictures = evaluation.pictures  # of the preset's own setting there are some already
+        if how != request.sampling:
+            few = request_for(request.prompts[:count], model, how, request.model)
+            pictures = generate_set(model, few, evaluation.folder / "generated")
+        features[name] = evaluation.features(network, pictures).values[:count]
+        if judges:
+            shown[name] = Rates(evaluation.decided(pictures)[:count], asked).shown
+    reference = evaluation.features(network, evaluation.reference).values
+    return sweep(space, features, reference, shown, faces) if evaluation.is_main else []

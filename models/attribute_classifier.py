@@ -128,6 +128,7 @@ class AttributeClassifier(nn.Module):
                 f"{path} is no judge of this version: it lacks {sorted(missing)}. Run the notebook "
                 "train2 again"
             )
+        values["config"].pop("least_balanced_accuracy", None)  # now the evaluation's own setting
         config = from_dict(values["config"], ClassifierConfig)
         classifier = cls(config, values["attribute_names"])
         classifier.load_state_dict(values["weights"])

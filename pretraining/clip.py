@@ -16,7 +16,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenize
 from custom_datasets.captions import compose
 from custom_datasets.celeba_files import ATTRIBUTES
 from custom_datasets.celeba_hq_dataset import Images
-from evaluation.attribute_rates import asked_values
+from evaluation.consistency import asked_values
 from models.device import autocast, choose_precision
 from models.text_encoder import write_vocabulary
 from pretraining.progress import Clock, Progress, learning_rate_at

@@ -58,7 +58,7 @@ assert not any(name in sys.modules for name in ("config", "models", "diffusion")
 
 @pytest.fixture
 def exported(run: Path, tmp_path: Path) -> Path:
-    return export(checkpoints.require_checkpoint(run), tmp_path / "out", tmp_path / "none.json")
+    return export(checkpoints.require_checkpoint(run), tmp_path / "out", tmp_path / "none")
 
 
 def test_no_file_tells_where_the_models_lay(run: Path, exported: Path) -> None:
@@ -87,7 +87,7 @@ def test_diffusers_alone_finds_the_same_pictures(run: Path, exported: Path, tmp_
 
 
 def test_what_a_pipeline_cannot_do_is_refused(run: Path, tmp_path: Path) -> None:
-    arguments = checkpoints.require_checkpoint(run), tmp_path / "out", tmp_path / "none.json"
+    arguments = checkpoints.require_checkpoint(run), tmp_path / "out", tmp_path / "none"
     with pytest.raises(ValueError, match="guided by the empty caption alone"):
         export(*arguments, ["sampling.guide_epoch=1"])
     with pytest.raises(ValueError, match=r"guidance_interval \(0\.2, 0\.8\).*at every step"):
@@ -132,7 +132,7 @@ def test_an_export_warns_of_nothing(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            folder = export(path, tmp_path / "out", tmp_path / "none.json")
+            folder = export(path, tmp_path / "out", tmp_path / "none")
             StableDiffusionPipeline.from_pretrained(folder)
     finally:
         for library in libraries:
@@ -144,28 +144,31 @@ def test_an_export_may_be_repeated_but_overwrites_nothing_else(
     run: Path, exported: Path, tmp_path: Path
 ) -> None:
     path = checkpoints.require_checkpoint(run)
-    export(path, exported, tmp_path / "none.json")
+    export(path, exported, tmp_path / "none")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").touch()
     with pytest.raises(FileExistsError, match="mine is not empty"):
-        export(path, tmp_path / "mine", tmp_path / "none.json")
+        export(path, tmp_path / "mine", tmp_path / "none")
 
 
 def test_the_card_says_what_was_measured_of_these_weights(run: Path, tmp_path: Path) -> None:
     path = checkpoints.require_checkpoint(run)
-    without = (export(path, tmp_path / "a", tmp_path / "none.json") / "README.md").read_text()
+    without = (export(path, tmp_path / "a", tmp_path / "none") / "README.md").read_text()
     assert "Nothing was measured" in without and "drawings" in without and "license: mit" in without
     assert "| `snr_gamma` | 5.0 |" in without
-    estimate = {"value": 12.3456, "low": 11.0, "high": 13.0, "n": 400}
-    results = {
-        "distribution": {"x": {"sets": {"generated": {"FD (judge)": estimate}}}},
-        "attribute_consistency": {"headline": {"generated": estimate, "shuffled": None}},
-        "protocol": protocol_of_pictures(path) | {"seeds": "0 to 399"},
-    }
-    (tmp_path / "metrics.json").write_text(json.dumps(results))
-    card = (export(path, tmp_path / "b", tmp_path / "metrics.json") / "README.md").read_text()
-    assert "| FD (judge), generated | 12.346 | 11.000 to 13.000 | 400 |" in card
-    assert "seeds: 0 to 399" in card
+    write_evaluation(tmp_path / "evaluations" / "one", protocol_of_pictures(path))
+    card = (export(path, tmp_path / "b", tmp_path / "evaluations") / "README.md").read_text()
+    assert "| FID (Inception) | generated | 12.346 | 11.000 to 13.000 | 400 |" in card
+    assert "seeds: 0 to 0" in card
+
+
+def write_evaluation(folder: Path, protocol: dict[str, Any]) -> None:
+    row = {"question": "FID", "space": "Inception", "set": "generated", "n": 400}
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text(
+        json.dumps([row | {"value": 12.3456, "low": 11.0, "high": 13.0}])
+    )
+    (folder / "protocol.json").write_text(json.dumps(protocol))
 
 
 def protocol_of_pictures(path: Path) -> dict[str, Any]:
@@ -191,9 +194,8 @@ def test_the_card_leaves_out_what_was_measured_of_other_pictures(
     difference: dict[str, Any], run: Path, tmp_path: Path
 ) -> None:
     path = checkpoints.require_checkpoint(run)
-    results = {"protocol": protocol_of_pictures(path) | difference}
-    (tmp_path / "metrics.json").write_text(json.dumps(results))
-    card = (export(path, tmp_path / "c", tmp_path / "metrics.json") / "README.md").read_text()
+    write_evaluation(tmp_path / "evaluations" / "one", protocol_of_pictures(path) | difference)
+    card = (export(path, tmp_path / "c", tmp_path / "evaluations") / "README.md").read_text()
     assert "Nothing was measured of these weights" in card
 
 
@@ -204,7 +206,7 @@ def test_the_pipeline_keeps_the_timesteps(
 ) -> None:
     """StableDiffusionPipeline rewrites the scheduler's offset; pictures must not change by it."""
     path = with_settings(run, sampler, prediction_type)
-    folder = export(path, tmp_path / "out", tmp_path / "none.json")
+    folder = export(path, tmp_path / "out", tmp_path / "none")
     theirs = StableDiffusionPipeline.from_pretrained(folder).scheduler
     objective = build_objective(checkpoints.load_checkpoint(path).config.diffusion)
     ours = build_sampler(sampler, objective)
@@ -227,25 +229,6 @@ def with_settings(run: Path, sampler: str, prediction_type: str) -> Path:
     )
     checkpoints.save_checkpoint(path, dataclasses.replace(old, config=config))
     return path
-
-
-@pytest.mark.parametrize("text", ['{"protocol": {"mod', "", "[]", '{"protocol": 3}'])
-def test_a_torn_metrics_file_is_said_and_left_out(
-    run: Path, tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "metrics.json").write_text(text)
-    path = checkpoints.require_checkpoint(run)
-    card = export(path, tmp_path / "out", tmp_path / "metrics.json") / "README.md"
-    assert "Nothing was measured" in card.read_text()
-    assert "metrics.json is damaged" in capsys.readouterr().out
-
-
-def test_what_could_not_be_measured_is_left_out_of_the_card(run: Path, tmp_path: Path) -> None:
-    path = checkpoints.require_checkpoint(run)
-    results = {"protocol": protocol_of_pictures(path)}
-    (tmp_path / "metrics.json").write_text(json.dumps(results))
-    card = export(path, tmp_path / "out", tmp_path / "metrics.json") / "README.md"
-    assert f"Protocol: model: {checkpoints.identity(path)}" in card.read_text()
 
 
 def test_the_card_names_the_oldest_releases_that_requirements_allow(exported: Path) -> None:

@@ -24,7 +24,8 @@ from config import ClassifierConfig, Config, UNetConfig, celeba_hq
 from custom_datasets.celeba_files import ATTRIBUTES
 from custom_datasets.latent_cache import ImageLatents
 from diffusion.sampling import SAMPLERS
-from evaluation.features import clip_image_features, extract_features
+from evaluation.features import extract
+from evaluation.networks import clip_image_features, open_clip
 from inference.editing import edit
 from inference.text_to_face import TextToFace
 from models.attribute_classifier import AttributeClassifier
@@ -285,8 +286,8 @@ def test_judging_reads_the_finished_answers_alone(device: FakeCuda) -> None:
 def test_features_are_read_once_a_batch(
     device: FakeCuda, clip_folder: Path, tmp_path: Path
 ) -> None:
-    network = clip_image_features(str(with_image_preparation(clip_folder, tmp_path)))
+    clip = open_clip(str(with_image_preparation(clip_folder, tmp_path)), CUDA)
     images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
-    features = extract_features(network, images, device=CUDA)
+    features = extract(clip_image_features(clip), images, CUDA)
     assert features.shape == (3, 16) and features.device.type == "cpu"
-    assert device.reads == [("evaluation/features.py", "extract_features")]
+    assert device.reads == [("evaluation/features.py", "extract")]

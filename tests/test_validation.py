@@ -15,7 +15,6 @@ from config import Config
 from custom_datasets.captions import describe
 from custom_datasets.celeba_hq_dataset import CelebAHQ, to_model_range
 from custom_datasets.splits import SPLITS
-from evaluation.training_trend import recent_trend
 from models.vae_wrapper import Posterior
 from training import run_folder
 from training.checkpoints import checkpoints
@@ -209,35 +208,3 @@ def test_a_copy_without_val_faces_trains_and_says_what_is_missing(
     opened = opening()
     assert opened.held_out is None and len(list(train(opened))) == 6
     assert "no face of the val split" in capsys.readouterr().out
-
-
-def line(epoch: int, losses: np.ndarray) -> dict:
-    return {"epoch": epoch, "loss": float(losses.mean()), "losses": losses.tolist()}
-
-
-@pytest.mark.parametrize(
-    ("changes", "advice", "best"),
-    [
-        ((0.8, 0.6, 0.5, 0.4, 0.3), "it still falls", 5),
-        ((0.8, 0.4, 0.3, 0.3, 0.3), "it no longer falls", None),
-        ((0.8, 0.4, 0.2, 0.3, 0.5), "it rises, so stop; epoch 3", 3),
-    ],
-)
-def test_the_trend_tells_whether_more_training_helps(
-    changes: tuple[float, ...], advice: str, best: int | None
-) -> None:
-    rng = np.random.default_rng(0)
-    faces = rng.gamma(1.0, 1.0, 256)  # losses of faces differ far more than epochs do
-    lines = [
-        line(i, 0.2 * faces + change + 0.01 * rng.standard_normal(256))
-        for i, change in enumerate(changes, start=1)
-    ]
-    trend = recent_trend(lines)
-    assert advice in trend.advice() and (trend.first, trend.last) == (4, 5)
-    assert best is None or trend.best == best
-
-
-def test_a_trend_needs_two_epochs_of_the_same_faces() -> None:
-    assert recent_trend([]) is None
-    assert recent_trend([line(1, np.ones(8))]) is None
-    assert recent_trend([line(1, np.ones(4)), line(2, np.ones(8))]) is None

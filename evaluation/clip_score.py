@@ -1,0 +1,79 @@
+"""Does the picture fit the words? CLIP score, between captions of others and real faces.
+
+A score alone says little: those of faces lie in a narrow band. `real` are the faces that the
+captions describe, the control are the same pictures with captions of others. A CLIP whose text
+tower conditions the model judges its own words: score with another one as well.
+"""
+
+import numpy as np
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from evaluation.estimate import NotMeasured, jackknife
+from evaluation.networks import clip_image_features, text_features
+from evaluation.session import Evaluation
+from evaluation.table import CONTROL, GENERATED, REAL, Table, row
+
+
+def clip_scores(images: Tensor, texts: Tensor) -> Tensor:
+    """100 max(cos, 0) of each image with its caption, (N,): Hessel et al. 2021 as torchmetrics."""
+    return 100 * cosine_similarity(images, texts).clamp(min=0)
+
+
+def others(faces: np.ndarray, seed: int = 0) -> np.ndarray:
+    """A random order (N,) in which each place holds one of another face: the shuffled control.
+
+    Raises:
+        NotMeasured: one face has more than half of all places.
+    """
+    _, unit, sizes = np.unique(faces, return_inverse=True, return_counts=True)
+    if 2 * sizes.max() > len(faces):
+        raise NotMeasured("more than half of the captions describe one face: no others to compare")
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(faces))
+    order = order[np.argsort(rng.permutation(len(sizes))[unit[order]], kind="stable")]
+    places = np.empty_like(order)
+    places[order] = np.roll(order, sizes.max())  # past every member of a group
+    return places
+
+
+def scores(
+    space: str, images: Tensor, texts: Tensor, faces: np.ndarray, real: Tensor | None
+) -> Table:
+    """CLIP scores with intervals over faces.
+
+    Args:
+        images, texts: features (N, D) of one CLIP, one image a caption.
+        faces: (N,) the face that each caption describes.
+        real: image features (N, D) of those faces.
+    """
+    sets = {GENERATED: clip_scores(images, texts)}
+    if real is not None:
+        sets[REAL] = clip_scores(real, texts)
+    sets[CONTROL] = clip_scores(images, texts[others(faces)])
+    return [
+        row(
+            "clip_score",
+            space,
+            name,
+            *jackknife(lambda rows, x=found: float(x[rows].mean()), faces),
+        )
+        for name, found in sets.items()
+    ]
+
+
+def answer(evaluation: Evaluation) -> Table:
+    """The scores of every CLIP that judges."""
+    table: Table = []
+    texts = [caption.text for caption in evaluation.require_captions()]
+    for clip in evaluation.networks.clips.values():
+        network = clip_image_features(clip)
+        images = evaluation.features(network, evaluation.pictures).values
+        real = None
+        if evaluation.described is not None:
+            real = evaluation.features(network, evaluation.test).values[evaluation.described]
+        if evaluation.is_main:
+            words = text_features(clip, texts, evaluation.device)
+            table += scores(network.name, images, words, evaluation.clusters, real)
+            evaluation.note(f"clip_score {network.name}", clip_scores(images, words))
+    return table

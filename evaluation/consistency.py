@@ -1,0 +1,137 @@
+"""Does the face show what was asked? Attribute consistency, read by the attribute classifier.
+
+Only what a caption states is scored: asked for, and asked against. `real` are the faces that the
+captions describe under the same questions, `reconstructed` the same through the autoencoder, and
+the control are the generated pictures with captions of others. Real faces are no ceiling: guidance
+makes what is asked for plainer than photographs show it.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from custom_datasets.celeba_files import ATTRIBUTES
+from evaluation.clip_score import others
+from evaluation.estimate import NotMeasured, jackknife
+from evaluation.session import Evaluation
+from evaluation.table import CONTROL, GENERATED, REAL, RECONSTRUCTED, Table, row
+
+MIN_FACES = 10  # on a side of an attribute, for its rate to count
+MEAN = "mean of attributes"
+
+
+class Asked(NamedTuple):
+    """What captions state: bool (N, 40) each, both False where unsaid."""
+
+    wanted: np.ndarray
+    unwanted: np.ndarray
+
+
+def asked_values(stated: Sequence[Mapping[str, bool]]) -> Asked:
+    """The values that captions state, as two masks; a name that is no attribute is a ValueError."""
+    asked = np.zeros((2, len(stated), len(ATTRIBUTES)), dtype=bool)
+    for number, values in enumerate(stated):
+        for name, value in values.items():
+            asked[0 if value else 1, number, ATTRIBUTES.index(name)] = True
+    return Asked(*asked)
+
+
+class Rates:
+    """Shares of what is asked for that is shown, and asked against that is not, per attribute."""
+
+    def __init__(self, seen: np.ndarray, asked: Asked) -> None:
+        """Args:
+        seen: bool (N, 40), what the classifier sees in the picture of each caption.
+        """
+        self.right = np.stack([seen & asked.wanted, ~seen & asked.unwanted], 1)  # (N, 2, 40)
+        self.said = np.stack(asked, 1)  # (N, 2, 40)
+
+    def of_each(self, rows: np.ndarray) -> np.ndarray:
+        """(2, 40): asked for, asked against; 0 where nothing is asked."""
+        return self.right[rows].sum(0) / np.maximum(self.said[rows].sum(0), 1)
+
+    def means(self, rows: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+        """Means over attributes: asked for, asked against, balanced accuracy.
+
+        Args:
+            chosen: bool (2, 40), which sides count. Balanced accuracy, the mean of both sides, is
+                taken over the attributes that have both.
+        """
+        rates, both = self.of_each(rows), chosen.all(0)
+        means = [rates[side][chosen[side]].mean() for side in (0, 1)]
+        return np.array([*means, rates[:, both].mean()])
+
+    def shown(self, rows: np.ndarray) -> float:
+        """Share of all stated values that are shown: for few pictures, as in a sweep."""
+        return float(self.right[rows].sum() / max(self.said[rows].sum(), 1))
+
+
+def reliable_only(asked: Asked, reliable: Collection[str]) -> Asked:
+    """What is asked, of the attributes that the classifier reads well."""
+    kept = np.isin(ATTRIBUTES, list(reliable))
+    return Asked(asked.wanted & kept, asked.unwanted & kept)
+
+
+def consistency(seen: Mapping[str, np.ndarray], asked: Asked, faces: np.ndarray) -> Table:
+    """Rates of each attribute and their means, of all sets under the same questions.
+
+    Args:
+        seen: by the set's name bool (N, 40), what the classifier sees in the picture (or face) of
+            each caption; GENERATED among them.
+        asked: see `reliable_only`.
+        faces: (N,) the face that each caption describes.
+
+    Raises:
+        NotMeasured: no attribute is asked for and against of 10 faces each.
+    """
+    counts = [[len(np.unique(faces[column])) for column in side.T] for side in asked]
+    chosen = np.array(counts) >= MIN_FACES  # (2, 40)
+    if not chosen.all(0).any():
+        raise NotMeasured(f"no attribute is asked for and against of {MIN_FACES} faces each")
+    sets = {name: Rates(values, asked) for name, values in seen.items()}
+    order = others(faces)
+    sets[CONTROL] = Rates(seen[GENERATED], Asked(*(side[order] for side in asked)))
+    table: Table = []
+    for name, rates in sets.items():
+        means = jackknife(lambda rows, r=rates: r.means(rows, chosen), faces, is_share=True)
+        questions = ("asked_for", "asked_against", "balanced_accuracy")
+        table += [row(q, MEAN, name, each) for q, each in zip(questions, means, strict=True)]
+    for name in (GENERATED, REAL):
+        if name in sets:
+            table += _each_attribute(name, sets[name], chosen, faces)
+    return table
+
+
+def _each_attribute(name: str, rates: Rates, chosen: np.ndarray, faces: np.ndarray) -> Table:
+    found = jackknife(lambda rows: rates.of_each(rows).ravel(), faces, is_share=True)
+    asked = [(question, a) for question in ("asked_for", "asked_against") for a in ATTRIBUTES]
+    return [
+        row(question, attribute, name, estimate._replace(n=int(count)))
+        for (question, attribute), estimate, count, is_chosen in zip(
+            asked, found, rates.said.sum(0).ravel(), chosen.ravel(), strict=True
+        )
+        if is_chosen
+    ]
+
+
+def answer(evaluation: Evaluation) -> Table:
+    """The rates, on the attributes that the classifier reads well."""
+    captions = evaluation.require_captions()
+    if not any(caption.stated for caption in captions):
+        raise NotMeasured("the captions are not in the words of custom_datasets/captions.py")
+    asked = reliable_only(asked_values([c.stated for c in captions]), evaluation.reliable)
+    seen = {GENERATED: evaluation.decided(evaluation.pictures)}
+    if evaluation.described is not None:
+        real = {REAL: evaluation.test, RECONSTRUCTED: evaluation.reconstructed(evaluation.test)}
+        seen |= {
+            name: evaluation.decided(images)[evaluation.described]
+            for name, images in real.items()
+            if images is not None
+        }
+    if not evaluation.is_main:
+        return []
+    rates = Rates(seen[GENERATED], asked)
+    evaluation.note("stated", rates.said.sum((1, 2)))
+    evaluation.note("shown", rates.right.sum((1, 2)))
+    return consistency(seen, asked, evaluation.clusters)

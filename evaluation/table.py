@@ -1,0 +1,101 @@
+"""The one form of all results: rows that a terminal, a notebook, a file and a figure show."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from evaluation.estimate import Estimate
+from files import write_json
+
+# The sets that a number is given for. What the control is, each question says.
+GENERATED, REAL, RECONSTRUCTED, CONTROL = "generated", "real", "reconstructed", "control"
+
+
+class Row(NamedTuple):
+    """One number of one set."""
+
+    question: str  # the name of the number, as in `evaluation/<file>.py`
+    space: str  # the network that it is measured with, or the attribute
+    set: str
+    n: int  # pictures, or the faces that their captions describe
+    value: float
+    low: float  # of the 95 % interval
+    high: float
+
+
+Table = list[Row]
+
+
+def row(question: str, space: str, of: str, estimate: Estimate) -> Row:
+    """An estimate as a row."""
+    return Row(question, space, of, *estimate)
+
+
+def as_frame(table: Iterable[Row]) -> pd.DataFrame:
+    """The table for a reader: a line for each number, a column for each set."""
+    rows = list(table)
+    lines: dict[tuple[str, str], dict[str, str]] = {}
+    for each in rows:
+        cell = f"{each.value:.3g} [{each.low:.3g}, {each.high:.3g}]"
+        lines.setdefault((each.question, each.space), {})[each.set] = cell
+    index = pd.MultiIndex.from_tuples(list(lines), names=["question", "space"])
+    columns = list(dict.fromkeys(each.set for each in rows))
+    return pd.DataFrame(list(lines.values()), index=index, columns=columns).fillna("")
+
+
+def as_text(table: Iterable[Row]) -> str:
+    """`as_frame` for a terminal."""
+    rows = list(table)
+    return as_frame(rows).to_string() if rows else ""
+
+
+def write(path: Path, table: Iterable[Row]) -> None:
+    """Write a list of objects, which `pandas.read_json` opens; atomically.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    write_json(path, [each._asdict() for each in table], allow_nan=False)
+
+
+def read(path: Path) -> Table:
+    """Read what `write` wrote.
+
+    Raises:
+        FileNotFoundError: there is none; says how to make one.
+        ValueError: the file is damaged, or of an older version.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path}: run evaluate.py (or the notebook metrics1) first")
+    try:
+        return [Row(**each) for each in json.loads(path.read_text(encoding="utf-8"))]
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{path} is no table of results ({error}): run evaluate.py again"
+        ) from error
+
+
+def plot(table: Iterable[Row], questions: Sequence[str]) -> Figure:
+    """Some numbers of all sets with their intervals: a panel for each question and space."""
+    panels: dict[tuple[str, str], Table] = {}
+    for each in table:
+        if each.question in questions:
+            panels.setdefault((each.question, each.space), []).append(each)
+    size = (3.6 * len(panels), 2.1)
+    figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, layout="constrained")
+    for axis, ((question, space), rows) in zip(axes.flat, panels.items(), strict=True):
+        places = np.arange(len(rows))[::-1]
+        reach = [[r.value - r.low for r in rows], [r.high - r.value for r in rows]]
+        axis.errorbar([r.value for r in rows], places, xerr=reach, fmt="o", elinewidth=0.8)
+        axis.set_yticks(places, [r.set for r in rows], fontsize=7)
+        axis.set_title(f"{question}, {space}", fontsize=8)
+        axis.tick_params(axis="x", labelsize=7)
+        axis.grid(axis="x", alpha=0.3)
+        axis.margins(y=0.15)
+    return figure

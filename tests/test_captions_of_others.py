@@ -1,0 +1,114 @@
+"""Captions of pictures made elsewhere: what ours assert, denials of others, and torn tables."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from custom_datasets.captions import compose
+from custom_datasets.celeba_files import ATTRIBUTES
+from evaluation.captions import read_caption, read_captions, write_captions
+from evaluation.folder import captions_of, open_folder
+
+
+def test_our_captions_are_read_as_they_were_meant() -> None:
+    rng = random.Random(0)
+    for index in range(1500):
+        rate = rng.choice((0.1, 0.2, 0.5, 0.9))
+        caption = compose([rng.random() < rate for _ in ATTRIBUTES], index)
+        assert read_caption(caption.text).stated == caption.stated, caption.text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A man with no beard or mustache",
+        "A woman who isn't smiling",
+        "A man without a hat or eyeglasses",
+        "A young woman in front of an old house",
+        "A woman, not smiling and wearing a hat",
+        "A man with a beard, a clean-shaven face",
+        "A smiling child",
+        "a woman with non-blond hair",
+    ],
+)
+def test_what_may_mean_the_opposite_is_left_to_clip(text: str) -> None:
+    assert read_caption(text).stated == {} and read_caption(text).text == text
+
+
+def test_sentences_in_our_words_are_scored() -> None:
+    found = read_caption("a woman with wavy blond hair, wearing a hat, not wearing glasses.")
+    assert found.stated == {
+        **{"Male": False, "Wavy_Hair": True, "Blond_Hair": True},
+        **{"Wearing_Hat": True, "Eyeglasses": False},
+    }
+
+
+def test_a_table_comes_back_whatever_the_captions_hold(tmp_path: Path) -> None:
+    texts = ['a "man", smiling', "ein Mann\nmit Bart", "женщина"]
+    names = [f"{number}.png" for number in range(3)]
+    write_captions(tmp_path / "captions.csv", names, texts)
+    found = read_captions(tmp_path / "captions.csv")
+    assert found == dict(zip(names, texts, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("file_name,text\na.png,a man, smiling\n", "line 2"),
+        ("file_name,text\na.png,a man\na.png,a woman\n", "line 3"),
+        ("file_name,text\na.png,\n", "line 2"),
+        ("file_name,text\na.png\n", "line 2"),
+        ('file_name,text\na.png,"a man\n', "line"),
+        ("name;caption\na.png;a man\n", "line 1"),
+        ("", "line 1"),
+        ("file_name,text\na.png,caf\xe9\n".encode("cp1252"), "UTF-8"),
+        ("file_name,text\na.png,a man\n".encode("utf-16"), "UTF-8"),
+    ],
+)
+def test_a_torn_table_is_refused_by_file_and_line(
+    text: str | bytes, line: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "captions.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=rf"captions\.csv.*{line}"):
+        read_captions(path)
+
+
+def write_picture(path: Path, size: tuple[int, int] = (40, 40)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(len(path.name)).integers(0, 256, (*size, 3))
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+
+
+def test_a_folder_is_read_with_its_subfolders_and_without_a_grid(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("2.png", "10.jpg", "deep/3.bmp", "deep/4.tif", "5.webp"):
+        write_picture(tmp_path / name)
+    write_picture(tmp_path / "grid.png", (80, 160))
+    (tmp_path / "notes.txt").write_text("not a picture")
+    images = open_folder(tmp_path, 32)
+    names = sorted(map(images.name, images.paths))
+    assert names == ["10.jpg", "2.png", "5.webp", "deep/3.bmp", "deep/4.tif"]
+    assert "grid.png" in capsys.readouterr().out
+    assert all(images[slot].shape == (3, 32, 32) for slot in range(5))
+    write_captions(tmp_path / "t.csv", names, [f"a man {name}" for name in names])
+    captions = captions_of(images, tmp_path / "t.csv")
+    assert [caption.text for caption in captions] == [
+        f"a man {images.name(path)}" for path in images.paths
+    ]
+    write_captions(tmp_path / "t.csv", names[1:], names[1:])
+    with pytest.raises(ValueError, match=r"10\.jpg"):
+        captions_of(images, tmp_path / "t.csv")
+
+
+def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
+    write_picture(tmp_path / "1.png")
+    (tmp_path / "2.png").write_bytes((tmp_path / "1.png").read_bytes()[:300])
+    with pytest.raises(ValueError, match=r"2\.png"):
+        open_folder(tmp_path, 32)
+    with pytest.raises(FileNotFoundError):
+        open_folder(tmp_path / "none", 32)
