@@ -25,7 +25,7 @@ from models.device import choose_precision, tune_kernels
 from training.loop import train
 
 STEPS = 5  # of which a graph replays the last two
-OVERFLOWING, OVERFLOW_STEPS = 2.0**33, 8  # a float16 scale that is too large at first
+OVERFLOWING, OVERFLOW_STEPS = 2.0**28, 10  # a float16 scale that is too large at first
 Switched = Callable[[str], AbstractContextManager[bool]]
 # Of the length of what is compared, in float32 and in half precision. float32 keeps 1e-7; a step
 # adds thousands of values up, in another order on each device, and AdamW makes steps of small
@@ -41,7 +41,8 @@ class Steps:
     losses: Tensor  # (steps,)
     gradient: Tensor  # of the first step, clipped; as Adam's first moment, a tenth of it
     update: Tensor  # of all weights, by all steps
-    scale: float  # of the loss, in float16
+    scale: float  # of the loss at the end, in float16
+    moved: int  # steps that changed the weights
 
 
 def small() -> Config:
@@ -63,19 +64,21 @@ def steps_of(
     """
     config = runs.timed(config, **changes)
     with runs.experiment(config, text_encoder(config), 2 * config.training.batch_size) as opened:
-        state, losses = opened.state, []
+        state, losses, moved = opened.state, [], 0
         if scale is not None:
             state.scaler.load_state_dict(state.scaler.state_dict() | {"scale": scale})
         before = _flat(state.weights)
         run = train(opened)
         for number in range(count):
-            losses.append(next(run).loss)
+            step = next(run)
+            losses.append(step.loss)
+            moved += step.moved
             if number == 0:
                 moments = [state.optimizer.state[weight]["exp_avg"] for weight in state.weights]
                 gradient = _flat(moments)
         run.close()
-        last_scale = float(state.scaler.get_scale())
-        return Steps(torch.tensor(losses), gradient, _flat(state.weights) - before, last_scale)
+        update, scale = _flat(state.weights) - before, float(state.scaler.get_scale())
+        return Steps(torch.tensor(losses), gradient, update, scale, moved)
 
 
 def _flat(tensors: Sequence[Tensor]) -> Tensor:
@@ -89,8 +92,9 @@ def compared(ours: Steps, wanted: Steps, allowed: dict[str, float]) -> dict[str,
         a, b = getattr(ours, name).double(), getattr(wanted, name).double()
         found[name] = float((a - b).norm() / b.norm().clamp(min=1e-30))  # 0: all overflowed
     # Written so that NaN does not agree.
-    agrees = all(found[name] <= allowed[name] for name in allowed) and ours.scale == wanted.scale
-    return found | {"scale": ours.scale, "agrees": agrees}
+    agrees = all(found[name] <= allowed[name] for name in allowed)
+    agrees = agrees and (ours.scale, ours.moved) == (wanted.scale, wanted.moved)
+    return found | {"scale": ours.scale, "moved": ours.moved, "agrees": agrees}
 
 
 def stages(

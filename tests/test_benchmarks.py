@@ -204,8 +204,13 @@ def test_a_device_with_a_wrong_kernel_does_not_agree(
 
 def test_what_is_not_a_number_does_not_agree() -> None:
     values = torch.ones(3)
-    wanted = agreement.Steps(values, values, values, 1.0)
-    for change in ({"update": values * torch.nan}, {"scale": 2.0}, {"losses": values * 1.1}):
+    wanted = agreement.Steps(values, values, values, 1.0, 3)
+    for change in (
+        {"update": values * torch.nan},
+        {"scale": 2.0},
+        {"moved": 2},
+        {"losses": values * 1.1},
+    ):
         found = dataclasses.replace(wanted, **change)
         assert not agreement.compared(found, wanted, agreement.HALF)["agrees"]
 
