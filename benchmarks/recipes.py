@@ -2,9 +2,10 @@
 
 `python -m benchmarks.recipes --preset demo --minutes 7 --leg weight --set
 diffusion.timestep_sampling=weight` trains from nothing for about so many minutes, or with
-`--images 200000` for so many images, and measures the pictures by two numbers: a distance to unseen
-faces, and recall. A leg is better if its distance is lower and its recall no lower: a distance
-alone rewards lost variety, and recipes weight the loss differently. The same command resumes.
+`--images 200000` for so many images, and measures the pictures: distance to unseen faces, recall,
+and where the preset's judge is there (notebook train2) attribute consistency. A leg is better if
+its distance is lower and its recall no lower: a distance alone rewards lost variety, and recipes
+weight the loss differently. The same command resumes.
 Without `--leg` it prints the table of the preset's legs, from `outputs/recipes/<preset>/`.
 """
 
@@ -19,7 +20,7 @@ from typing import Any
 
 from command_line import command, parser, whole
 from config import ROOT, Config, get_config
-from evaluation import distance, variety
+from evaluation import consistency, distance, variety
 from evaluation.networks import JUDGE
 from evaluation.opening import open_evaluation
 from evaluation.table import GENERATED, REAL
@@ -51,11 +52,19 @@ def main() -> None:
 
 
 def run_leg(arguments: argparse.Namespace, path: Path) -> dict[str, Any]:
-    """Train and measure one leg; its record is written when it is planned, and when it is done."""
+    """Train and measure one leg; its record is written when it is planned, and when it is done.
+
+    Raises:
+        ValueError: a leg of that name has other settings.
+    """
     preset = get_config(arguments.preset)
-    config = get_config(preset.name, [*arguments.changes, f"name={preset.name}-{arguments.leg}"])
+    judge = f"evaluation.judge={preset.judge_path.relative_to(ROOT)}"
+    changes = [judge, *arguments.changes, f"name={preset.name}-{arguments.leg}"]
+    config = get_config(preset.name, changes)
     if path.is_file():
         record = json.loads(path.read_text())
+        if record["changes"] != arguments.changes:
+            raise ValueError(f"{path} is a leg with {record['changes']}: name another --leg")
     else:
         epochs = planned_epochs(config, arguments.minutes, arguments.images)
         record = {"leg": arguments.leg, "changes": arguments.changes, "epochs": epochs}
@@ -107,15 +116,16 @@ def pace(config: Config) -> dict[str, float]:
 
 
 def measured(config: Config) -> dict[str, Any]:
-    """Distance and recall of the pictures, of held-out faces, ...: rows of `evaluation.table`.
+    """The rows of `evaluation.table` of three questions, in one feature space, not the judge's.
 
-    In the preset's first feature space that is not the judge's.
+    Without the preset's judge there is no consistency.
     """
     space = next(name for name in config.evaluation.feature_networks if name != JUDGE)
     plan = replace(config.evaluation, feature_networks=(space,), clip_judges=())
     evaluation = open_evaluation(replace(config, evaluation=plan), choose_device())
-    table = [*distance.answer(evaluation), *variety.answer(evaluation)]
-    return {"pixels": config.picture_size, "numbers": [row._asdict() for row in table]}
+    for question in (distance, variety, consistency):
+        evaluation.ask(question.answer)
+    return {"pixels": config.picture_size, "numbers": [row._asdict() for row in evaluation.table]}
 
 
 def table_lines(legs: Sequence[dict[str, Any]]) -> list[str]:
@@ -135,14 +145,15 @@ def table_lines(legs: Sequence[dict[str, Any]]) -> list[str]:
             f"{leg['numbers'][0]['n']} of {leg['pixels']} px, {leg['numbers'][0]['space']}",
             *(
                 cell(leg["numbers"], question, of)
-                for question in (leg["numbers"][0]["question"], "recall")
+                for question in (leg["numbers"][0]["question"], "recall", "balanced_accuracy")
                 for of in (GENERATED, REAL)
             ),
         ]
         for leg in done
     ]
     heads = ["leg", "changes", "seed", "minutes", "images/s", "images", "pictures"]
-    heads += ["distance", "of real faces", "recall", "of real faces"]
+    for name in ("distance", "recall", "consistency"):
+        heads += [name, "of real faces"]
     return [f"| {' | '.join(map(str, row))} |" for row in [heads, ["---"] * len(heads), *cells]]
 
 

@@ -31,7 +31,8 @@ def preset(
     tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Config]:
     """A preset that draws 60 faces a split in a root of its own, and a network of mean colours."""
-    monkeypatch.setattr(config_module, "ROOT", tmp_path)
+    for module in (config_module, recipes):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
     values = dataclasses.replace(
         tiny_config,
         name="race",
@@ -77,6 +78,8 @@ def test_a_leg_trains_for_its_length_is_measured_and_resumes(
     again = leg(tmp_path, "timed", changes)
     assert again["numbers"] == record["numbers"]
     assert run_folder.read_losses(folder) == trained
+    with pytest.raises(ValueError, match="timed"):
+        leg(tmp_path, "timed", [])
     counted = leg(tmp_path, "counted", [], images=3 * STEPS_AN_EPOCH * BATCH)
     assert counted["epochs"] == 3
     assert recipes.table_lines([record, counted])[2:]  # both are shown
@@ -92,5 +95,5 @@ def test_legs_are_listed_by_distance_and_only_when_done() -> None:
         legs.append({"leg": name, **shown, "pixels": 128, "numbers": [number]})
     rows = recipes.table_lines(legs)
     assert [row.split(" | ")[0].strip("| ") for row in rows[2:]] == ["near", "middle", "far"]
-    assert "| 1 [0, 9] | – | – | – |" in rows[2]
+    assert "| 1 [0, 9] | – | – | – | – | – |" in rows[2]
     assert len({row.count("|") for row in rows}) == 1
