@@ -45,13 +45,17 @@ class Worker:
         threads: int | None = None,
         device: str = "cpu",
     ) -> None:
-        count = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+        own = {"LDM_DEVICE": device}
+        if threads is not None:
+            own["OMP_NUM_THREADS"] = str(threads)
+        # How threads wait is for each checkout's config.py to say.
+        others = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
         self.messages = tempfile.TemporaryFile("w+")  # noqa: SIM115, closed with the worker
         self.process = subprocess.Popen(
             # As text: run as a file it would import its own checkout.
             [sys.executable, "-c", WORKER.read_text(), job, *map(str, arguments)],
             cwd=checkout,
-            env=os.environ | {"LDM_DEVICE": device} | count,
+            env=others | own,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.messages,

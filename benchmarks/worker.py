@@ -57,6 +57,7 @@ def sleeping(seconds: str) -> Call:
 
 def prepared(job: str, *arguments: str) -> Call:
     """A job's call: one of this file, or "<module>:<function>"."""
+    importlib.import_module("config")  # before torch, which reads from it how threads wait
     module, _, name = job.rpartition(":")
     make = getattr(importlib.import_module(module), name) if module else globals()[name]
     return make(*arguments)
