@@ -219,10 +219,9 @@ def can_compile(device: torch.device) -> bool:
 
 def matrix_rate(device: torch.device, precision: str) -> float | None:
     """Operations a second of the card's matrix units; None where that is not known."""
-    if device.type != "cuda" or precision not in PRECISIONS:
+    if device.type != "cuda" or precision not in PRECISIONS or not torch.cuda.is_available():
         return None
-    name = torch.cuda.get_device_name(device)
-    words = re.split(r"[\s-]+", name)
+    words = re.split(r"[\s-]+", torch.cuda.get_device_name(device))
     for known, rate in MATRIX_RATES.items():
         if all(word in words for word in known.split()):
             return rate * 1e12

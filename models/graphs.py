@@ -54,9 +54,20 @@ class Recorder:
         return graph.replay, result
 
 
-def wants_graphs(device: torch.device) -> bool:
-    """Whether calls on this device are recorded."""
-    return device.type == "cuda" and os.environ.get("LDM_GRAPHS") != "0"
+def is_wanted() -> bool:
+    """Whether graphs are not switched off."""
+    return os.environ.get("LDM_GRAPHS") != "0"
+
+
+def open_recorder(device: torch.device) -> Recorder | None:
+    """A recorder for this device; None where graphs are not wanted or cannot be had."""
+    if device.type != "cuda" or not is_wanted():
+        return None
+    try:
+        return Recorder(device)
+    except RuntimeError as error:
+        print(f"no CUDA graphs: {str(error).splitlines()[0]}")
+        return None
 
 
 class _Graph(NamedTuple):
@@ -109,7 +120,8 @@ class Graphs:
 
 def can_graph(inputs: tuple[Tensor, ...]) -> bool:
     """Whether all inputs are on a CUDA device, without gradients, and graphs are wanted."""
-    return not torch.is_grad_enabled() and all(wants_graphs(given.device) for given in inputs)
+    is_frozen = not torch.is_grad_enabled()
+    return is_frozen and is_wanted() and all(given.is_cuda for given in inputs)
 
 
 def _capture(forward: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> _Graph:

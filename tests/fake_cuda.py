@@ -134,7 +134,6 @@ def fake_cuda() -> Iterator[FakeCuda]:
     with (
         mock.patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False),
         mock.patch("torch.cuda.is_bf16_supported", lambda *_, **__: True),
-        mock.patch("torch.cuda.get_device_name", lambda *_: "NVIDIA H100 80GB HBM3"),
         mock.patch(
             "torch.inference_mode", lambda mode=True: torch.no_grad() if mode else nullcontext()
         ),

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tape import RefusingRecorder, TapeRecorder
 
+from models import graphs as graphs_module
 from training import checkpoints, device_step, loop, run_folder
 from training import state as state_module
 from training.batches import Batch, Batches
@@ -22,8 +23,7 @@ BASE = {"num_epochs": 3, "lr_decay": "cosine", "learning_rate": 3e-3, "skip_not_
 
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Graphs are wanted, and the host reads nothing of the device for free."""
-    monkeypatch.setattr(loop, "wants_graphs", lambda device: True)
+    """The host reads nothing of the device for free."""
     monkeypatch.setattr(state_module, "_reads_for_free", lambda value: False)
 
 
@@ -42,7 +42,7 @@ def record_with(
         made.append(kind(device))
         return made[-1]
 
-    monkeypatch.setattr(loop, "Recorder", make)
+    monkeypatch.setattr(loop, "open_recorder", make)
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
@@ -122,11 +122,26 @@ def test_a_replayed_run_is_that_of_a_device_without_graphs(
 ) -> None:
     """Whose rate is a Python number, and whose host reads norms: equal but for rounding."""
     replayed = [step.loss for step in train(opening(name="a", **BASE))]
-    monkeypatch.setattr(loop, "wants_graphs", lambda device: False)
+    monkeypatch.setattr(loop, "open_recorder", lambda device: None)
     monkeypatch.setattr(state_module, "_reads_for_free", lambda value: True)
     plain = [step.loss for step in train(opening(name="b", **BASE))]
     assert recorders[0].replays == STEPS - PLAIN_STEPS
     assert replayed == pytest.approx(plain, rel=1e-4)
+
+
+def test_a_device_without_streams_trains_without_graphs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(device: torch.device) -> None:
+        raise RuntimeError("Found no NVIDIA driver on your system")
+
+    monkeypatch.setattr(graphs_module, "Recorder", refuse)
+    assert graphs_module.open_recorder(torch.device("cuda")) is None
+    assert capsys.readouterr().out.count("no CUDA graphs") == 1
+    monkeypatch.setenv("LDM_GRAPHS", "0")
+    assert graphs_module.open_recorder(torch.device("cuda")) is None
+    assert graphs_module.open_recorder(torch.device("cpu")) is None
+    assert not capsys.readouterr().out
 
 
 def test_a_recording_that_fails_is_said_and_training_continues(
@@ -160,14 +175,15 @@ def test_a_run_goes_on_between_devices_with_and_without_graphs(
     """A checkpoint holds the rate as a number, whoever wrote it."""
     whole = opening(name="whole", **BASE)
     list(train(whole))
-    monkeypatch.setattr(loop, "wants_graphs", lambda device: not is_old)
+    graphs = loop.open_recorder
+    monkeypatch.setattr(loop, "open_recorder", lambda device: None if is_old else graphs(device))
     first = opening(name="parts", **BASE)
     list(zip(range(3), train(first), strict=False))
     first.close()
     _, checkpoint = checkpoints.open_newest(first.folder)
     (group,) = checkpoint.optimizer["param_groups"]
     assert type(group["lr"]) is float and group["capturable"] is False
-    monkeypatch.setattr(loop, "wants_graphs", lambda device: is_old)
+    monkeypatch.setattr(loop, "open_recorder", lambda device: graphs(device) if is_old else None)
     second = opening(name="parts", **BASE)
     assert second.state.step == 3
     list(train(second))

@@ -187,10 +187,8 @@ def test_a_recorded_step_reads_nothing_and_casts_little(
     config = replace(tiny_config, unet=unet, data=replace(tiny_config.data, image_size=256))
     recorders: list[FakeRecorder] = []
     with training(config, precision, micro_batch_size=8 // parts) as (opened, mode):
-        monkeypatch.setattr(loop, "wants_graphs", lambda device: True)
-        monkeypatch.setattr(
-            loop, "Recorder", lambda device: recorders.append(FakeRecorder(mode)) or recorders[0]
-        )
+        recorders.append(FakeRecorder(mode))
+        monkeypatch.setattr(loop, "open_recorder", lambda device: recorders[0])
         monkeypatch.setattr(device_step, "PLAIN_STEPS", 1)
         steps = loop.train(opened)
         for _ in range(3):

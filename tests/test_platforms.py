@@ -190,6 +190,7 @@ def test_a_card_without_kernels_is_told_so(
 def test_the_matrix_rate_of_a_card_that_is_known(
     monkeypatch: pytest.MonkeyPatch, name: str, rate: float | None
 ) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     assert matrix_rate(CUDA, "bf16") == rate
     assert matrix_rate(CUDA, "no") is None and matrix_rate(CPU, "bf16") is None

@@ -317,7 +317,8 @@ class Experiment:
         if self.state.step >= steps:
             yield (
                 f"this run has finished its {training.num_epochs} epochs, and nothing is left to "
-                "train: --set name=<another name> starts another run"
+                "train. To train its weights further, start another run: --set name=<another name> "
+                f"--set training.start_from={self.folder}"
             )
         if training.warmup_steps >= steps:
             yield (

@@ -33,7 +33,7 @@ from models.device import (
     matrix_rate,
     peak_memory,
 )
-from models.graphs import Recorder, wants_graphs
+from models.graphs import open_recorder
 from models.text_encoder import TextEncoder
 from training import run_folder
 from training.batches import Batch
@@ -200,7 +200,7 @@ def device_step(
         update,
         settings.micro_batch_size or settings.batch_size,
         may_halve=is_alone,
-        recorder=Recorder(device) if is_alone and wants_graphs(device) else None,
+        recorder=open_recorder(device) if is_alone else None,
     )
 
 

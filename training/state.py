@@ -56,6 +56,8 @@ class TrainingState:
         for group in self.optimizer.param_groups:
             group["lr"] = torch.tensor(float(group["lr"]), device=self.updates.device)
             group["capturable"] = True
+        # Three plain steps precede the graph, of which torch would warn.
+        self.optimizer._warned_capturable_if_run_uncaptured = True
 
     def optimizer_values(self) -> dict[str, Any]:
         """The optimiser's state for a checkpoint, the same on every device."""
