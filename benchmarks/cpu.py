@@ -7,6 +7,7 @@ checkout, such as `git worktree add ../before f1dcb11`.
 """
 
 import argparse
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -33,34 +34,32 @@ def main() -> None:
     options.add_argument("--threads", type=int, help="of each process; default: PyTorch's choice")
     arguments = options.parse_args()
     if arguments.against:
-        write("against", against(arguments.against.resolve(), arguments.minutes, arguments.threads))
+        checkout = arguments.against.resolve()
+        write("against", against(checkout, arguments.minutes, arguments.threads))
     else:
         write("cpu", beside_diffusers(arguments.preset, arguments.minutes, arguments.threads))
 
 
-def beside_diffusers(preset: str, minutes: float, threads: int | None) -> list[dict[str, Any]]:
+def beside_diffusers(preset: str, minutes: float, threads: int | None) -> Iterator[dict[str, Any]]:
     """Rows for training and for each sampler's setting; training takes half of the time."""
     print(f"about {minutes:.3g} minutes: a training step of {BATCH} and a picture of {preset}")
     ours, peer = ("training_step", preset, BATCH), (f"{PEER}:training_step", preset, BATCH)
     jobs = {"ours": (ours, ROOT), "diffusers": (peer, ROOT)}
-    rows = [compared(f"training step, batch {BATCH}", jobs, minutes / 2, threads)]
+    yield compared(f"training step, batch {BATCH}", jobs, minutes / 2, threads)
     for what, setting in SETTINGS.items():
         names = {"ours": "our_sampling", "diffusers": "pipeline_sampling"}
         jobs = {who: ((f"{PEER}:{job}", preset, *setting), ROOT) for who, job in names.items()}
-        rows.append(compared(f"picture, {what}", jobs, minutes / 2 / len(SETTINGS), threads))
-    return rows
+        yield compared(f"picture, {what}", jobs, minutes / 2 / len(SETTINGS), threads)
 
 
-def against(checkout: Path, minutes: float, threads: int | None) -> list[dict[str, Any]]:
+def against(checkout: Path, minutes: float, threads: int | None) -> Iterator[dict[str, Any]]:
     """A row for the training step of each preset."""
     print(f"about {minutes:.3g} minutes: training steps of {', '.join(PRESETS)}, beside {checkout}")
-    rows = []
     for preset, batch in PRESETS.items():
         job = ("training_step", preset, batch)
         jobs = {"this": (job, ROOT), "other": (job, checkout)}
         what = f"training step of {preset}, batch {batch}"
-        rows.append(compared(what, jobs, minutes / len(PRESETS), threads))
-    return rows
+        yield compared(what, jobs, minutes / len(PRESETS), threads)
 
 
 def compared(
@@ -80,16 +79,20 @@ def compared(
     return {"what": what, "threads": threads, "seconds": times, "times_longer": kinds}
 
 
-def write(name: str, rows: list[dict[str, Any]]) -> None:
-    """Print the rows as a table in Markdown and keep them."""
-    first, second = rows[0]["seconds"]
-    print(f"\n| what | {first}, s | {second}, s | times longer | of processor time |")
-    print("|---|---|---|---|---|")
+def write(name: str, rows: Iterable[dict[str, Any]]) -> None:
+    """Print rows as a table in Markdown and keep them, each as soon as it is known."""
+    kept: list[dict[str, Any]] = []
     for row in rows:
+        if not kept:
+            first, second = row["seconds"]
+            print(f"| what | {first}, s | {second}, s | times longer | of processor time |")
+            print("|---|---|---|---|---|")
         medians = " | ".join(f"{times.median:.3g}" for times in row["seconds"].values())
         clock, processor = (show(row["times_longer"][kind]) for kind in ("clock", "processor"))
-        print(f"| {row['what']} | {medians} | {clock} | {processor} |")
-    print(f"-> {timing.write(name, {'rows': rows})}")
+        print(f"| {row['what']} | {medians} | {clock} | {processor} |", flush=True)
+        kept.append(row)
+        path = timing.write(name, {"rows": kept})
+    print(f"-> {path}")
 
 
 def show(found: dict[str, float]) -> str:
