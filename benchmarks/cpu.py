@@ -7,6 +7,7 @@ checkout, such as `git worktree add ../before f1dcb11`.
 """
 
 import argparse
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ from command_line import command
 from config import ROOT
 
 BATCH = 32
-OURS, PEER = "ours", "diffusers"
+PEER = "benchmarks.diffusers_peer"
 SETTINGS = {"DDIM, 50 steps": ("ddim", 50), "DPM-Solver++, 20 steps": ("dpm++", 20)}
-PRESETS = {"demo": 32, "laptop": 32, "celeba_hq": 32}  # for --against, with their batches
+PRESETS = {"demo": 32, "laptop": 32, "celeba_hq": 8}  # for --against, with their batches
 
 
 @command
@@ -33,68 +34,65 @@ def main() -> None:
     options.add_argument("--threads", type=int, help="of each process; default: PyTorch's choice")
     arguments = options.parse_args()
     if arguments.against:
-        write("against", against(arguments.against.resolve(), arguments.minutes, arguments.threads))
+        checkout = arguments.against.resolve()
+        write("against", against(checkout, arguments.minutes, arguments.threads))
     else:
         write("cpu", beside_diffusers(arguments.preset, arguments.minutes, arguments.threads))
 
 
-def beside_diffusers(preset: str, minutes: float, threads: int | None) -> list[dict[str, Any]]:
+def beside_diffusers(preset: str, minutes: float, threads: int | None) -> Iterator[dict[str, Any]]:
     """Rows for training and for each sampler's setting; training takes half of the time."""
     print(f"about {minutes:.3g} minutes: a training step of {BATCH} and a picture of {preset}")
-    jobs = {
-        OURS: ("training_step", preset, BATCH),
-        PEER: ("peer_training_step", preset, BATCH),
-    }
-    rows = _compared(f"training step, batch {BATCH}", jobs, minutes / 2, threads)
+    ours, peer = ("training_step", preset, BATCH), (f"{PEER}:training_step", preset, BATCH)
+    jobs = {"ours": (ours, ROOT), "diffusers": (peer, ROOT)}
+    yield compared(f"training step, batch {BATCH}", jobs, minutes / 2, threads)
     for what, setting in SETTINGS.items():
-        jobs = {OURS: ("sampling", preset, *setting), PEER: ("peer_sampling", preset, *setting)}
-        rows += _compared(f"picture, {what}", jobs, minutes / 2 / len(SETTINGS), threads)
-    return rows
+        names = {"ours": "our_sampling", "diffusers": "pipeline_sampling"}
+        jobs = {who: ((f"{PEER}:{job}", preset, *setting), ROOT) for who, job in names.items()}
+        yield compared(f"picture, {what}", jobs, minutes / 2 / len(SETTINGS), threads)
 
 
-def against(checkout: Path, minutes: float, threads: int | None) -> list[dict[str, Any]]:
+def against(checkout: Path, minutes: float, threads: int | None) -> Iterator[dict[str, Any]]:
     """A row for the training step of each preset."""
     print(f"about {minutes:.3g} minutes: training steps of {', '.join(PRESETS)}, beside {checkout}")
-    rows = []
     for preset, batch in PRESETS.items():
-        jobs = {name: ("training_step", preset, batch) for name in ("this", "other")}
+        job = ("training_step", preset, batch)
+        jobs = {"this": (job, ROOT), "other": (job, checkout)}
         what = f"training step of {preset}, batch {batch}"
-        folders = {"other": checkout}
-        rows += _compared(what, jobs, minutes / len(PRESETS), threads, folders)
-    return rows
+        yield compared(what, jobs, minutes / len(PRESETS), threads)
 
 
-def _compared(
+def compared(
     what: str,
-    jobs: dict[str, tuple[object, ...]],
+    jobs: dict[str, tuple[tuple[object, ...], Path]],
     minutes: float,
     threads: int | None,
-    checkouts: dict[str, Path] | None = None,
-) -> list[dict[str, Any]]:
-    """One row: seconds of both, and how many times longer the second takes."""
+) -> dict[str, Any]:
+    """Seconds of two jobs, each of a checkout, and how many times longer the second takes."""
     with ExitStack() as stack:
         workers = {
-            name: stack.enter_context(
-                timing.Worker(*job, checkout=(checkouts or {}).get(name, ROOT), threads=threads)
-            )
-            for name, job in jobs.items()
+            name: stack.enter_context(timing.Worker(*job, checkout=checkout, threads=threads))
+            for name, (job, checkout) in jobs.items()
         }
         times = timing.alternate(workers, minutes, what)
-    first, second = times.values()
-    kinds = {kind: timing.ratio(first, second, kind) for kind in ("clock", "processor")}
-    return [{"what": what, "threads": threads, "seconds": times, "times_longer": kinds}]
+    kinds = {kind: timing.ratio(*times.values(), kind) for kind in ("clock", "processor")}
+    return {"what": what, "threads": threads, "seconds": times, "times_longer": kinds}
 
 
-def write(name: str, rows: list[dict[str, Any]]) -> None:
-    """Print the rows as a table in Markdown and keep them."""
-    first, second = rows[0]["seconds"]
-    print(f"\n| what | {first}, s | {second}, s | times longer | of processor time |")
-    print("|---|---|---|---|---|")
+def write(name: str, rows: Iterable[dict[str, Any]]) -> None:
+    """Print rows as a table in Markdown and keep them, each as soon as it is known."""
+    kept: list[dict[str, Any]] = []
     for row in rows:
+        if not kept:
+            first, second = row["seconds"]
+            print(f"| what | {first}, s | {second}, s | times longer | of processor time |")
+            print("|---|---|---|---|---|")
         medians = " | ".join(f"{times.median:.3g}" for times in row["seconds"].values())
         clock, processor = (show(row["times_longer"][kind]) for kind in ("clock", "processor"))
-        print(f"| {row['what']} | {medians} | {clock} | {processor} |")
-    print(f"-> {timing.write(name, {'rows': rows})}")
+        print(f"| {row['what']} | {medians} | {clock} | {processor} |", flush=True)
+        kept.append(row)
+        path = timing.write(name, {"rows": kept})
+    print(f"-> {path}")
 
 
 def show(found: dict[str, float]) -> str:

@@ -16,7 +16,8 @@ from torchvision import transforms
 from torchvision.io import encode_jpeg
 
 from benchmarks import full_size
-from config import Config
+from benchmarks.worker import text_encoder
+from config import Config, get_config
 from diffusion.objective import build_objective
 from diffusion.sampling import build_sampler
 from inference.text_to_face import TextToFace
@@ -31,17 +32,17 @@ PROMPT = "A portrait of an older man with eyeglasses"
 def frozen_models(config: Config) -> tuple[TextEncoder, AutoencoderKL]:
     """Text encoder and autoencoder of a preset's shapes."""
     if config.unet.text_width == 512:
-        return full_size.text_encoder(), full_size.autoencoder()
-    autoencoder = VAEWrapper.from_pretrained(config.models.autoencoder).autoencoder
-    return TextEncoder.from_pretrained(config.models.text_encoder), autoencoder
+        return text_encoder(config), full_size.autoencoder()
+    return text_encoder(config), VAEWrapper.from_pretrained(config.models.autoencoder).autoencoder
 
 
-def training_step(config: Config, batch: int) -> Callable[[], None]:
+def training_step(preset: str, count: str) -> Callable[[], None]:
     """A step of examples/text_to_image/train_text_to_image.py, as under `--use_ema` and bfloat16.
 
     Images are read in the main process; image and caption are encoded at every step by frozen
     models in bfloat16; the UNet trains under autocast with AdamW.
     """
+    config, batch = get_config(preset), int(count)
     size = config.data.image_size
     read = transforms.Compose(
         [
@@ -52,16 +53,16 @@ def training_step(config: Config, batch: int) -> Callable[[], None]:
             transforms.Normalize([0.5], [0.5]),
         ]
     )
-    text_encoder, vae = frozen_models(config)
-    vae, encode_text = vae.to(torch.bfloat16), text_encoder.model.to(torch.bfloat16)
+    encoder, vae = frozen_models(config)
+    vae, encode_text = vae.to(torch.bfloat16), encoder.model.to(torch.bfloat16)
     unet = build_unet(config.unet).to(memory_format=torch.contiguous_format).train()
     optimizer = torch.optim.AdamW(unet.parameters(), config.training.learning_rate)
     ema = EMAModel(unet.parameters())
     scheduler = DDPMScheduler(beta_schedule=config.diffusion.beta_schedule)
     files = [_image_file(4 * size) for _ in range(batch)]  # CelebA-HQ's own size, at full size
     captions = [full_size.caption(face) for face in range(batch)]
-    ids = text_encoder.tokenizer(
-        captions, padding="max_length", max_length=text_encoder.max_tokens, return_tensors="pt"
+    ids = encoder.tokenizer(
+        captions, padding="max_length", max_length=encoder.max_tokens, return_tensors="pt"
     ).input_ids
 
     def step() -> None:
@@ -90,24 +91,26 @@ def _image_file(size: int) -> bytes:
     return encode_jpeg((image.clamp(0, 1) * 255).byte()).numpy().tobytes()
 
 
-def our_sampling(config: Config, sampler: str, steps: int) -> Callable[[], object]:
+def our_sampling(preset: str, sampler: str, steps: str) -> Callable[[], object]:
     """One picture by `TextToFace`, in bfloat16."""
+    config = get_config(preset)
     unet = build_unet(config.unet).eval().requires_grad_(False)
     cast_matrices(unet, "bf16")
-    text_encoder, vae = frozen_models(config)
-    model = TextToFace(config, unet, text_encoder, VAEWrapper(vae), "bf16")
-    return lambda: model.generate([PROMPT], [0], steps=steps, sampler=sampler)
+    encoder, vae = frozen_models(config)
+    model = TextToFace(config, unet, encoder, VAEWrapper(vae), "bf16")
+    return lambda: model.generate([PROMPT], [0], steps=int(steps), sampler=sampler)
 
 
-def pipeline_sampling(config: Config, sampler: str, steps: int) -> Callable[[], object]:
+def pipeline_sampling(preset: str, sampler: str, steps: str) -> Callable[[], object]:
     """One picture by diffusers' pipeline as its users run it: all in bfloat16, in plain layout."""
-    text_encoder, vae = frozen_models(config)
-    text_encoder.tokenizer.model_max_length = text_encoder.max_tokens  # the pipeline pads to it
+    config = get_config(preset)
+    encoder, vae = frozen_models(config)
+    encoder.tokenizer.model_max_length = encoder.max_tokens  # the pipeline pads to it
     unet = build_unet(config.unet).eval()
     peer = StableDiffusionPipeline(
         vae=vae.to(torch.bfloat16, memory_format=torch.contiguous_format),
-        text_encoder=text_encoder.model.to(torch.bfloat16),
-        tokenizer=text_encoder.tokenizer,
+        text_encoder=encoder.model.to(torch.bfloat16),
+        tokenizer=encoder.tokenizer,
         unet=unet.to(torch.bfloat16, memory_format=torch.contiguous_format),
         scheduler=build_sampler(sampler, build_objective(config.diffusion)),
         safety_checker=None,
@@ -117,5 +120,5 @@ def pipeline_sampling(config: Config, sampler: str, steps: int) -> Callable[[], 
     peer.set_progress_bar_config(disable=True)
     size, scale = config.data.image_size, config.sampling.guidance_scale
     return lambda: peer(
-        PROMPT, height=size, width=size, num_inference_steps=steps, guidance_scale=scale
+        PROMPT, height=size, width=size, num_inference_steps=int(steps), guidance_scale=scale
     )

@@ -4,13 +4,11 @@ The shapes are those of `stabilityai/sd-vae-ft-mse` and `openai/clip-vit-base-pa
 """
 
 import numpy as np
-import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+from diffusers import AutoencoderKL
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from config import ROOT, celeba_hq
+from config import ROOT
 from custom_datasets.captions import describe
-from models.custom_unet_celeba_ldm import build_unet
 from models.text_encoder import TextEncoder
 
 
@@ -23,11 +21,6 @@ def autoencoder() -> AutoencoderKL:
         layers_per_block=2,
         sample_size=256,
     ).requires_grad_(False)
-
-
-def tiny_autoencoder() -> AutoencoderTiny:
-    """2.4M parameters for the same latents: the shape of `madebyollin/taesd`."""
-    return AutoencoderTiny()
 
 
 def text_encoder() -> TextEncoder:
@@ -43,9 +36,3 @@ def caption(position: int, epoch: int = 0) -> str:
     """A caption of random attributes, the same in every epoch."""
     attributes = np.random.default_rng(position).random(40) < 0.3
     return describe(attributes.tolist(), position)
-
-
-def unet() -> UNet2DConditionModel:
-    """The denoiser of `celeba_hq`."""
-    torch.manual_seed(0)
-    return build_unet(celeba_hq().unet)

@@ -2,9 +2,10 @@
 
 `python -m benchmarks.recipes --preset demo --minutes 7 --leg weight --set
 diffusion.timestep_sampling=weight` trains from nothing for about so many minutes, or with
-`--images 200000` for so many images, and measures the pictures by two numbers: a distance to unseen
-faces, and recall. A leg is better if its distance is lower and its recall no lower: a distance
-alone rewards lost variety, and recipes weight the loss differently. The same command resumes.
+`--images 200000` for so many images, and measures the pictures: distance to unseen faces, recall,
+and where the preset's judge is there (notebook train2) attribute consistency. A leg is better if
+its distance is lower and its recall no lower: a distance alone rewards lost variety, and recipes
+weight the loss differently. The same command resumes.
 Without `--leg` it prints the table of the preset's legs, from `outputs/recipes/<preset>/`.
 """
 
@@ -17,25 +18,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from command_line import command, parser, whole
 from config import ROOT, Config, get_config
-from custom_datasets.opening import open_faces
-from evaluation.distribution import frechet_distance
-from evaluation.features import FeatureNetwork, efficientnet_lite0_features, extract_features
-from evaluation.manifold import overlap
+from evaluation import consistency, distance, variety
+from evaluation.networks import JUDGE
+from evaluation.opening import open_evaluation
+from evaluation.table import GENERATED, REAL
 from files import write_json
-from inference.text_to_face import TextToFace
 from models.device import choose_device
 from training.experiment import Experiment
 from training.loop import train
 from training.run_folder import read_losses
 
 WARM_UP, TRIAL = 10, 40  # steps
-CAPTION_SEED = 1_000_003  # other wordings than training's
-REFERENCE = 1_000  # unseen faces at most
 
 
 @command
@@ -57,11 +52,19 @@ def main() -> None:
 
 
 def run_leg(arguments: argparse.Namespace, path: Path) -> dict[str, Any]:
-    """Train and measure one leg; its record is written when it is planned, and when it is done."""
+    """Train and measure one leg; its record is written when it is planned, and when it is done.
+
+    Raises:
+        ValueError: a leg of that name has other settings.
+    """
     preset = get_config(arguments.preset)
-    config = get_config(preset.name, [*arguments.changes, f"name={preset.name}-{arguments.leg}"])
+    judge = f"evaluation.judge={preset.judge_path.relative_to(ROOT)}"
+    changes = [judge, *arguments.changes, f"name={preset.name}-{arguments.leg}"]
+    config = get_config(preset.name, changes)
     if path.is_file():
         record = json.loads(path.read_text())
+        if record["changes"] != arguments.changes:
+            raise ValueError(f"{path} is a leg with {record['changes']}: name another --leg")
     else:
         epochs = planned_epochs(config, arguments.minutes, arguments.images)
         record = {"leg": arguments.leg, "changes": arguments.changes, "epochs": epochs}
@@ -71,8 +74,7 @@ def run_leg(arguments: argparse.Namespace, path: Path) -> dict[str, Any]:
         for step in train(experiment.open_all()):
             if step.number % 50 == 0:
                 print(step.line(), flush=True)
-    model = TextToFace.from_run(config.run_folder)
-    record |= {"seed": config.training.seed, **pace(config), **measured(config, model)}
+    record |= {"seed": config.training.seed, **pace(config), **measured(config)}
     write_json(path, record)
     return record
 
@@ -113,75 +115,53 @@ def pace(config: Config) -> dict[str, float]:
     }
 
 
-def measured(config: Config, model: TextToFace) -> dict[str, Any]:
-    """Distance and recall of the pictures, and of as many held-out faces, to other unseen faces.
+def measured(config: Config) -> dict[str, Any]:
+    """The rows of `evaluation.table` of three questions, in one feature space, not the judge's.
 
-    Captions, seeds and faces are the same for all legs of a preset.
+    Without the preset's judge there is no consistency.
     """
-    size = config.picture_size
-    test, held_out = (open_faces(config, split, size) for split in ("test", "val"))
-    rng = np.random.default_rng(0)
-    real, shown = (rng.permutation(len(faces)) for faces in (test, held_out))
-    count = min(config.evaluation.count, len(shown))
-    captions = [held_out.caption(int(face), 0, CAPTION_SEED).text for face in shown[:count]]
-    pictures = torch.cat(
-        [
-            (model.generate(captions[i : i + 16], range(i, min(i + 16, count))) * 255).round()
-            for i in range(0, count, 16)
-        ]
-    )
-    network, device = efficientnet_lite0_features(), choose_device()
-    reference = _features(network, test, real[:REFERENCE], device)
-    sets = {
-        "generated": extract_features(network, pictures.byte(), device=device),
-        "real": _features(network, held_out, shown[:count], device),
-    }
-    return {
-        "n": count,
-        "pixels": size,
-        **{name: distance_and_recall(reference, found) for name, found in sets.items()},
-    }
-
-
-def _features(
-    network: FeatureNetwork, faces: Any, chosen: np.ndarray, device: torch.device
-) -> torch.Tensor:
-    images = torch.stack([faces[int(i)].image for i in chosen])
-    return extract_features(network, images, device=device)
-
-
-def distance_and_recall(reference: torch.Tensor, features: torch.Tensor) -> dict[str, float]:
-    """The pair that decides, of features (M, D) and (N, D)."""
-    return {
-        "distance": frechet_distance(features, reference),
-        "recall": overlap(reference, features).recall,
-    }
+    space = next(name for name in config.evaluation.feature_networks if name != JUDGE)
+    plan = replace(config.evaluation, feature_networks=(space,), clip_judges=())
+    evaluation = open_evaluation(replace(config, evaluation=plan), choose_device())
+    for question in (distance, variety, consistency):
+        evaluation.ask(question.answer)
+    return {"pixels": config.picture_size, "numbers": [row._asdict() for row in evaluation.table]}
 
 
 def table_lines(legs: Sequence[dict[str, Any]]) -> list[str]:
     """The finished legs as a table in Markdown, nearest to real faces first."""
-    done = sorted(
-        (leg for leg in legs if "generated" in leg), key=lambda leg: leg["generated"]["distance"]
-    )
+    done = [leg for leg in legs if "numbers" in leg]
     if not done:
         return ["no leg was run: name one with --leg"]
-    rows = [
-        f"| {leg['leg']} | {', '.join(f'`{change}`' for change in leg['changes']) or '–'} "
-        f"| {leg['seed']} | {leg['minutes']:.1f} | {leg['images_per_second']:.1f} "
-        f"| {leg['images']:,} | {leg['n']}, {leg['pixels']} px | {_pair(leg['generated'])} "
-        f"| {_pair(leg['real'])} |"
+    done.sort(key=lambda leg: leg["numbers"][0]["value"])
+    cells = [
+        [
+            leg["leg"],
+            ", ".join(f"`{change}`" for change in leg["changes"]) or "–",
+            leg["seed"],
+            f"{leg['minutes']:.1f}",
+            f"{leg['images_per_second']:.1f}",
+            f"{leg['images']:,}",
+            f"{leg['numbers'][0]['n']} of {leg['pixels']} px, {leg['numbers'][0]['space']}",
+            *(
+                cell(leg["numbers"], question, of)
+                for question in (leg["numbers"][0]["question"], "recall", "balanced_accuracy")
+                for of in (GENERATED, REAL)
+            ),
+        ]
         for leg in done
     ]
-    return [
-        "| leg | changes | seed | minutes | images/s | images | pictures "
-        "| distance, recall | of real faces |",
-        "|---|---|---|---|---|---|---|---|---|",
-        *rows,
-    ]
+    heads = ["leg", "changes", "seed", "minutes", "images/s", "images", "pictures"]
+    for name in ("distance", "recall", "consistency"):
+        heads += [name, "of real faces"]
+    return [f"| {' | '.join(map(str, row))} |" for row in [heads, ["---"] * len(heads), *cells]]
 
 
-def _pair(found: dict[str, float]) -> str:
-    return f"{found['distance']:.3g}, {found['recall']:.2f}"
+def cell(numbers: Sequence[dict[str, Any]], question: str, of: str) -> str:
+    """A number of a set with its interval."""
+    found = (row for row in numbers if (row["question"], row["set"]) == (question, of))
+    row = next(found, None)
+    return f"{row['value']:.3g} [{row['low']:.3g}, {row['high']:.3g}]" if row else "–"
 
 
 if __name__ == "__main__":

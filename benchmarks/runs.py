@@ -1,7 +1,7 @@
 """Runs of the real loop over random latents, in a run folder that is thrown away."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +12,7 @@ import torch
 
 from benchmarks import full_size
 from config import Config
+from custom_datasets.latent_cache import LatentSource
 from models.text_encoder import TextEncoder
 from models.vae_wrapper import Posterior
 from training.experiment import Experiment
@@ -27,9 +28,9 @@ class RandomLatents:
     def __len__(self) -> int:
         return len(self.mean)
 
-    def fetch(self, positions: np.ndarray, flipped: np.ndarray) -> Posterior:
+    def fetch(self, faces: np.ndarray, flipped: np.ndarray) -> Posterior:
         """See `LatentSource.fetch`."""
-        mean = self.mean[torch.from_numpy(positions)]
+        mean = self.mean[torch.from_numpy(faces)]
         return Posterior(mean, torch.zeros_like(mean))
 
 
@@ -46,21 +47,28 @@ def timed(config: Config, **changes: Any) -> Config:
 
 @contextmanager
 def experiment(
-    config: Config, text_encoder: TextEncoder, faces: int, folder: Path | None = None
+    config: Config,
+    text_encoder: TextEncoder,
+    faces: int | LatentSource,
+    folder: Path | None = None,
+    caption: Callable[[int, int], str] = full_size.caption,
 ) -> Iterator[Experiment]:
     """An experiment over so many made-up faces, on the device that `choose_device` names.
 
     Args:
+        faces: their number, or given latents.
         folder: the run folder, which stays; None: one that is thrown away.
+        caption: (face, wording) -> its caption.
     """
     with (
         tempfile.TemporaryDirectory() as temporary,
         Experiment(config, folder or Path(temporary)) as opened,
     ):
         shape = config.unet.latent_channels, config.unet.latent_size
-        opened.faces = opened.latents = RandomLatents(faces, *shape)
+        latents = RandomLatents(faces, *shape) if isinstance(faces, int) else faces
+        opened.faces = opened.latents = latents
         opened.held_out_faces = None
         opened.text_encoder = text_encoder.to(opened.device)
         opened.text_fingerprint = opened.vae_fingerprint = opened.image_fingerprint = "random"
-        opened.caption = full_size.caption
+        opened.caption = caption
         yield opened

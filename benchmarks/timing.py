@@ -34,18 +34,28 @@ class Worker:
     Args:
         checkout: the copy of this repository whose code the job measures.
         threads: of its computations; None: PyTorch's own choice.
+        device: on which it computes.
     """
 
     def __init__(
-        self, job: str, *arguments: object, checkout: Path = ROOT, threads: int | None = None
+        self,
+        job: str,
+        *arguments: object,
+        checkout: Path = ROOT,
+        threads: int | None = None,
+        device: str = "cpu",
     ) -> None:
-        count = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+        own = {"LDM_DEVICE": device}
+        if threads is not None:
+            own["OMP_NUM_THREADS"] = str(threads)
+        # How threads wait is for each checkout's config.py to say.
+        others = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
         self.messages = tempfile.TemporaryFile("w+")  # noqa: SIM115, closed with the worker
         self.process = subprocess.Popen(
             # As text: run as a file it would import its own checkout.
             [sys.executable, "-c", WORKER.read_text(), job, *map(str, arguments)],
             cwd=checkout,
-            env=os.environ | {"LDM_DEVICE": "cpu"} | count,
+            env=others | own,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.messages,

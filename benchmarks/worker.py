@@ -6,72 +6,61 @@ seconds of a call. It ends when its input does: that is, with the process that s
 It is run on other checkouts of this repository too, so it uses only what they all have.
 """
 
-import contextlib
 import dataclasses
+import importlib
 import json
 import os
 import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import Any
 
 Call = Callable[[], object]
 
 
-def training_step(preset: str, batch: str) -> Iterator[Call]:
+def training_step(preset: str, batch: str) -> Call:
     """A step of the real loop, of a preset over random latents."""
-    from benchmarks import full_size, runs
-    from config import ROOT, get_config
-    from models.text_encoder import TextEncoder
+    from benchmarks import runs
+    from config import get_config
     from training.loop import train
 
     config = runs.timed(get_config(preset), batch_size=int(batch))
     # Where hidden states are kept, each caption has been met after two epochs of two steps.
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, caption_wordings=1))
-    folder = ROOT / "assets" / "demo_clip"
-    is_small = config.unet.text_width == 128
-    encoder = TextEncoder.from_pretrained(str(folder)) if is_small else full_size.text_encoder()
-    with runs.experiment(config, encoder, 2 * int(batch)) as opened:
-        steps = train(opened)
-        for _ in range(6):
-            next(steps)
-        yield lambda: next(steps)
-        steps.close()
+    opened = runs.experiment(config, text_encoder(config), 2 * int(batch))
+    steps = train(opened.__enter__())  # open until the process ends
+    for _ in range(6):
+        next(steps)
+    return lambda: (next(steps), opened)
 
 
-def peer_training_step(preset: str, batch: str) -> Iterator[Call]:
-    """A step of diffusers' script."""
-    from benchmarks.diffusers_peer import training_step as step
-    from config import get_config
+def text_encoder(config: Any) -> Any:
+    """The CLIP that ships, or one of full size with random weights, as the UNet's width says."""
+    import torch
 
-    yield step(get_config(preset), int(batch))
+    from benchmarks import full_size
+    from config import ROOT
+    from models.text_encoder import TextEncoder
 
-
-def sampling(preset: str, sampler: str, steps: str) -> Iterator[Call]:
-    """One picture of ours."""
-    from benchmarks.diffusers_peer import our_sampling
-    from config import get_config
-
-    yield our_sampling(get_config(preset), sampler, int(steps))
+    torch.manual_seed(0)
+    if config.unet.text_width == 512:
+        return full_size.text_encoder()
+    return TextEncoder.from_pretrained(str(ROOT / "assets" / "demo_clip"))
 
 
-def peer_sampling(preset: str, sampler: str, steps: str) -> Iterator[Call]:
-    """One picture of diffusers' pipeline."""
-    from benchmarks.diffusers_peer import pipeline_sampling
-    from config import get_config
-
-    yield pipeline_sampling(get_config(preset), sampler, int(steps))
-
-
-def sleeping(seconds: str) -> Iterator[Call]:
+def sleeping(seconds: str) -> Call:
     """For the tests."""
-    yield lambda: time.sleep(float(seconds))
+    return lambda: time.sleep(float(seconds))
 
 
-JOBS = {job.__name__: contextlib.contextmanager(job) for job in (
-    training_step, peer_training_step, sampling, peer_sampling, sleeping
-)}  # fmt: skip
+def prepared(job: str, *arguments: str) -> Call:
+    """A job's call: one of this file, or "<module>:<function>"."""
+    importlib.import_module("config")  # before torch, which reads from it how threads wait
+    module, _, name = job.rpartition(":")
+    make = getattr(importlib.import_module(module), name) if module else globals()[name]
+    return make(*arguments)
 
 
 def timed(call: Call, min_seconds: float) -> dict[str, float]:
@@ -96,9 +85,9 @@ def main() -> None:
     threading.Thread(target=read, daemon=True).start()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
-    with JOBS[sys.argv[1]](*sys.argv[2:]) as call:
-        while True:
-            print(json.dumps(timed(call, wanted.get())), file=answers, flush=True)
+    call = prepared(*sys.argv[1:])
+    while True:
+        print(json.dumps(timed(call, wanted.get())), file=answers, flush=True)
 
 
 if __name__ == "__main__":

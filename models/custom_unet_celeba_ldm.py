@@ -43,7 +43,7 @@ def build_unet(config: UNetConfig) -> UNet2DConditionModel:
 def use_plain_attention(unet: UNet2DConditionModel) -> None:
     """Attention as two matrix products, which trains faster on a CPU than PyTorch's fused kernel.
 
-    At full size a step took 5 to 11 % less (`benchmarks/training.py`); the sums are the same.
+    At full size a step took 5 to 11 % less; the sums are the same.
     """
     unet.set_attn_processor(AttnProcessor())
 

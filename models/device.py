@@ -278,7 +278,7 @@ def freed_memory_kept(device: torch.device) -> Iterator[None]:
 
     glibc maps large tensors one by one and unmaps them when they are freed, so that the kernel
     clears the pages of every activation again, which takes a tenth of a full-size training step and
-    almost a third of the encoder's time (`benchmarks/savings.py`). Blocks may nest and run in
+    almost a third of the encoder's time (measured on two cores). Blocks may nest and run in
     several threads; the effect ends with the last one. Does nothing on other devices, whose
     allocator keeps memory by itself, with another C library, or with LDM_KEEP_MEMORY=0.
     """

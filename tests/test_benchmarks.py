@@ -1,17 +1,22 @@
 """What the benchmarks rest on; their timings are never asserted."""
 
+import dataclasses
 import importlib
 import json
+import lzma
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from benchmarks import cpu, diffusers_peer, timing
-from config import ROOT, Config, get_config
+from benchmarks import agreement, cpu, diffusers_peer, gpu, gpu_leg, timing, worker
+from config import ROOT, get_config
+from custom_datasets.captions import describe
+from custom_datasets.celeba_files import ATTRIBUTES
 
 MODULES = sorted(f"benchmarks.{path.stem}" for path in (ROOT / "benchmarks").glob("*.py"))
 
@@ -53,16 +58,16 @@ def test_jobs_alternate_and_their_first_block_does_not_count() -> None:
 
 
 def test_a_block_repeats_its_job_and_gives_the_mean() -> None:
-    with timing.Worker("sleeping", 0.01) as worker:
+    with timing.Worker("sleeping", 0.01) as sleeper:
         begin = time.perf_counter()
-        taken = [worker.block(0.2)["clock"] for _ in range(2)]
+        taken = [sleeper.block(0.2)["clock"] for _ in range(2)]
         assert time.perf_counter() - begin > 0.4
     assert min(taken) > 0.01 and max(taken) < 0.2
 
 
 def test_a_job_that_fails_says_why() -> None:
-    with timing.Worker("sleeping", "x") as worker, pytest.raises(RuntimeError, match="'x'"):
-        worker.block(1)
+    with timing.Worker("sleeping", "x") as sleeper, pytest.raises(RuntimeError, match="'x'"):
+        sleeper.block(1)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="reads process numbers as POSIX has them")
@@ -77,14 +82,14 @@ def test_a_worker_ends_with_its_parent() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True
     ) as parent:
-        worker = int(parent.stdout.readline())
+        child = int(parent.stdout.readline())
         time.sleep(1)
         parent.kill()
     for _ in range(100):
-        if not _runs(worker):
+        if not _runs(child):
             return
         time.sleep(0.1)
-    pytest.fail(f"process {worker} goes on")
+    pytest.fail(f"process {child} goes on")
 
 
 def _runs(process: int) -> bool:
@@ -113,16 +118,16 @@ def test_results_are_kept_with_the_machine(capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     "job",
     [
-        ("training_step", "smoke", 2),
-        ("peer_training_step", "smoke", 2),
-        ("sampling", "smoke", "ddim", 1),
-        ("peer_sampling", "smoke", "ddim", 1),
+        ("training_step", "smoke", "2"),
+        ("benchmarks.diffusers_peer:training_step", "smoke", "2"),
+        ("benchmarks.diffusers_peer:our_sampling", "smoke", "ddim", "1"),
+        ("benchmarks.diffusers_peer:pipeline_sampling", "smoke", "ddim", "1"),
     ],
     ids=lambda job: job[0],
 )
-def test_each_job_runs(job: tuple[object, ...]) -> None:
-    with timing.Worker(*job, threads=1) as worker:
-        assert worker.block(0)["clock"] > 0
+def test_each_job_runs(job: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LDM_DEVICE", "cpu")
+    assert worker.timed(worker.prepared(*job), 0)["clock"] > 0
 
 
 def test_the_peers_step_changes_the_unet(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,8 +139,139 @@ def test_the_peers_step_changes_the_unet(monkeypatch: pytest.MonkeyPatch) -> Non
         return built[-1]
 
     monkeypatch.setattr(diffusers_peer, "build_unet", noted)
-    config: Config = get_config("smoke")
-    step = diffusers_peer.training_step(config, 2)
+    step = diffusers_peer.training_step("smoke", "2")
     before = built[0].conv_in.weight.detach().clone()
     step()
     assert not torch.equal(built[0].conv_in.weight, before)
+
+
+# --- a GPU ---
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> gpu.Report:
+    return gpu.Report(tmp_path / "gpu", torch.device("cpu"), minutes=1)
+
+
+def test_a_stage_that_fails_or_finds_no_time_leaves_the_others(report: gpu.Report) -> None:
+    def fail() -> dict[str, float]:
+        raise torch.OutOfMemoryError("60 GiB are missing")
+
+    report.add("first", fail)
+    report.add("second", lambda: {"ms": 2.0})
+    report.add("third", lambda: pytest.fail("there is no time"), reserve=61)
+    kept = json.loads((report.folder / "results.json").read_text())
+    failed, done, left_out = kept["rows"]
+    assert "60 GiB" in failed["failed"] and "in fail" in failed["traceback"]
+    assert done["ms"] == 2 and "left_out" in left_out
+    assert report.failed() == ["first"]
+
+
+def test_the_best_way_is_the_fastest_at_the_largest_batch_that_agrees(report: gpu.Report) -> None:
+    assert report.best_way() == "eager"
+    rates = [
+        ("eager", 32, 10.0),
+        ("graph", 256, 50.0),
+        ("eager", 256, 20.0),
+        ("compiled", 256, 70.0),
+    ]
+    report.rows += [
+        {"stage": "", "way": way, "batch": batch, "ms": 1.0, "images_per_second": rate}
+        for way, batch, rate in rates
+    ]
+    assert report.best_way() == "compiled"
+    report.rows.append({"stage": "bf16, compiled", "way": "compiled", "agrees": False})
+    assert report.best_way() == "graph" and report.failed() == ["bf16, compiled"]
+
+
+@pytest.mark.parametrize("kernel", ["conv2d", "group_norm"])
+def test_a_device_with_a_wrong_kernel_does_not_agree(
+    kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"count": 2, "mixed_precision": "no", "batch_size": 2}
+    wanted = agreement.steps_of(agreement.small(), **options)
+    again = agreement.steps_of(agreement.small(), **options)
+    assert agreement.compared(again, wanted, agreement.EXACT)["agrees"]
+    real = getattr(torch.nn.functional, kernel)
+
+    def wrong(values: torch.Tensor, *others: object, **named: object) -> torch.Tensor:
+        return real(values, *others, **named) * (1.0 if values.is_contiguous() else 1.01)
+
+    monkeypatch.setattr(torch.nn.functional, kernel, wrong)
+    found = agreement.steps_of(agreement.small(), **options)
+    assert not agreement.compared(found, wanted, agreement.EXACT)["agrees"]
+
+
+def test_what_is_not_a_number_does_not_agree() -> None:
+    values = torch.ones(3)
+    wanted = agreement.Steps(values, values, values, 1.0, 3)
+    for change in (
+        {"update": values * torch.nan},
+        {"scale": 2.0},
+        {"moved": 2},
+        {"losses": values * 1.1},
+    ):
+        found = dataclasses.replace(wanted, **change)
+        assert not agreement.compared(found, wanted, agreement.HALF)["agrees"]
+
+
+@pytest.fixture
+def encoded_faces(tmp_path: Path) -> list[str]:
+    """Sixteen faces of the official forty as latents, and the options that name them."""
+    folder = tmp_path / "latents"
+    folder.mkdir()
+    values = np.random.default_rng(0).integers(-100, 100, (16, 8, 8, 8), np.int8)
+    with lzma.open(folder / "latents.npy.xz", "w") as file:
+        np.save(file, values)
+    np.save(folder / "indices.npy", np.arange(0, 32, 2, dtype=np.int32))
+    rows = [
+        f"{i}.jpg {' '.join('1' if j % (i + 2) else '-1' for j in range(40))}" for i in range(40)
+    ]
+    annotation = tmp_path / "annotation.txt"
+    annotation.write_text("\n".join(["40", " ".join(ATTRIBUTES), *rows]) + "\n")
+    return ["--latents", str(folder), "--attributes", str(annotation)]
+
+
+def test_given_latents_are_read_with_their_own_captions(encoded_faces: list[str]) -> None:
+    latents = gpu_leg.GivenLatents.read(Path(encoded_faces[1]))
+    attributes = gpu_leg.read_attributes(Path(encoded_faces[3]))
+    posterior = latents.fetch(np.array([3, 0]), np.zeros(2, bool))
+    assert torch.equal(posterior.mean[1] * 31.75, torch.from_numpy(latents.values[0]).float())
+    assert not posterior.std.any()
+    leg = gpu_leg.Leg(get_config("smoke"), latents, attributes, 1.0, None)
+    assert leg.caption(3) == describe(attributes[6], 6, 0, leg.config.training.seed)
+    odd = {
+        describe(attributes[i], i, 0, gpu_leg.CAPTION_SEED)
+        for i in (*range(1, 32, 2), *range(32, 40))
+    }
+    assert set(leg.unseen_captions(99)) == odd
+
+
+def test_another_table_of_attributes_is_refused(encoded_faces: list[str]) -> None:
+    path = Path(encoded_faces[3])
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], lines[1], *reversed(lines[2:])]))
+    with pytest.raises(ValueError, match=path.name):
+        gpu_leg.read_attributes(path)
+
+
+def test_the_rehearsal_runs_every_stage(
+    encoded_faces: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "QUICK", gpu.Case("smoke", (2,), 64, 1, 1))
+    monkeypatch.setattr(agreement, "with_cpu", lambda device: {"agrees": True})
+    monkeypatch.setenv("LDM_DEVICE", "cpu")
+    recipe = ["training.batch_size=8", "training.warmup_steps=0", "sampling.steps=1"]
+    changes = [part for change in recipe for part in ("--set", change)]
+    options = ["--quick", "--minutes", "30", "--train", "0.05", "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["gpu", *options, *encoded_faces, *changes])
+    gpu.main()
+    kept = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert not [row for row in kept["rows"] if "failed" in row or "left_out" in row]
+    rows = {row["stage"]: row for row in kept["rows"]}
+    assert rows["2 samples, eager"]["share_of_matrix_rate"] > 0
+    assert rows["training"]["images"] > 0 and rows["training"]["loss"] > 0
+    assert np.load(tmp_path / "out" / "latents.npy").shape == (8, 8, 8, 8)
+    assert (tmp_path / "out" / "unet" / "config.json").is_file()
+    with pytest.raises(SystemExit):  # its results stay
+        gpu.main()

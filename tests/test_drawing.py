@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from evaluation.denoising import denoising_loss
 
 import config as config_module
 from config import Config, get_config
 from custom_datasets.captions import compose
 from custom_datasets.celeba_hq_dataset import CelebAHQ, to_model_range
 from evaluation import sets
-from evaluation.denoising import denoising_loss
 from evaluation.session import open_evaluation
 from inference.editing import edit
 from inference.exporting import export

@@ -13,11 +13,17 @@ from accelerate.state import AcceleratorState
 import config as config_module
 from benchmarks import recipes
 from config import Config
-from evaluation.features import FeatureNetwork
+from evaluation import networks
+from evaluation.networks import FeatureNetwork
 from training import run_folder
 
 BATCH, FACES = 8, 60
 STEPS_AN_EPOCH = FACES // BATCH
+
+
+def colours(images: torch.Tensor) -> torch.Tensor:
+    """Mean colours, (N, 48)."""
+    return torch.nn.functional.adaptive_avg_pool2d(images / 255, 4).flatten(1)
 
 
 @pytest.fixture
@@ -25,20 +31,22 @@ def preset(
     tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Config]:
     """A preset that draws 60 faces a split in a root of its own, and a network of mean colours."""
-    monkeypatch.setattr(config_module, "ROOT", tmp_path)
+    for module in (config_module, recipes):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
     values = dataclasses.replace(
         tiny_config,
         name="race",
         data=dataclasses.replace(tiny_config.data, source=None, drawn_counts=(FACES,) * 3),
         training=dataclasses.replace(tiny_config.training, batch_size=BATCH, mixed_precision="no"),
-        evaluation=dataclasses.replace(tiny_config.evaluation, count=40),
+        evaluation=dataclasses.replace(
+            tiny_config.evaluation, count=FACES, feature_networks=("efficientnet-lite0",)
+        ),
         sampling=dataclasses.replace(tiny_config.sampling, steps=2),
     )
     monkeypatch.setitem(config_module.PRESETS, "race", lambda: values)
-    colours = FeatureNetwork(
-        "colours", 4, lambda x: torch.nn.functional.adaptive_avg_pool2d(x / 255, 4).flatten(1)
+    monkeypatch.setattr(
+        networks, "efficientnet_lite0_features", lambda device: FeatureNetwork("colours", colours)
     )
-    monkeypatch.setattr(recipes, "efficientnet_lite0_features", lambda: colours)
     yield values
     PartialState._reset_state()
 
@@ -59,14 +67,17 @@ def test_a_leg_trains_for_its_length_is_measured_and_resumes(
     changes = ["training.learning_rate=1e-3"]
     record = leg(tmp_path, "timed", changes)
     assert record["epochs"] == 2 and record["images"] == 2 * STEPS_AN_EPOCH * BATCH
-    assert record["real"]["distance"] < record["generated"]["distance"]
-    assert record["real"]["recall"] > record["generated"]["recall"]
+    found = {(row["question"], row["set"]): row["value"] for row in record["numbers"]}
+    assert found["frechet_distance", "real"] < found["frechet_distance", "generated"]
+    assert found["recall", "real"] > found["recall", "generated"]
     folder = config_module.get_config("race", ["name=race-timed"]).run_folder
     trained = run_folder.read_losses(folder)
     monkeypatch.setattr(recipes, "seconds_a_step", lambda _: pytest.fail("it is planned once"))
     again = leg(tmp_path, "timed", changes)
-    assert again["generated"] == record["generated"]
+    assert again["numbers"] == record["numbers"]
     assert run_folder.read_losses(folder) == trained
+    with pytest.raises(ValueError, match="timed"):
+        leg(tmp_path, "timed", [])
     counted = leg(tmp_path, "counted", [], images=3 * STEPS_AN_EPOCH * BATCH)
     assert counted["epochs"] == 3
     assert recipes.table_lines([record, counted])[2:]  # both are shown
@@ -75,10 +86,12 @@ def test_a_leg_trains_for_its_length_is_measured_and_resumes(
 def test_legs_are_listed_by_distance_and_only_when_done() -> None:
     assert "no leg" in recipes.table_lines([{"leg": "planned", "epochs": 2}])[0]
     shown = {"changes": [], "seed": 0, "minutes": 1.0, "images_per_second": 9.0, "images": 10}
-    shown |= {"n": 400, "pixels": 128, "real": {"distance": 1.0, "recall": 0.7}}
-    legs = [
-        {"leg": name, **shown, "generated": {"distance": distance, "recall": 0.5}}
-        for name, distance in (("far", 3.0), ("near", 1.0), ("middle", 2.0))
-    ]
-    rows = recipes.table_lines(legs)[2:]
-    assert [row.split(" | ")[0].strip("| ") for row in rows] == ["near", "middle", "far"]
+    legs = []
+    for name, value in (("far", 3.0), ("near", 1.0), ("middle", 2.0)):
+        number = {"question": "FID", "space": "Inception", "set": "generated", "n": 400}
+        number |= {"value": value, "low": 0.0, "high": 9.0}
+        legs.append({"leg": name, **shown, "pixels": 128, "numbers": [number]})
+    rows = recipes.table_lines(legs)
+    assert [row.split(" | ")[0].strip("| ") for row in rows[2:]] == ["near", "middle", "far"]
+    assert "| 1 [0, 9] | – | – | – | – | – |" in rows[2]
+    assert len({row.count("|") for row in rows}) == 1
