@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torchvision.transforms.v2 import functional as transforms
 
 from custom_datasets.captions import Caption
-from custom_datasets.celeba_hq_dataset import resize_and_crop, to_rgb
+from custom_datasets.images import read_image
 from evaluation.captions import read_caption, read_captions
 from evaluation.sets import ORDER_SEED
 from inference.picture_sets import key_of
@@ -44,8 +43,7 @@ class FolderImages(Sequence[Tensor]):
         return len(self.paths)
 
     def __getitem__(self, slot: int) -> Tensor:
-        with Image.open(self.paths[slot]) as image:
-            return transforms.pil_to_tensor(resize_and_crop(to_rgb(image), self.size))
+        return read_image(self.paths[slot], self.size)
 
 
 def open_folder(folder: Path, size: int) -> FolderImages:
