@@ -22,16 +22,16 @@ from PIL import Image
 import config as config_module
 import evaluate
 from config import Config, ModelsConfig, UNetConfig
-from custom_datasets.celeba_files import IMAGE_FOLDER, write_attributes, write_partition
+from custom_datasets.celeba_files import write_metadata
 from custom_datasets.celeba_hq_dataset import CelebAHQ
-from custom_datasets.splits import write_about
+from custom_datasets.drawn_faces import FOLDERS
 from evaluation import comparison, judge, table
 from evaluation.session import Evaluation
 from inference.text_to_face import TextToFace
 from models.custom_unet_celeba_ldm import build_unet
 from pretraining.clip import build_image_processor
 from training import checkpoints
-from training.checkpoints import Checkpoint, Circumstances
+from training.checkpoints import Checkpoint, Fingerprint
 from training.state import new_state
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,16 +56,13 @@ def write_faces(folder: Path) -> None:
     """Blots as faces."""
     rng = np.random.default_rng(0)
     splits = [split for split, count in SPLITS.items() for _ in range(count)]
-    rows = {f"{i}.jpg": rng.random(40) < 0.5 for i in range(len(splits))}
-    (folder / IMAGE_FOLDER).mkdir(parents=True)
-    for name in rows:
+    names = [f"{FOLDERS[split]}/{i}.jpg" for i, split in enumerate(splits)]
+    for name in names:
         blots = rng.integers(0, 256, (6, 6, 3)).astype(np.uint8)
         picture = Image.fromarray(blots).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
-        picture.save(folder / IMAGE_FOLDER / name, quality=95)
-    write_attributes(folder, rows)
-    names = [f"{i:06d}.jpg" for i in range(len(splits))]
-    write_partition(folder, range(len(splits)), names, splits)
-    write_about(folder, "chance")
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        picture.save(folder / name, quality=95)
+    write_metadata(folder, names, rng.random((len(names), 40)) < 0.5)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +79,7 @@ def prepared(
     values = dataclasses.replace(
         smoke,
         name="test",
-        data=dataclasses.replace(smoke.data, folder=str(root / "data" / "faces"), drawn_counts=()),
+        data=dataclasses.replace(smoke.data, source=str(root / "data" / "faces")),
         models=ModelsConfig(str(autoencoder_folder), clip),
         unet=UNetConfig(8, 4, (32, 32), 1, 8, 32, text_at_every_layer=True),
         training=dataclasses.replace(smoke.training, mixed_precision="no"),
@@ -106,12 +103,20 @@ def prepared(
 def write_run(root: Path, values: Config) -> None:
     torch.manual_seed(5)
     state = new_state(build_unet(values.unet), values.training)
-    parts = (state.unet.state_dict(), state.ema_unet.state_dict(), state.optimizer.state_dict())
-    checkpoint = Checkpoint(values, 1, 3, Circumstances(60, ""), *parts, {}, 3)
+    checkpoint = Checkpoint(
+        config=values,
+        epoch=1,
+        step=3,
+        fingerprint=Fingerprint(60, ""),
+        unet=state.unet.state_dict(),
+        ema=state.ema_unet.state_dict(),
+        optimizer=state.optimizer.state_dict(),
+        updates=3,
+    )
     folder = root / "checkpoints" / "test"
     checkpoints.save_checkpoint(checkpoints.checkpoint_path(folder, 1, 3, True), checkpoint)
     classifier = judge.new_judge(values.classifier, "cpu").eval()
-    faces = CelebAHQ(values.data.folder, "val", 32)
+    faces = CelebAHQ(values.data.source, "val", 32)
     readings = judge.read_well(classifier, faces.all_images(), torch.from_numpy(faces.attributes))
     facts = {"validation": [dataclasses.asdict(reading) for reading in readings]}
     classifier.save(folder / "celeba_attribute_classifier.pt", facts)
@@ -296,7 +301,7 @@ def test_folders_of_one_last_name_keep_their_own_numbers(done: Bench, tmp_path: 
     folders = set()
     for parent in ("a", "b"):
         folder = tmp_path / parent / "samples"
-        faces = Path(done.values.data.folder) / IMAGE_FOLDER
+        faces = Path(done.values.data.source) / IMAGE_FOLDER
         folder.mkdir(parents=True)
         for number in range(45):  # training faces: copies, all of them
             shutil.copy(faces / f"{number}.jpg", folder / f"{number}.jpg")
