@@ -112,7 +112,7 @@ def test_retired_settings_are_dropped_and_changed_ones_translated(
     monkeypatch.setitem(checkpoints.RETIRED, "training", retired)
     with pytest.raises(ValueError, match="optics"):
         checkpoints.read_config(values)
-    monkeypatch.setitem(checkpoints.RETIRED, "", {"optics"})
+    monkeypatch.setitem(checkpoints.RETIRED, "", checkpoints.RETIRED[""] | {"optics"})
     assert checkpoints.read_config(values) == want
     later = {"training": lambda section: section | {"seed": int(10 * section["momentum"])}}
     monkeypatch.setattr(checkpoints, "TRANSLATED", later)
