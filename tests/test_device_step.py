@@ -188,8 +188,8 @@ def test_a_run_goes_on_between_devices_with_and_without_graphs(
     assert second.state.step == 3
     list(train(second))
     assert recorders[-1].replays == STEPS - 3 - PLAIN_STEPS if is_old else len(recorders) == 2
-    for one, other in zip(whole.state.weights, second.state.weights, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+    losses = [[x["loss"] for x in run_folder.read_losses(run.folder)] for run in (whole, second)]
+    assert len(losses[0]) == STEPS and losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
 def test_a_stop_and_a_resume_change_nothing(

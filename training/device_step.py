@@ -63,11 +63,12 @@ class DeviceStep:
         self.held.packed.copy_(batch.packed, non_blocking=True)
         if self.may_record and self.replay is None and self.plain_steps >= PLAIN_STEPS:
             self._record()
-        if self.replay is None:
-            self.plain_steps += 1
-            return self._plainly(self.held)
-        self.replay()
-        return self.result
+        if self.replay is not None:
+            self.replay()
+            return self.result
+        result = self._plainly(self.held)
+        self.plain_steps += 1
+        return result
 
     def _record(self) -> None:
         self.state.forget_step()
