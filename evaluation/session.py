@@ -195,9 +195,8 @@ class Evaluation:
         unfinished.mkdir(parents=True)
         table.write(unfinished / METRICS, self.table)
         write_json(unfinished / PROTOCOL, self._facts())
-        names = [
-            path.resolve().relative_to(self._parent).as_posix() for path in self.pictures.paths
-        ]
+        paths, parent = (path.resolve() for path in self.pictures.paths), self._parent
+        names = [path.relative_to(parent).as_posix() for path in paths]
         write_captions(unfinished / CAPTIONS, names, [each.text for each in self.captions])
         notes = self.notes | {"face": torch.from_numpy(self.clusters)}
         save_file(notes, unfinished / PICTURES)
