@@ -301,7 +301,7 @@ def test_folders_of_one_last_name_keep_their_own_numbers(done: Bench, tmp_path: 
     folders = set()
     for parent in ("a", "b"):
         folder = tmp_path / parent / "samples"
-        faces = Path(done.values.data.source) / IMAGE_FOLDER
+        faces = Path(done.values.data.source) / FOLDERS[0]
         folder.mkdir(parents=True)
         for number in range(45):  # training faces: copies, all of them
             shutil.copy(faces / f"{number}.jpg", folder / f"{number}.jpg")
