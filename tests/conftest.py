@@ -135,7 +135,8 @@ def tiny_config(drawn_folder: Path, autoencoder_folder: Path, clip_folder: Path)
 def run(tiny_config: config.Config, tmp_path: Path) -> Path:
     """A run folder whose averaged weights are others than its live ones."""
     training = dataclasses.replace(tiny_config.training, mixed_precision="no")
-    values = dataclasses.replace(tiny_config, training=training)
+    data = dataclasses.replace(tiny_config.data, source=None, drawn_counts=DRAWN_COUNTS)
+    values = dataclasses.replace(tiny_config, data=data, training=training)
     torch.manual_seed(5)
     state = new_state(build_unet(values.unet), values.training)
     with torch.no_grad():
