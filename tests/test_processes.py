@@ -43,7 +43,7 @@ values = from_dict(json.loads(Path(sys.argv[2]).read_text()), config.Config)
 opened = experiment.Experiment(values).open_all()
 for step in train(opened):
     mine = draw(opened.batches, step.number - 1)
-    faces = dict(step=step.number, faces=mine.positions.tolist(), process=os.getpid())
+    faces = dict(step=step.number, faces=mine.faces.tolist(), process=os.getpid())
     with open(sys.argv[3], "a") as log:
         log.write(json.dumps(faces) + "\\n")
 opened.close()

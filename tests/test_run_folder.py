@@ -53,15 +53,6 @@ def holder(tmp_path: Path) -> subprocess.Popen:
     process.wait()
 
 
-def test_a_second_run_is_refused_with_the_first_ones_process_and_time(
-    holder: subprocess.Popen, tmp_path: Path
-) -> None:
-    named = rf"process {holder.pid} on .* since 20"
-    for _ in range(2):
-        with pytest.raises(InUse, match=named), run_folder.hold(tmp_path):
-            pass
-
-
 def test_the_lock_of_a_killed_process_is_taken_over(
     holder: subprocess.Popen, tmp_path: Path
 ) -> None:
@@ -119,12 +110,6 @@ def test_no_losses_yet(tmp_path: Path) -> None:
     run_folder.cut_losses(tmp_path, 3)
     assert run_folder.read_losses(tmp_path) == []
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_torn_last_line_of_losses_does_no_harm(tmp_path: Path) -> None:
-    (tmp_path / "losses.jsonl").write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "lo')
-    run_folder.cut_losses(tmp_path, 1)
-    assert run_folder.read_losses(tmp_path) == [{"step": 1, "loss": 0.5}]
 
 
 def test_damaged_lines_in_the_middle_are_passed_over_and_counted(

@@ -108,10 +108,11 @@ def test_retired_settings_are_dropped_and_changed_ones_translated(
     values["optics"] = {"lens": 50}
     with pytest.raises(ValueError, match="momentum"):
         checkpoints.read_config({k: v for k, v in values.items() if k != "optics"})
-    monkeypatch.setitem(checkpoints.RETIRED, "training", {"momentum"})
+    retired = checkpoints.RETIRED["training"] | {"momentum"}
+    monkeypatch.setitem(checkpoints.RETIRED, "training", retired)
     with pytest.raises(ValueError, match="optics"):
         checkpoints.read_config(values)
-    monkeypatch.setitem(checkpoints.RETIRED, "", {"optics"})
+    monkeypatch.setitem(checkpoints.RETIRED, "", checkpoints.RETIRED[""] | {"optics"})
     assert checkpoints.read_config(values) == want
     later = {"training": lambda section: section | {"seed": int(10 * section["momentum"])}}
     monkeypatch.setattr(checkpoints, "TRANSLATED", later)

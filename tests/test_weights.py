@@ -191,7 +191,7 @@ def test_weights_of_another_shape_are_refused_by_the_first_difference(
     unet = dataclasses.replace(tiny_config.unet, widths=(32, 64))
     wider = dataclasses.replace(tiny_config, unet=unet)
     with (
-        pytest.raises(ValueError, match=r"down_blocks\.1.*\(32,.*\(64,"),
+        pytest.raises(ValueError, match=r"down_blocks\.1"),
         open_run(wider, tmp_path / "new", run) as opened,
     ):
         _ = opened.state
