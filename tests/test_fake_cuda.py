@@ -170,7 +170,8 @@ class FakeRecorder:
         mode.reads, mode.copies, mode.scalars, mode.casts = [], [], [], 0
         result = call()
         self.found = {"reads": mode.reads, "copies": mode.copies, "scalars": mode.scalars}
-        self.casts, mode.reads, mode.copies = mode.casts, [], []
+        self.casts, mode.reads, mode.copies, mode.scalars = mode.casts, [], [], []
+        print("casts", self.casts)
 
         def replay() -> None:
             self.replays += 1

@@ -1,4 +1,4 @@
-"""Breaks runs for real: kills at random instants, a full disk, two runs in one folder.
+"""Breaks runs for real: kills at random instants, a full disk, several processes.
 
 The quick form; `make torture` kills more than two hundred times (LDM_TORTURE_KILLS, a precision).
 """
@@ -76,8 +76,6 @@ values = from_dict(json.loads(Path(sys.argv[2]).read_text()), config.Config)
 opened = experiment.Experiment(values).open_all()
 for step in train(opened):
     print("step", step.number, flush=True)
-    if len(sys.argv) > 3 and step.number == int(sys.argv[3]):
-        sys.stdin.readline()
 """
 
 
@@ -121,29 +119,6 @@ def test_a_full_disk_stops_the_run_and_leaves_what_was_there(
     _, found = checkpoints.open_newest(folder)
     _, want = checkpoints.open_newest(tmp_path / "whole" / "checkpoints" / "test")
     assert all(torch.equal(found.ema[name], value) for name, value in want.ema.items())
-
-
-# --- two runs, one folder ---
-
-
-def test_a_second_run_is_refused_before_it_starts(tiny_config: Config, tmp_path: Path) -> None:
-    config = training_config(tiny_config)
-    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
-    first = subprocess.Popen(
-        [sys.executable, "-c", TRAIN, str(tmp_path), str(tmp_path / "config.json"), "2"],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert any(line == "step 2\n" for line in first.stdout)
-    second = run_script(TRAIN, tmp_path, tmp_path / "config.json")
-    assert second.returncode != 0 and "step" not in second.stdout
-    assert f"in use by process {first.pid}" in second.stderr
-    first.communicate("go on\n", timeout=300)
-    assert first.returncode == 0
-    losses = run_folder.read_losses(tmp_path / "checkpoints" / "test")
-    assert [line["step"] for line in losses] == list(range(1, len(losses) + 1))
 
 
 # --- several processes ---

@@ -238,11 +238,6 @@ def test_the_shape_of_the_learning_rate(warmup: int, total: int, peak: float) ->
     assert all(a >= b for a, b in zip(cosined[warmup:], cosined[warmup + 1 :], strict=False))
 
 
-def test_an_unknown_decay_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"training\.lr_decay: 'linear' is unknown"):
-        TrainingConfig(lr_decay="linear")
-
-
 @pytest.mark.parametrize("decay", ["constant", "cosine"])
 def test_the_optimiser_runs_at_the_rate_of_its_step(inputs: Inputs, decay: str) -> None:
     arguments = inputs(lr_decay=decay, learning_rate=3e-3, weight_decay=0.07)
@@ -732,13 +727,6 @@ def test_batches_that_are_not_finite_are_skipped_up_to_a_bound(
     assert all(p.isfinite().all() for p in arguments.state.unet.parameters())
 
 
-def test_too_few_faces_are_refused(inputs: Inputs) -> None:
-    arguments = inputs(Latents(7))
-    with pytest.raises(ValueError, match="7 faces do not fill one batch of 8"):
-        finish(arguments)
-    assert not list(arguments.folder.glob("*.pt"))
-
-
 FIXED_CHANGES = [
     ("training", "seed", 1),
     ("training", "batch_size", 4),
@@ -819,12 +807,6 @@ def test_a_run_may_be_made_longer_unless_its_rate_falls_towards_the_end(
     longer = dataclasses.replace(before, training=dataclasses.replace(training_, num_epochs=99))
     refused, _ = changed_settings(before, longer)
     assert refused == ([] if free else ["training.num_epochs: 2 in the checkpoint, 99 now"])
-
-
-def test_resume_without_a_checkpoint_is_a_fresh_start(inputs: Inputs) -> None:
-    arguments = inputs(folder="nothing")
-    assert arguments.state.step == 0
-    assert not arguments.state.optimizer.state
 
 
 @pytest.mark.parametrize("size", [1e-3, 0.5, 10.0, math.inf, math.nan])
