@@ -28,8 +28,8 @@ STEPS = 5  # of which a graph replays the last two
 OVERFLOWING, OVERFLOW_STEPS = 2.0**28, 10  # a float16 scale that is too large at first
 Switched = Callable[[str], AbstractContextManager[bool]]
 # Of the length of what is compared, in float32 and in half precision. float32 keeps 1e-7; a step
-# adds thousands of values up, in another order on each device, and AdamW makes steps of small
-# gradients as long as of large ones.
+# adds thousands of values up, in another order on each device, a graph has its learning rate in
+# float32, and AdamW makes steps of small gradients as long as of large ones.
 EXACT = {"losses": 1e-4, "gradient": 1e-3, "update": 2e-2}
 HALF = {"losses": 1e-2, "gradient": 3e-2, "update": 2e-1}
 

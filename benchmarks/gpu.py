@@ -179,7 +179,7 @@ def measure(report: Report, case: Case, reserve: float) -> None:
             call = partial(speed, case, batch, way, rate)
             report.add(f"{batch} samples, {way}", call, reserve)
     way = report.best_way()
-    for batch in (case.batches[0], case.batches[-1]):
+    for batch in dict.fromkeys((case.batches[0], case.batches[-1])):
         call = partial(kernels, case, batch, way)
         report.add(f"kernels, {batch} samples, {way}", call, reserve)
 

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import lzma
+import os
 import subprocess
 import sys
 import time
@@ -12,11 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tape import TapeRecorder
 
 from benchmarks import agreement, cpu, diffusers_peer, gpu, gpu_leg, timing, worker
 from config import ROOT, get_config
 from custom_datasets.captions import describe
 from custom_datasets.celeba_files import ATTRIBUTES
+from training import loop, state
 
 MODULES = sorted(f"benchmarks.{path.stem}" for path in (ROOT / "benchmarks").glob("*.py"))
 
@@ -258,6 +261,14 @@ def test_another_table_of_attributes_is_refused(encoded_faces: list[str]) -> Non
 def test_the_rehearsal_runs_every_stage(
     encoded_faces: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """As on a GPU without Triton, with a tape for a graph."""
+
+    def recorder(device: torch.device) -> TapeRecorder | None:
+        return TapeRecorder(device) if os.environ["LDM_GRAPHS"] == "1" else None
+
+    monkeypatch.setattr(loop, "open_recorder", recorder)
+    monkeypatch.setattr(state, "_reads_for_free", lambda value: False)
+    monkeypatch.setattr(gpu, "ways", lambda device: ["eager", "graph"])
     monkeypatch.setattr(gpu, "QUICK", gpu.Case("smoke", (2,), 64, 1, 1))
     monkeypatch.setattr(agreement, "with_cpu", lambda device: {"agrees": True})
     monkeypatch.setenv("LDM_DEVICE", "cpu")
@@ -270,6 +281,8 @@ def test_the_rehearsal_runs_every_stage(
     assert not [row for row in kept["rows"] if "failed" in row or "left_out" in row]
     rows = {row["stage"]: row for row in kept["rows"]}
     assert rows["2 samples, eager"]["share_of_matrix_rate"] > 0
+    (graph,) = (row for stage, row in rows.items() if "graph, as eager" in stage)
+    assert graph["agrees"] and graph["gradient"] == 0 and graph["moved"] == agreement.STEPS
     assert rows["training"]["images"] > 0 and rows["training"]["loss"] > 0
     assert np.load(tmp_path / "out" / "latents.npy").shape == (8, 8, 8, 8)
     assert (tmp_path / "out" / "unet" / "config.json").is_file()
