@@ -270,7 +270,7 @@ class EvaluationConfig(Section):
     """
 
     # Pictures: one for each test face, then more wordings and seeds of each.
-    count: int = setting(2_824, min=40)
+    count: int = setting(2_813, min=40)
     # Faces that distances are measured to: the test split, the whole train split, or all.
     reference: str = setting("test", choices=("test", "train", "all"))
     # The spaces of distances and recall, by the names above; the sweep takes the first.

@@ -30,7 +30,7 @@ from evaluation.judge import Reading, reliable_attributes
 from evaluation.networks import FeatureNetwork, Networks
 from evaluation.sets import FaceImages, FileImages, ImageSet, Together
 from evaluation.table import CONTROL, GENERATED, REAL, RECONSTRUCTED, Table
-from files import write_json
+from files import let_others_read, write_json
 from inference.picture_sets import Request, generate_set
 from inference.text_to_face import TextToFace
 
@@ -200,6 +200,7 @@ class Evaluation:
         write_captions(unfinished / CAPTIONS, names, [each.text for each in self.captions])
         notes = self.notes | {"face": torch.from_numpy(self.clusters)}
         save_file(notes, unfinished / PICTURES)
+        let_others_read(unfinished / PICTURES)
         for name, figure in (figures or {}).items():
             figure.savefig(unfinished / f"{name}.png", dpi=110)
         shutil.rmtree(folder, ignore_errors=True)

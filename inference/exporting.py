@@ -59,6 +59,8 @@ NO_ENCODER = """ The autoencoder's encoder is not in this folder: its weights ar
 image-to-image pipelines do not work."""
 DRAWN = """The faces are drawings (Avataaars by Pablo Stanley), and the frozen models know nothing
 else. This model shows that a pipeline works; it is of no other use."""
+OWN = """The pictures that it was trained on decide who may use it and for what. It repeats what they
+show and how they are labelled. Do not use it to judge people, to depict real ones, or to deceive."""
 REAL = """For non-commercial research only, as CelebA-HQ is. CelebA's labels were given by few
 annotators, are noisy, and judge looks ("attractive", "big nose"); its people are celebrities,
 mostly young and light-skinned, and the model repeats that. Do not use it to judge people, to depict
@@ -103,13 +105,24 @@ def export(model: TextToFace, out: Path, evaluations: Path) -> None:
 def model_card(model: TextToFace, evaluations: Path, has_encoder: bool) -> str:
     """The page that goes with an exported model: data, recipe, numbers and protocol, limits."""
     config, libraries = model.config, (torch, diffusers, transformers)
-    values, is_drawn = config.to_dict(), config.data.is_drawn
+    values, source = config.to_dict(), config.data.source
+    if config.data.is_drawn:
+        data, licence, limits = "drawn faces", "mit", DRAWN
+    elif source is None:
+        licence = "other\nlicense_name: non-commercial-research"
+        data, limits = "CelebA-HQ (train split)", REAL
+    else:
+        data, licence, limits = (
+            f"`{Path(source).name}`",
+            "other\nlicense_name: of-the-pictures",
+            OWN,
+        )
     return CARD.format(
-        licence="mit" if is_drawn else "other\nlicense_name: non-commercial-research",
+        licence=licence,
         name=config.name,
         parameters=sum(value.numel() for value in model.unet.parameters()) / 1e6,
         target=TARGETS[config.diffusion.prediction_type].description,
-        data="drawn faces" if is_drawn else "CelebA-HQ (train split)",
+        data=data,
         size=config.data.image_size,
         weights=model.identity,
         autoencoder=config.models.autoencoder,
@@ -123,7 +136,7 @@ def model_card(model: TextToFace, evaluations: Path, has_encoder: bool) -> str:
         versions=", ".join(f"{each.__name__} {each.__version__}" for each in libraries),
         recipe=json.dumps({name: values[name] for name in ("diffusion", "training")}, indent=2),
         measured=measured(evaluations, model),
-        limits=DRAWN if is_drawn else REAL,
+        limits=limits,
     )
 
 

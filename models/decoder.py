@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from config import ModelsConfig
+from files import let_others_read
 from models.loading import WEIGHTS, locate, quiet
 from models.vae_wrapper import VAEWrapper
 
@@ -164,3 +165,4 @@ def save_decoder_alone(vae: VAEWrapper, folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
     vae.autoencoder.save_config(folder)
     save_file(weights, folder / DECODER_FILE, metadata={"encoder": rounded_encoder(vae)})
+    let_others_read(folder / DECODER_FILE)
