@@ -59,8 +59,9 @@ NO_ENCODER = """ The autoencoder's encoder is not in this folder: its weights ar
 image-to-image pipelines do not work."""
 DRAWN = """The faces are drawings (Avataaars by Pablo Stanley), and the frozen models know nothing
 else. This model shows that a pipeline works; it is of no other use."""
-OWN = """The pictures that it was trained on decide who may use it and for what. It repeats what they
-show and how they are labelled. Do not use it to judge people, to depict real ones, or to deceive."""
+OWN = """The pictures that it was trained on decide who may use it and for what. It repeats what
+they show and how they are labelled. Do not use it to judge people, to depict real ones, or to
+deceive."""
 REAL = """For non-commercial research only, as CelebA-HQ is. CelebA's labels were given by few
 annotators, are noisy, and judge looks ("attractive", "big nose"); its people are celebrities,
 mostly young and light-skinned, and the model repeats that. Do not use it to judge people, to depict
