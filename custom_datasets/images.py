@@ -7,10 +7,11 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, features
 from torchvision.transforms.v2 import functional as transforms
 
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")  # Pillow's other decoders stay closed to unknown files
+# Pillow's other decoders stay closed to unknown files. AVIF came with Pillow 11.3.
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", *(["AVIF"] * features.check("avif")))
 ImageFile = Path | BinaryIO  # a file on disk, or its content in memory
 
 

@@ -68,9 +68,9 @@ class FaceImages(Sequence[Tensor]):
     def captions(self, count: int) -> list[Caption]:
         """So many captions: one of each face, then another wording of each, and so on.
 
-        Empty where the data has no attributes.
+        Empty where the data has neither attributes nor captions.
         """
-        if self.faces.attributes is None:
+        if not self.faces.has_attributes and self.faces.given_captions is None:
             return []
         captions = []
         for number in range(count):

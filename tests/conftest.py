@@ -168,6 +168,8 @@ def real_faces() -> Path:
 class Latents:
     """Posteriors of made-up faces."""
 
+    given_captions = None
+
     def __init__(self, count: int) -> None:
         self.mean = torch.randn(count, 4, 8, 8, generator=torch.Generator().manual_seed(11))
 

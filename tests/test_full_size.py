@@ -54,6 +54,8 @@ def full_config(tmp_path_factory: pytest.TempPathFactory, clip_folder: Path) -> 
 class OneFace:
     """The posterior of one encoded image, twice."""
 
+    given_captions = None
+
     def __init__(self, posterior: Posterior) -> None:
         self.posterior = posterior
 

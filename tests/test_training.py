@@ -42,6 +42,8 @@ ROOT = Path(__file__).resolve().parents[1]
 class Latents:
     """Posteriors of made-up faces; remembers what was asked for."""
 
+    given_captions = None
+
     def __init__(self, count: int = COUNT, std: float = 0.5) -> None:
         generator = torch.Generator().manual_seed(11)
         self.mean = torch.randn(count, 4, 8, 8, generator=generator)
@@ -788,7 +790,7 @@ def test_a_lower_learning_rate_is_taken_said_aloud_and_recorded(
 
 def test_what_does_not_shape_the_weights_may_change(tiny_config: Config) -> None:
     data = dataclasses.replace(
-        tiny_config.data, folder="elsewhere", loader_workers=9, cache_latents=False
+        tiny_config.data, source="elsewhere", loader_workers=9, cache_latents=False
     )
     often = dataclasses.replace(
         tiny_config.training, checkpoint_every_n_epochs=7, save_every_minutes=1.0, keep_last=9

@@ -40,7 +40,7 @@ RETIRED: dict[str, set[str]] = {
     "diffusion": set(),
     "training": {"scale_batch", "scale_rate", "fused_attention"},
     "sampling": {"guidance_interval", "guide_epoch"},
-    "classifier": set(),
+    "classifier": {"least_balanced_accuracy"},
     "evaluation": set(),
 }
 
