@@ -167,7 +167,7 @@ FAULTS = {
     "bomb": bomb,
     "much text": wordy,
     "cut": cut,
-    "another format": lambda path: picture().save(path, "TIFF"),
+    "another format": lambda path: picture().save(path, "PPM"),
 }
 
 

@@ -107,7 +107,8 @@ FAULTS = {
     "drawn to the mean, 90 %": (lambda f: drawn_to_the_mean(f.own, 0.9), {"recall"}),
     "80 %": (lambda f: drawn_to_the_mean(f.own, 0.8), {"recall", "pair_distance"}),
     "60 %": (lambda f: drawn_to_the_mean(f.own, 0.6), {"recall", "pair_distance"}),
-    "each face twice": (lambda f: fewer(f, N // 2), {"frechet_distance", "recall"}),
+    # At 400 pictures recall sees it as well.
+    "each face twice": (lambda f: fewer(f, N // 2), {"frechet_distance"}),
     "20 faces again and again": (lambda f: fewer(f, N // 10), {"frechet_distance", "recall"}),
     "one face": (lambda f: fewer(f, 1), {"frechet_distance", "recall", "pair_distance"}),
     "men only": (
