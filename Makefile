@@ -64,12 +64,11 @@ faces: $(VENV)/run-time
 export: $(VENV)/run-time
 	$(VENV)/bin/python export.py --preset $(PRESET)
 
-# A page to ask for faces, on http://127.0.0.1:7860. PORT=7861; HOST=0.0.0.0: for the whole network;
-# PREVIEW=madebyollin/taesd: faster previews. HOST counts only on make's command line: conda and csh
-# export a HOST that means something else.
+# A page to ask for faces, on http://127.0.0.1:7860. PORT=7861; HOST=0.0.0.0: for the whole network.
+# HOST counts only on make's command line: conda and csh export a HOST that means something else.
 app: $(VENV)/app
-	$(VENV)/bin/python app.py --preset $(PRESET) $(if $(PREVIEW),--preview "$(PREVIEW)") \
-	  $(if $(PORT),--port "$(PORT)") $(if $(findstring command,$(origin HOST)),--host "$(HOST)")
+	$(VENV)/bin/python app.py --preset $(PRESET) $(if $(PORT),--port "$(PORT)") \
+	  $(if $(findstring command,$(origin HOST)),--host "$(HOST)")
 
 train: $(VENV)/run-time
 	$(VENV)/bin/accelerate launch train.py --preset $(PRESET)

@@ -7,13 +7,8 @@ or sent anywhere, and the pictures go when the page ends.
 import argparse
 import os
 import tempfile
-from typing import TYPE_CHECKING
 
 from command_line import add_checkpoint, command, config_from, parser, whole
-
-if TYPE_CHECKING:
-    from inference.text_to_face import TextToFace
-    from models.vae_wrapper import VAEWrapper
 
 
 @command
@@ -36,8 +31,7 @@ def main() -> None:
 
         run, which = find_run(config), arguments.checkpoint
         model = TextToFace.from_run(run, None, arguments.changes, which)
-        preview = open_preview(arguments.preview, model) if arguments.preview else None
-        page = build_page(model, preview)
+        page = build_page(model)
         try:
             page.launch(
                 server_name=arguments.host,
@@ -60,24 +54,7 @@ def read_arguments() -> argparse.Namespace:
         help="address to listen on; 0.0.0.0: whoever reaches this machine can use the page",
     )
     options.add_argument("--port", type=whole(1, 65_535), help="default: a free one from 7860 on")
-    options.add_argument("--preview", help="hub id or folder of a tiny autoencoder for previews")
     return options.parse_args()
-
-
-def open_preview(name: str, model: "TextToFace") -> "VAEWrapper":
-    """A tiny autoencoder, such as `madebyollin/taesd`, for pictures on their way.
-
-    Raises:
-        FileNotFoundError: it is not available.
-        ValueError: its latents have another shape than the model's.
-    """
-    from models.vae_wrapper import VAEWrapper
-
-    preview = VAEWrapper.from_pretrained(name).to(model.device)
-    have, want = preview.latent_channels, model.vae.latent_channels
-    if have != want:
-        raise ValueError(f"--preview {name}: latents of {have} channels, the model's have {want}")
-    return preview
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from custom_datasets.captions import join_words, unknown_words
 from diffusion.sampling import MAX_SEED, SAMPLERS
 from inference.text_to_face import TextToFace
 from models.device import freed_memory_kept
-from models.vae_wrapper import VAEWrapper
 
 USUAL_PICTURES = 4
 MAX_PICTURES, MAX_STEPS, MAX_GUIDANCE = 8, 100, 10.0
@@ -27,13 +26,8 @@ WORN = ("eyeglasses", "a hat", "earrings", "a necklace", "a necktie")
 THEME = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["monospace"])
 
 
-def build_page(model: TextToFace, preview: VAEWrapper | None = None) -> gr.Blocks:
-    """The page over one model.
-
-    Args:
-        preview: a tiny autoencoder of the same latents that decodes intermediate latents; the last
-            pictures are always the model's own.
-    """
+def build_page(model: TextToFace) -> gr.Blocks:
+    """The page over one model."""
     usual = model.config.sampling
 
     def answer(
@@ -51,10 +45,10 @@ def build_page(model: TextToFace, preview: VAEWrapper | None = None) -> gr.Block
         seeds, second = range(seed or 0, (seed or 0) + (count or USUAL_PICTURES)), []
         try:
             how = model.settings(scale, steps, sampler)
-            for first, line in pictures_of(model, prompt, seeds, how, negative, preview):
+            for first, line in pictures_of(model, prompt, seeds, how, negative):
                 yield first, second, line
             if other:
-                for second, line in pictures_of(model, other, seeds, how, negative, preview):
+                for second, line in pictures_of(model, other, seeds, how, negative):
                     yield first, second, f"other prompt, {line}"
             yield first, second, f"done{_hint(f'{prompt} {other} {negative}')}"
         except (ValueError, FloatingPointError) as error:
@@ -64,18 +58,18 @@ def build_page(model: TextToFace, preview: VAEWrapper | None = None) -> gr.Block
         gr.Markdown(f"# Faces from words\nPreset `{model.config.name}`. The people do not exist.")
         with gr.Row():
             with gr.Column(min_width=320):
-                prompt = gr.Textbox(usual.prompts[0], label="Prompt", elem_id="prompt")
+                prompt = gr.Textbox(usual.prompts[0], label="Prompt")
                 _switches(prompt)
                 label = "Compare with (the same seeds under another prompt)"
-                other = gr.Textbox(label=label, elem_id="other")
+                other = gr.Textbox(label=label)
                 settings = _settings(usual)
                 with gr.Row():
-                    sample = gr.Button("Sample", variant="primary", elem_id="sample")
-                    stop = gr.Button("Stop", elem_id="stop")
+                    sample = gr.Button("Sample", variant="primary")
+                    stop = gr.Button("Stop")
             with gr.Column(min_width=320):
-                status = gr.Textbox(label="Progress", interactive=False, elem_id="status")
-                shown = _gallery("Pictures", "pictures")
-                compared = _gallery("Under the other prompt", "compared")
+                status = gr.Textbox(label="Progress", interactive=False)
+                shown = _gallery("Pictures")
+                compared = _gallery("Under the other prompt")
         sampling = gr.on(
             [sample.click, prompt.submit, other.submit],
             answer,
@@ -95,7 +89,6 @@ def pictures_of(
     seeds: Sequence[int],
     how: SamplingConfig,
     negative_prompt: str = "",
-    preview: VAEWrapper | None = None,
 ) -> Iterator[tuple[list[Image], str]]:
     """The pictures a few times during sampling and at the end, and a line of progress.
 
@@ -108,10 +101,9 @@ def pictures_of(
     with freed_memory_kept(model.device):
         for step, latents in enumerate(model.trajectory(predict, seeds, how.sampler, how.steps)):
             if step % every == 0 or step == how.steps:
-                is_last = preview is None or step == how.steps
-                images = model.decode(latents) if is_last else preview.decode(latents).cpu()
                 facts = (model.facts(prompt, seed, how, negative_prompt) for seed in seeds)
-                shown = [_with_facts(*pair) for pair in zip(images, facts, strict=True)]
+                pairs = zip(model.decode(latents), facts, strict=True)
+                shown = [_with_facts(*pair) for pair in pairs]
                 yield shown, f"step {step} of {how.steps}"
 
 
@@ -140,10 +132,10 @@ def write_prompt(who: str, age: str, has: list[str], wears: list[str], mouth: st
     return ", ".join([subject + with_what, *actions])
 
 
-def _gallery(label: str, name: str) -> gr.Gallery:
+def _gallery(label: str) -> gr.Gallery:
     gr.Markdown(f"**{label}**")  # a label of the gallery's own would cover the first picture
     return gr.Gallery(
-        show_label=False, columns=2, height="auto", format="png", elem_id=name, object_fit="contain"
+        show_label=False, columns=2, height="auto", format="png", object_fit="contain"
     )
 
 

@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional as transforms
 import config
 import sample
 import train
-from command_line import command, parser, path, whole
+from command_line import command
 from custom_datasets.captions import unknown_words
 from inference import opening
 from inference.text_to_face import TextToFace
@@ -33,74 +33,31 @@ PROMPT = "a young woman"
 # --- what every command shares ---
 
 
-def fail(error: BaseException) -> Callable[[], None]:
-    @command
-    def main() -> None:
-        raise error
-
-    return main
-
-
-@pytest.mark.parametrize(
-    ("error", "status", "line"),
-    [
-        (ValueError("data: nothing there; fetch it"), 1, "error: data: nothing there; fetch it\n"),
-        (KeyboardInterrupt(), 130, "stopped\n"),
-        (KeyboardInterrupt("after step 5"), 130, "after step 5\n"),
-    ],
-)
-def test_what_users_cause_is_one_line(
-    capsys: pytest.CaptureFixture[str], error: BaseException, status: int, line: str
-) -> None:
-    with pytest.raises(SystemExit) as ended:
-        fail(error)()
-    assert ended.value.code == status and capsys.readouterr().err == line
-
-
-def test_our_own_faults_keep_their_traceback(tmp_path: Path) -> None:
-    @command
-    def wrong() -> None:
-        int("seven")
-
-    @command
-    def missing() -> None:
-        (tmp_path / "missing").read_text()
-
-    with pytest.raises(ValueError, match="seven"):
-        wrong()
-    with pytest.raises(FileNotFoundError):
-        missing()
-
-
-def test_a_disk_that_refuses_is_one_line(
+def test_what_users_cause_is_one_line_and_our_own_faults_keep_their_traceback(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     @command
     def main() -> None:
-        (tmp_path / ("x" * 300)).write_text("")
+        action()
 
-    with pytest.raises(SystemExit):
+    def ask() -> None:
+        raise ValueError("data: fetch it")
+
+    action = ask
+    with pytest.raises(SystemExit, match="1"):
         main()
-    assert capsys.readouterr().err.startswith("error: [Errno 36]")
+    action = (tmp_path / ("x" * 300)).touch  # a disk that refuses
+    with pytest.raises(SystemExit, match="1"):
+        main()
+    assert "Traceback" not in capsys.readouterr().err
+    action = (tmp_path / "missing").read_text
+    with pytest.raises(FileNotFoundError):
+        main()
 
 
-def test_options_are_read_as_a_user_means_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    options = parser("Some command.")
-    options.add_argument("--count", type=whole(1, 9))
-    options.add_argument("--out", type=path)
-    monkeypatch.setenv("HOME", "/home/someone")
-    read = options.parse_args(["--count", "9", "--out=~/x"])
-    assert read.count == 9 and read.out == Path("/home/someone/x")
-    for text in ("0", "10", "-1", "1.5", "many", ""):
-        with pytest.raises(SystemExit) as ended:
-            options.parse_args([f"--count={text}"])
-        assert ended.value.code == 2
-
-
-@pytest.mark.parametrize("script", ["sample.py", "app.py", "export.py", "train.py"])
+@pytest.mark.parametrize("script", ["app.py", "train.py"])
 def test_a_wrong_word_is_answered_before_torch_is_imported(script: str) -> None:
     words = ["-X", "importtime", str(ROOT / script), "--preset", "dem"]
-    words += ["a man"] if script == "sample.py" else []
     ended = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
     assert ended.returncode == 1 and "error: unknown preset 'dem'" in ended.stderr
     assert not any(f"| {name}\n" in ended.stderr for name in ("torch", "diffusers", "gradio"))
@@ -109,27 +66,14 @@ def test_a_wrong_word_is_answered_before_torch_is_imported(script: str) -> None:
 # --- train.py ---
 
 
-@pytest.mark.parametrize("content", [None, "{", "{}", "[]", '{"config": 3}'])
-def test_a_config_that_train_cannot_read_is_one_line(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    content: str | None,
+@pytest.mark.parametrize("content", ["{", '{"config": 3}'])
+def test_a_config_that_train_cannot_read_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str
 ) -> None:
-    if content is not None:
-        (tmp_path / "config.json").write_text(content)
+    (tmp_path / "config.json").write_text(content)
     monkeypatch.setattr(sys, "argv", ["train.py", f"--config={tmp_path / 'config.json'}"])
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit, match="1"):
         train.main()
-    error = capsys.readouterr().err
-    assert ended.value.code == 1 and error.startswith("error: ") and error.count("\n") == 1
-
-
-def test_a_config_and_a_preset_are_refused_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["train.py", "--config=a.json", "--preset=demo"])
-    with pytest.raises(SystemExit) as ended:
-        train.main()
-    assert ended.value.code == 2
 
 
 def test_every_epoch_has_its_grid_even_one_that_ends_right_after_a_resume(
@@ -223,10 +167,7 @@ def test_whatever_decides_a_picture_is_in_its_name(call: Callable[..., list[Path
         ["a man smiling"],
         ["人"],
         ["A man, smiling", "--set=sampling.guidance_scale=4"],
-        ["A man, smiling", "--set=sampling.steps=3"],
-        ["A man, smiling", "--set=sampling.sampler=ddim"],
         ["A man, smiling", "--negative-prompt=a hat"],
-        ["A man, smiling", "--seed=1"],
     ]
     for number, words in enumerate(ways, start=1):
         assert len(call("--count=1", *words)) == number
@@ -245,13 +186,6 @@ def test_an_interrupted_command_resumes(
     call(PROMPT, "--count=3")
 
 
-def test_a_file_of_prompts(call: Callable[..., list[Path]], tmp_path: Path) -> None:
-    (tmp_path / "prompts.txt").write_text("a man\n\na woman with 人\n", encoding="utf-8")
-    made = call(f"--prompts={tmp_path / 'prompts.txt'}", "--count=2")
-    told = {(facts(file)["prompt"], facts(file)["seed"]) for file in made}
-    assert told == {("a man", 0), ("a man", 1), ("a woman with 人", 2), ("a woman with 人", 3)}
-
-
 def test_a_word_that_no_caption_has_is_hinted_at(
     call: Callable[..., list[Path]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -262,6 +196,13 @@ def test_a_word_that_no_caption_has_is_hinted_at(
     assert unknown_words(every) == []
 
 
+def test_a_file_of_prompts(call: Callable[..., list[Path]], tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a man\n\na woman with 人\n", encoding="utf-8")
+    made = call(f"--prompts={tmp_path / 'prompts.txt'}", "--count=2")
+    told = {(facts(file)["prompt"], facts(file)["seed"]) for file in made}
+    assert told == {("a man", 0), ("a man", 1), ("a woman with 人", 2), ("a woman with 人", 3)}
+
+
 def test_a_checkpoint_is_chosen_by_its_epoch_or_path(
     call: Callable[..., list[Path]], run: Path
 ) -> None:
@@ -270,37 +211,19 @@ def test_a_checkpoint_is_chosen_by_its_epoch_or_path(
     later = checkpoints.checkpoint_path(run, 2, 6, True)
     checkpoints.save_checkpoint(later, dataclasses.replace(old, epoch=2, step=6))
 
-    for words, want in (
-        ((), later),
-        (("--checkpoint=1",), first),
-        ((f"--checkpoint={first}",), first),
-    ):
+    for words, want in (((), later), (("--checkpoint=1",), first)):
         made = call(PROMPT, "--count=1", *words)
         assert {str(facts(file)["weights"]).split()[0] for file in made} == {want.name}
         made[0].unlink()
 
 
-@pytest.mark.parametrize(
-    ("words", "named"),
-    [
-        (("a man with a beard " * 30,), "tokens"),
-        ((PROMPT, "--set=name=other"), "checkpoints/other"),
-        ((PROMPT, "--set=sampling.steps=1000"), "1000 steps"),
-        ((PROMPT, "--set=unet.widths=32,64"), "unet.widths"),
-        ((PROMPT, "--checkpoint=7"), "7"),
-        (("--prompts=nowhere.txt",), "nowhere.txt"),
-    ],
-)
-def test_what_cannot_be_sampled_is_one_line(
-    call: Callable[..., list[Path]],
-    capsys: pytest.CaptureFixture[str],
-    words: Sequence[str],
-    named: str,
+@pytest.mark.parametrize("words", [("a man with a beard " * 30,), (PROMPT, "--checkpoint=7")])
+def test_what_cannot_be_sampled_makes_nothing(
+    call: Callable[..., list[Path]], tmp_path: Path, words: Sequence[str]
 ) -> None:
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit, match="1"):
         call(*words)
-    error = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
-    assert ended.value.code == 1 and len(error) == 1 and named in error[0]
+    assert not list((tmp_path / "out").iterdir())
 
 
 # --- the weights that ship ---

@@ -50,12 +50,10 @@ def test_presets_come_back_from_json(name: str) -> None:
     assert hash(restored) == hash(PRESETS[name]())  # lists became tuples again
 
 
-@pytest.mark.parametrize("section", [None, "data", "training"])
-def test_an_unknown_field_is_named(section: str | None) -> None:
+def test_an_unknown_field_is_named() -> None:
     values = plain()
-    inner = values if section is None else values[section]
-    inner["colour"] = 1
-    with pytest.raises(ValueError, match=r"unknown field 'colour'.*newer version"):
+    values["training"]["colour"] = 1
+    with pytest.raises(ValueError, match="colour"):
         from_dict(values, Config)
 
 
@@ -66,53 +64,41 @@ def test_a_field_that_was_added_since_has_its_default() -> None:
     restored = from_dict(values, Config)
     assert restored.training == config.smoke().training
     assert restored.evaluation == EvaluationConfig()
-    del values["name"]
-    with pytest.raises(ValueError, match="name"):
-        from_dict(values, Config)
 
 
 # --- what a field may hold ---
 
-REFUSED = [
-    "training.keep_last=0",
-    "training.max_grad_norm=0.0",
-    "diffusion.snr_gamma=0.0",
-    "training.checkpoint_every_n_epochs=0",
-    "training.keep_every_n_epochs=0",
-    "training.micro_batch_size=0",
-    "training.learning_rate=-1e-5",
-    "training.learning_rate=1e999",
-    "training.cfg_dropout_prob=1.5",
-    "training.mixed_precision=fp8",
-    "training.lr_decay=cosin",
-    "training.num_epochs=2.5",
-    "data.loader_workers=0",
-    "data.flip=perhaps",
-    "data.drawn_counts=5,5",
-    "diffusion.prediction_type=velocity",
-    "diffusion.beta_schedule=squaredcos",
-    "sampling.sampler=euler",
-    "sampling.steps=1001",
-    "sampling.guidance_scale=nan",
-    "unet.widths=100,100",
-    "evaluation.sweep_count=0",
-    "name=../elsewhere",
-    "name=",
-    "name=..",
-    "training.seed=9223372036854775808",
-    "training.learning_rate=1" + 400 * "0",
-    "unet.widths=",
-    "sampling.prompts=()",
-    "evaluation.feature_networks=inceptoin,judge",
-    "evaluation.feature_networks=clip:",
-]
 
-
-@pytest.mark.parametrize("change", REFUSED)
+@pytest.mark.parametrize(
+    "change",
+    [
+        "training.keep_last=0",
+        "training.learning_rate=1e999",
+        "training.cfg_dropout_prob=1.5",
+        "training.lr_decay=cosin",
+        "training.num_epochs=2.5",
+        "training.seed=9223372036854775808",
+        "training.learnig_rate=1",
+        "data.drawn_counts=5,5",
+        "sampling.guidance_scale=nan",
+        "sampling.prompts=()",
+        "unet.widths=100,100",
+        "evaluation.feature_networks=inceptoin,judge",
+        "name=../elsewhere",
+        "name=",
+    ],
+)
 def test_a_wrong_value_is_refused_with_its_name(change: str) -> None:
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match=change.partition("=")[0].rpartition(".")[2]):
         get_config("demo", [change])
-    assert change.partition("=")[0].rpartition(".")[2] in str(caught.value)
+
+
+def test_contradictions_are_refused() -> None:
+    small = config.smoke()
+    with pytest.raises(ValueError, match="latent_size"):
+        dataclasses.replace(small, data=dataclasses.replace(small.data, image_size=128))
+    with pytest.raises(ValueError, match="halved"):
+        dataclasses.replace(small, unet=dataclasses.replace(small.unet, widths=(32,) * 5))
 
 
 def test_changes_from_text_arrive_in_their_types() -> None:
@@ -130,73 +116,24 @@ def test_changes_from_text_arrive_in_their_types() -> None:
     assert changed.training.num_epochs == 4 and changed.data.flip is False
     assert changed.unet.widths == (64, 96) and changed.evaluation.sweep_scales == (1, 2.5)
     assert changed.models.autoencoder == "owner/name"
-    without = get_config("demo", ["evaluation.clip_judges=", "evaluation.sweep_steps=()"])
-    assert without.evaluation.clip_judges == without.evaluation.sweep_steps == ()
+    assert get_config("demo", ["evaluation.clip_judges="]).evaluation.clip_judges == ()
 
 
 def test_changes_may_be_a_text_a_mapping_or_nothing() -> None:
     """What people write into a notebook's OVERRIDES."""
     want = get_config("demo", ["training.num_epochs=3"])
-    assert get_config("demo", "training.num_epochs=3") == want
-    assert get_config("demo", {"training.num_epochs": 3}) == want
-    assert get_config("demo", {"training.num_epochs": "3"}) == want
-    assert get_config("demo", ("training.num_epochs = 3",)) == want
+    for changes in ("training.num_epochs=3", {"training.num_epochs": 3}):
+        assert get_config("demo", changes) == want
     assert get_config("demo", {"unet.widths": [32, 64]}).unet.widths == (32, 64)
-    assert get_config("demo", None) == get_config("demo", "name=demo") == config.demo()
+    assert get_config("demo", None) == config.demo()
 
 
 def test_a_comma_belongs_to_its_prompt() -> None:
-    def prompts(text: object) -> tuple[str, ...]:
-        return get_config("demo", {"sampling.prompts": text}).sampling.prompts
-
-    assert prompts("A man, smiling") == ("A man, smiling",)
-    assert prompts('["A man, smiling", "A woman"]') == ("A man, smiling", "A woman")
-    assert prompts(["A man, smiling"]) == ("A man, smiling",)
-
-
-@pytest.mark.parametrize(
-    ("change", "near"),
-    [
-        ("training.learnig_rate=1", "training.learning_rate"),
-        ("trianing.seed=1", "training.seed"),
-        ("batch_size=1", "training.batch_size"),
-        ("training=1", "config.py lists them all"),
-        ("training.seed", "write section.field=value"),
-    ],
-)
-def test_an_unknown_setting_is_answered_with_the_nearest(change: str, near: str) -> None:
-    with pytest.raises(ValueError, match=near):
-        get_config("demo", [change])
-
-
-def test_every_field_says_whether_a_run_may_change_it() -> None:
-    for section in dataclasses.fields(Config)[1:]:
-        for field in dataclasses.fields(getattr(config.smoke(), section.name)):
-            assert field.metadata["resume"] in ("fixed", "announced", "free"), field.name
-
-
-@pytest.mark.parametrize(
-    ("section", "name", "value"),
-    [
-        ("training", "num_epochs", "two"),
-        ("training", "num_epochs", 2.5),
-        ("training", "num_epochs", [2]),
-        ("training", "num_epochs", None),
-        ("training", "learning_rate", "1e-5"),
-        ("training", "lr_decay", 5),
-        ("data", "flip", "yes"),
-        ("data", "drawn_counts", 5),
-        ("data", "drawn_counts", ["a"]),
-        ("unet", "widths", "128"),
-        ("sampling", "prompts", "a man"),
-        ("diffusion", "snr_gamma", "5"),
-    ],
-)
-def test_a_wrong_type_is_named(section: str, name: str, value: object) -> None:
-    values = plain()
-    values[section][name] = value
-    with pytest.raises(ValueError, match=name):
-        from_dict(values, Config)
+    for text, want in (
+        ("A man, smiling", ("A man, smiling",)),
+        ('["A man, smiling", "A woman"]', ("A man, smiling", "A woman")),
+    ):
+        assert get_config("demo", {"sampling.prompts": text}).sampling.prompts == want
 
 
 def test_the_environment_chooses_the_preset(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,33 +141,10 @@ def test_the_environment_chooses_the_preset(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("LDM_PRESET", "demo")
     assert get_config() == config.demo()
     assert get_config("laptop") == config.laptop()
-
-
-def test_an_unknown_preset_lists_those_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LDM_PRESET", "demoo")
-    with pytest.raises(ValueError, match="demoo") as caught:
-        get_config()
-    assert all(name in str(caught.value) for name in PRESETS)
+    with pytest.raises(ValueError, match="demoo"):
+        get_config("demoo")
 
 
 def test_no_two_presets_write_into_one_folder() -> None:
-    assert config.celeba_hq().run_folder == config.ROOT / "checkpoints"
-    assert config.demo().run_folder == config.ROOT / "checkpoints" / "demo"
     for folder in ("run_folder", "output_folder"):
         assert len({getattr(preset(), folder) for preset in PRESETS.values()}) == len(PRESETS)
-
-
-def test_contradictions_are_refused() -> None:
-    small = config.smoke()
-    with pytest.raises(ValueError, match=r"128 px give latents of 16, unet\.latent_size is 8"):
-        dataclasses.replace(small, data=dataclasses.replace(small.data, image_size=128))
-    with pytest.raises(ValueError, match=r"latents of 7\.5"):
-        dataclasses.replace(
-            small,
-            data=dataclasses.replace(small.data, image_size=60),
-            unet=dataclasses.replace(small.unet, latent_size=7),
-        )
-    with pytest.raises(ValueError, match="halved 4 times"):
-        dataclasses.replace(small, unet=dataclasses.replace(small.unet, widths=(32,) * 5))
-    deepest = dataclasses.replace(small.unet, widths=(32,) * 4)
-    assert dataclasses.replace(small, unet=deepest).unet.latent_size == 8

@@ -64,8 +64,6 @@ def test_an_interrupted_set_goes_on_where_it_stopped(tmp_path: Path) -> None:
     "changes",
     [
         {"sampling": dataclasses.replace(SAMPLING, guidance_scale=2.5)},
-        {"sampling": dataclasses.replace(SAMPLING, steps=6)},
-        {"sampling": dataclasses.replace(SAMPLING, sampler="dpm++")},
         {"model": "epoch_4.pt"},
         {"prompts": (*PROMPTS[:9], "face 3")},
         {"seeds": tuple(range(101, 111))},
@@ -77,17 +75,8 @@ def test_whatever_decides_the_pictures_names_another_folder(changes: dict[str, A
     assert dataclasses.replace(REQUEST, **changes).key() != REQUEST.key()
 
 
-def test_the_protocol_says_how() -> None:
-    protocol = REQUEST.protocol()
-    assert protocol["seeds"] == "100 to 109, one a picture" and protocol["n"] == 10
-    named = {"sampler": "ddim", "steps": 5, "guidance_scale": 2.0, "weights": "EMA"}
-    assert named.items() <= protocol.items() and protocol["model"] == "epoch_3.pt"
-
-
 @pytest.mark.parametrize("damage", ["cut short", "a hole"])
-def test_a_damaged_picture_is_made_again_and_said(
-    damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_picture_is_made_again(damage: str, tmp_path: Path) -> None:
     generated(Painter(), tmp_path)
     torn = sorted(tmp_path.rglob("*.png"))[4]
     content = torn.read_bytes()
@@ -99,7 +88,6 @@ def test_a_damaged_picture_is_made_again_and_said(
     assert torch.equal(generated(second, tmp_path, 3), want())
     assert second.painted == ["face 3", "face 4", "face 5"]  # in its batch, to be the same to a bit
     assert all(path.stat().st_mtime_ns == time for path, time in others.items())
-    assert str(torn) in capsys.readouterr().out
 
 
 class Process:
@@ -112,7 +100,7 @@ class Process:
     def wait_for_everyone(self) -> None: ...
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 7])
+@pytest.mark.parametrize("count", [1, 3, 7])
 def test_processes_deal_whole_batches(
     count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
