@@ -166,19 +166,23 @@ def real_faces() -> Path:
 
 
 class Latents:
-    """Posteriors of made-up faces."""
+    """Posteriors of made-up faces; remembers what was asked for."""
 
     given_captions = None
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int = 24, std: float = 0.3) -> None:
         self.mean = torch.randn(count, 4, 8, 8, generator=torch.Generator().manual_seed(11))
+        self.std = std
+        self.asked: list[tuple[list[int], list[bool]]] = []
 
     def __len__(self) -> int:
         return len(self.mean)
 
     def fetch(self, positions: np.ndarray, flipped: np.ndarray) -> Posterior:
-        mean = self.mean[torch.from_numpy(positions)]
-        return Posterior(mean, torch.full_like(mean, 0.3))
+        self.asked.append((positions.tolist(), flipped.tolist()))
+        mean = self.mean[torch.from_numpy(positions)].clone()
+        mean[torch.from_numpy(flipped)] = mean[torch.from_numpy(flipped)].flip(-1)
+        return Posterior(mean, torch.full_like(mean, self.std))
 
 
 @pytest.fixture
@@ -196,7 +200,7 @@ def opening(
         changes = {"mixed_precision": "no", "tracker": None, "warmup_steps": 2} | changes
         training = dataclasses.replace(tiny_config.training, **changes)
         opened = Experiment(dataclasses.replace(tiny_config, training=training), tmp_path / name)
-        opened.latents = opened.faces = latents or Latents(24)
+        opened.latents = opened.faces = latents or Latents()
         opened.caption = lambda position, wording: f"a man, number {position % 7}"
         opened.text_fingerprint = opened.vae_fingerprint = opened.image_fingerprint = "frozen"
         made.append(opened)

@@ -5,7 +5,6 @@ import importlib
 import json
 import lzma
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 import torch
 from tape import TapeRecorder
 
-from benchmarks import agreement, cpu, diffusers_peer, gpu, gpu_leg, timing, worker
+from benchmarks import agreement, gpu, gpu_leg, timing, worker
 from config import ROOT, get_config
 from custom_datasets.captions import describe
 from custom_datasets.celeba_files import ATTRIBUTES
@@ -68,53 +67,6 @@ def test_a_block_repeats_its_job_and_gives_the_mean() -> None:
     assert min(taken) > 0.01 and max(taken) < 0.2
 
 
-def test_a_job_that_fails_says_why() -> None:
-    with timing.Worker("sleeping", "x") as sleeper, pytest.raises(RuntimeError, match="'x'"):
-        sleeper.block(1)
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="reads process numbers as POSIX has them")
-def test_a_worker_ends_with_its_parent() -> None:
-    """In the middle of a block too, however its parent ends."""
-    code = (
-        "from benchmarks.timing import Worker\n"
-        "with Worker('sleeping', 60) as worker:\n"
-        "    print(worker.process.pid, flush=True)\n"
-        "    worker.block(1)\n"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    ) as parent:
-        child = int(parent.stdout.readline())
-        time.sleep(1)
-        parent.kill()
-    for _ in range(100):
-        if not _runs(child):
-            return
-        time.sleep(0.1)
-    pytest.fail(f"process {child} goes on")
-
-
-def _runs(process: int) -> bool:
-    listed = subprocess.run(
-        ["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True, check=False
-    )
-    return listed.stdout.strip() not in ("", "Z")
-
-
-def test_results_are_kept_with_the_machine(capsys: pytest.CaptureFixture[str]) -> None:
-    times = {
-        "ours": timing.Times([1, 2, 3], [1, 1, 1]),
-        "diffusers": timing.Times([2, 4, 6], [1] * 3),
-    }
-    kinds = {kind: timing.ratio(*times.values(), kind) for kind in ("clock", "processor")}
-    cpu.write("test", [{"what": "a step", "seconds": times, "times_longer": kinds}])
-    kept = json.loads((timing.OUT / "test.json").read_text())
-    assert kept["rows"][0]["seconds"]["diffusers"]["clock"] == [2, 4, 6]
-    assert {"commit", "torch", "cores"} <= set(kept["machine"])
-    assert "| a step | 2 | 4 | 2 [2, 2] | 1 [1, 1] |" in capsys.readouterr().out
-
-
 # --- what is timed ---
 
 
@@ -131,21 +83,6 @@ def test_results_are_kept_with_the_machine(capsys: pytest.CaptureFixture[str]) -
 def test_each_job_runs(job: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LDM_DEVICE", "cpu")
     assert worker.timed(worker.prepared(*job), 0)["clock"] > 0
-
-
-def test_the_peers_step_changes_the_unet(monkeypatch: pytest.MonkeyPatch) -> None:
-    built: list[torch.nn.Module] = []
-    build = diffusers_peer.build_unet
-
-    def noted(shape: object) -> torch.nn.Module:
-        built.append(build(shape))
-        return built[-1]
-
-    monkeypatch.setattr(diffusers_peer, "build_unet", noted)
-    step = diffusers_peer.training_step("smoke", "2")
-    before = built[0].conv_in.weight.detach().clone()
-    step()
-    assert not torch.equal(built[0].conv_in.weight, before)
 
 
 # --- a GPU ---
@@ -248,14 +185,6 @@ def test_given_latents_are_read_with_their_own_captions(encoded_faces: list[str]
         for i in (*range(1, 32, 2), *range(32, 40))
     }
     assert set(leg.unseen_captions(99)) == odd
-
-
-def test_another_table_of_attributes_is_refused(encoded_faces: list[str]) -> None:
-    path = Path(encoded_faces[3])
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join([lines[0], lines[1], *reversed(lines[2:])]))
-    with pytest.raises(ValueError, match=path.name):
-        gpu_leg.read_attributes(path)
 
 
 def test_the_rehearsal_runs_every_stage(

@@ -1,6 +1,5 @@
 """A step that was recorded once and is replayed without Python is the same step, to the bit."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -217,25 +216,3 @@ def test_a_device_with_little_memory_records_the_micro_batches_that_fit(
     opened.state.unet.register_forward_pre_hook(refuse)
     assert [step.loss for step in train(opened)] == pytest.approx(want, rel=1e-3)
     assert recorders[-1].replays == STEPS - PLAIN_STEPS
-
-
-def test_a_batch_of_another_size_is_another_recording(
-    opening: Opening, recorders: list[TapeRecorder]
-) -> None:
-    opened = opening(**BASE)
-    step = loop.device_step(
-        opened.state,
-        opened.objective,
-        opened.text_encoder,
-        opened.config.training,
-        opened.precision,
-        opened.accelerator,
-    )
-    for number in range(6):
-        batch = opened.batches[number]
-        step(batch)
-        small = dataclasses.replace(batch, faces=batch.faces[:4], packed=batch.packed[:4])
-    assert len(recorders[0].tapes) == 1
-    for _ in range(PLAIN_STEPS + 1):
-        row = step(small)
-    assert len(recorders[0].tapes) == 2 and float(row[10:20].sum()) == 4

@@ -14,11 +14,9 @@ from accelerate.state import AcceleratorState
 
 import config as config_module
 from config import Config, from_dict
-from custom_datasets.captions import describe
 from custom_datasets.latent_cache import ImageLatents, LatentCache
 from inference.samples import save_samples
 from inference.text_to_face import TextToFace
-from models.vae_wrapper import VAEWrapper
 from training import checkpoints, tracking
 from training import environment as environment_module
 from training.environment import describe_environment
@@ -100,17 +98,6 @@ def test_the_config_and_the_environment_are_kept(exact: Config) -> None:
     assert values["environment"]["device"].startswith("cpu")
 
 
-def test_captions_are_those_of_the_training_faces(exact: Config) -> None:
-    opened = opening(changed(exact, "training", seed=3))
-    for position in (0, 7, 23):
-        face = opened.faces[position]
-        for epoch in (0, 1):
-            want = describe(face.attributes, face.index, epoch, 3)
-            assert opened.caption(position, epoch) == want
-    first = {opened.caption(p, 0) for p in range(24)}
-    assert first != {opened.caption(p, 1) for p in range(24)} and len(first) > 10
-
-
 def test_cached_latents_train_as_encoding_on_the_fly_does(exact: Config) -> None:
     losses, kinds = [], []
     for cached in (True, False):
@@ -148,34 +135,12 @@ def test_samples_that_cannot_be_drawn_do_not_end_the_run(
     assert not (opened.folder / "samples").exists()
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"text_width": 48}, r"models\.text_encoder .*is 32, not 48; .*unet\.text_width=32"),
-        ({"latent_channels": 16}, r"models\.autoencoder .*is 4, not 16; .*unet\.latent_channels=4"),
-    ],
-)
+@pytest.mark.parametrize(("field", "value"), [("text_width", 48), ("latent_channels", 16)])
 def test_models_that_do_not_fit_are_refused(
-    exact: Config, root: Path, values: dict[str, int], message: str
+    exact: Config, root: Path, field: str, value: int
 ) -> None:
-    with pytest.raises(ValueError, match=message):
-        opening(changed(exact, "unet", **values))
-    assert not (root / "data" / "latents").exists()
-
-
-def test_an_autoencoder_of_another_downsampling_is_refused(
-    exact: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(VAEWrapper, "downsampling", 4)
-    with pytest.raises(ValueError, match="downsampling is 4, not 8"):
-        opening(exact)
-
-
-def test_a_prompt_that_is_too_long_is_refused_before_any_long_work(
-    exact: Config, root: Path
-) -> None:
-    with pytest.raises(ValueError, match=r"^sampling\.prompts: .*tokens.{,120}Shorten"):
-        opening(changed(exact, "sampling", prompts=("a man with a beard " * 30,)))
+    with pytest.raises(ValueError, match=rf"unet\.{field}"):
+        opening(changed(exact, "unet", **{field: value}))
     assert not (root / "data" / "latents").exists()
 
 
@@ -187,26 +152,12 @@ def test_a_batch_that_the_faces_do_not_fill_is_refused_before_any_long_work(
     assert not (root / "data" / "latents").exists()
 
 
-def test_a_warm_up_longer_than_the_run_is_said(exact: Config) -> None:
-    said = opening(changed(exact, "training", warmup_steps=6)).summary()
-    assert "training.warmup_steps (6) are not fewer than the 6 steps" in said
-    opened = opening(dataclasses.replace(changed(exact, "training", warmup_steps=5), name="b"))
-    assert "warmup" not in opened.summary()
-
-
-@pytest.mark.parametrize(
-    ("tracker", "message"),
-    [
-        ("tensorbord", "did you mean 'tensorboard'"),
-        ("", "choose from"),
-        ("aim", "not installed"),
-    ],
-)
+@pytest.mark.parametrize("tracker", ["tensorbord", "aim"])
 def test_a_tracker_that_would_log_nothing_is_refused(
-    exact: Config, root: Path, monkeypatch: pytest.MonkeyPatch, tracker: str, message: str
+    exact: Config, root: Path, monkeypatch: pytest.MonkeyPatch, tracker: str
 ) -> None:
     monkeypatch.setattr(tracking, "get_available_trackers", lambda: ["tensorboard"])
-    with pytest.raises(ValueError, match=rf"training\.tracker.*{message}"):
+    with pytest.raises(ValueError, match=r"training\.tracker"):
         Experiment(changed(exact, "training", tracker=tracker))
     assert not (root / "checkpoints").exists()
 
@@ -236,12 +187,6 @@ def test_pictures_with_captions_alone_train(exact: Config, root: Path, drawn_fol
     assert len(opened.faces) == 20 and not opened.faces.has_attributes
     assert opened.caption(3, 1) == f"a woman number {opened.faces.names[3].removesuffix('.jpg')}"
     assert len(list(train(opened))) == 4
-
-
-def test_missing_faces_are_named(exact: Config, root: Path) -> None:
-    nowhere = changed(exact, "data", source=str(root / "nowhere"))
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        opening(nowhere)
 
 
 def test_a_run_with_other_settings_is_refused_before_encoding(exact: Config, root: Path) -> None:
@@ -276,6 +221,9 @@ def test_a_commit_is_that_of_this_repository_and_says_if_files_differ(
     assert describe_environment(torch.device("cpu"))["commit"] == f"{commit} with edits"
     monkeypatch.setattr(environment_module, "ROOT", tmp_path / "inner")
     assert describe_environment(torch.device("cpu"))["commit"] == "not a git checkout"
+    monkeypatch.setattr(environment_module, "ROOT", tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))  # a machine without git
+    assert describe_environment(torch.device("cpu"))["commit"] == "not a git checkout"
 
 
 def test_a_run_that_is_finished_says_so(exact: Config) -> None:
@@ -283,11 +231,3 @@ def test_a_run_that_is_finished_says_so(exact: Config) -> None:
     assert "nothing is left" not in opened.summary()
     assert len(list(train(opened))) == 6
     assert "nothing is left" in opening(exact).summary()
-
-
-def test_a_machine_without_git_is_described(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    environment = describe_environment(torch.device("cpu"))
-    assert environment["commit"] == "not a git checkout"

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from config import Config
-from training import checkpoints, run_folder
+from training import checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
 KILLS = int(os.environ.get("LDM_TORTURE_KILLS", "8"))
@@ -122,42 +122,3 @@ def test_a_full_disk_stops_the_run_and_leaves_what_was_there(
 
 
 # --- several processes ---
-
-
-def launch(processes: int, root: Path, config: Path) -> subprocess.CompletedProcess:
-    """TRAIN in several processes on the CPU, as `accelerate launch` starts them."""
-    (script := root.parent / "train_many.py").write_text(TRAIN)
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
-    places = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    return subprocess.run(
-        [*command, "--standalone", str(script), str(root), str(config)],
-        env=os.environ | places,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-
-
-def test_two_processes_train_one_model(tiny_config: Config, tmp_path: Path) -> None:
-    config = training_config(tiny_config, batch_size=8, num_epochs=2, keep_last=100)
-    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
-    places = (tmp_path / "two", tmp_path / "config.json")
-    finished = launch(2, *places)
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    assert finished.stdout.count("step 6\n") == 2  # 24 faces, 8 a step, two epochs
-    folder = tmp_path / "two" / "checkpoints" / "test"
-    path, checkpoint = checkpoints.open_newest(folder)
-    assert (checkpoint.step, checkpoint.epoch) == (6, 2)
-    assert [line["step"] for line in run_folder.read_losses(folder)] == [1, 2, 3, 4, 5, 6]
-    path.unlink()  # as if it had stopped a step before
-    again = launch(2, *places)
-    assert again.returncode == 0 and again.stdout.count("step 6\n") == 2, again.stderr[-3000:]
-    _, resumed = checkpoints.open_newest(folder)
-    assert all(torch.equal(resumed.ema[name], value) for name, value in checkpoint.ema.items())
-    checkpoints.newest_checkpoint(folder).unlink()
-    alone = run_script(TRAIN, *places)  # one process goes on where two stopped
-    assert alone.returncode == 0 and alone.stdout.splitlines()[-1] == "step 6", alone.stderr
-    _, resumed = checkpoints.open_newest(folder)
-    for name, value in checkpoint.ema.items():
-        torch.testing.assert_close(resumed.ema[name], value, rtol=1e-4, atol=1e-5)

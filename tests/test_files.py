@@ -57,18 +57,20 @@ def test_who_waits_for_another_process_is_told_which(
         assert f"process {holder.pid} on" in said[0] and str(tmp_path) in said[0]
 
 
+def test_the_lock_of_a_killed_process_is_taken_over(
+    holder: subprocess.Popen, tmp_path: Path
+) -> None:
+    holder.kill()
+    holder.wait()
+    note = tmp_path / "lock.holder"
+    assert f"process {holder.pid}" in note.read_text()
+    with locked(tmp_path / "lock", wait=False):
+        assert f"process {os.getpid()}" in note.read_text()
+
+
 def test_who_does_not_wait_is_refused(holder: subprocess.Popen, tmp_path: Path) -> None:
     with pytest.raises(InUse, match=f"process {holder.pid}"), locked(tmp_path / "lock", wait=False):
         pass
-
-
-def test_a_lock_that_is_free_is_taken_in_silence(
-    tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    for _ in range(2):
-        with locked(tmp_path / "lock"):
-            pass
-    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")

@@ -47,19 +47,6 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(opening: Opening, si
     assert norm(difference) < 5e-6 * norm(whole)  # what float32 rounds in sums of another order
 
 
-def test_the_micro_batch_may_change_on_the_way(opening: Opening) -> None:
-    first = opening(num_epochs=1)
-    list(train(first))
-    first.close()
-    whole = [step.loss for step in train(opening(name="whole", lr_decay="constant", num_epochs=2))]
-    second = opening(num_epochs=2, lr_decay="constant", name="parts")
-    list(zip(range(3), train(second), strict=False))
-    second.close()
-    third = opening(num_epochs=2, lr_decay="constant", name="parts", micro_batch_size=3)
-    assert third.state.step == 3
-    assert [step.loss for step in train(third)] == pytest.approx(whole[3:], rel=1e-4)
-
-
 def test_gradient_checkpointing_gives_the_same_gradient(opening: Opening) -> None:
     plain, _ = gradients_of(opening(name="a"))
     opened = opening(name="b", gradient_checkpointing=True)

@@ -3,7 +3,6 @@ results stay the same to the bit.
 """
 
 from collections.abc import Callable
-from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -94,19 +93,6 @@ def test_few_graphs_are_kept(recorder: Recorder) -> None:
     recorder.events.clear()
     call(torch.zeros(1, 3))  # the first was dropped
     assert recorder.events == ["plain"]
-
-
-def test_without_cuda_with_gradients_or_switched_off_there_is_no_graph(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    on_cuda = (SimpleNamespace(is_cuda=True),)
-    with torch.no_grad():
-        assert graphs.can_graph(on_cuda)
-        assert not graphs.can_graph((torch.zeros(1),))
-        monkeypatch.setenv("LDM_GRAPHS", "0")
-        assert not graphs.can_graph(on_cuda)
-        monkeypatch.delenv("LDM_GRAPHS")
-    assert not graphs.can_graph(on_cuda)
 
 
 @needs_cuda

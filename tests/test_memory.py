@@ -60,10 +60,3 @@ def test_large_tensors_take_no_new_pages_inside_and_leave_none_behind(how: str) 
     assert faults < 2_000  # one tensor alone has 16,384 pages
     assert inside > 60
     assert after < 30
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc is asked for it")
-def test_it_can_be_switched_off() -> None:
-    faults, inside, _ = measured("use()", LDM_KEEP_MEMORY="0")
-    assert faults > 10_000
-    assert inside < 30

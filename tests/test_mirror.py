@@ -114,17 +114,6 @@ def test_a_checkpoint_is_copied_once_and_what_is_pruned_is_deleted(
     assert there.names() == [later.name]
 
 
-def test_a_copy_that_is_cut_short_is_no_copy(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    monkeypatch.setattr(mirror.shutil, "copyfile", lambda _, to: Path(to).write_bytes(b"half"))
-    there = Mirror(str(tmp_path / "drive"), "a run")
-    there.copy(run, checkpoints.newest_checkpoint(run))
-    there.wait()
-    assert "cut short" in capsys.readouterr().out
-    assert there.names() == []
-
-
 @pytest.mark.parametrize("damage", [b"", b"version https://git-lfs", None])
 def test_a_damaged_older_copy_stops_no_newer_one(
     run: Path, tmp_path: Path, damage: bytes | None, capsys: pytest.CaptureFixture
@@ -160,11 +149,6 @@ def test_a_damaged_copy_is_passed_over(run: Path, tmp_path: Path) -> None:
     assert not found.exists()
 
 
-def test_a_mirror_without_the_run_is_a_fresh_start(tmp_path: Path) -> None:
-    Mirror(str(tmp_path / "drive"), "x").restore(tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
 def test_what_a_fresh_machine_did_not_fetch_stays(run: Path, tmp_path: Path) -> None:
     """It fetches the newest checkpoints alone; the mirror keeps every n-th epoch and the best."""
     drive, path = str(tmp_path / "drive"), checkpoints.newest_checkpoint(run)
@@ -180,34 +164,6 @@ def test_what_a_fresh_machine_did_not_fetch_stays(run: Path, tmp_path: Path) -> 
     second.copy(fresh, fresh / path.name)
     second.wait()
     assert len(second.names()) == 3
-
-
-def test_what_could_not_be_deleted_is_deleted_the_next_time(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    there, path = Mirror(str(tmp_path / "drive"), "a run"), checkpoints.newest_checkpoint(run)
-    there.copy(run, path)
-    there.wait()
-    later = path.with_name("celeba_ldm_unet_checkpoint_epoch_2.pt")
-    path.replace(later)
-    with monkeypatch.context() as away:
-        away.setattr(Mirror, "names", lambda _: (_ for _ in ()).throw(OSError("away")))
-        there.copy(run, later, [path])
-        there.wait()
-    assert there.names() == [path.name]
-    there.copy(run, path)
-    there.wait()
-    assert there.names() == [later.name]
-
-
-def test_a_mirror_without_a_whole_checkpoint_does_not_begin_the_run_again(
-    machine: Callable[..., Experiment], tmp_path: Path
-) -> None:
-    torn = tmp_path / "drive" / "test" / "celeba_ldm_unet_checkpoint_epoch_9.pt"
-    torn.parent.mkdir(parents=True)
-    torn.write_bytes(b"half")
-    with pytest.raises(ValueError, match="none of the 1 checkpoints"):
-        machine("first")
 
 
 class Hub:
@@ -300,10 +256,3 @@ def test_a_mirror_that_cannot_be_read_does_not_begin_the_run_again(
     for place in ("hf:owner/name", str(tmp_path / "file")):
         with pytest.raises(ConnectionError, match=r"training\.mirror"):
             Mirror(place, "x").restore(tmp_path / "run")
-
-
-def test_a_relative_mirror_is_in_the_repository(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert Mirror("drive", "x").folder == config_module.ROOT / "drive" / "x"

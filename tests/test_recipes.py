@@ -81,17 +81,3 @@ def test_a_leg_trains_for_its_length_is_measured_and_resumes(
     counted = leg(tmp_path, "counted", [], images=3 * STEPS_AN_EPOCH * BATCH)
     assert counted["epochs"] == 3
     assert recipes.table_lines([record, counted])[2:]  # both are shown
-
-
-def test_legs_are_listed_by_distance_and_only_when_done() -> None:
-    assert "no leg" in recipes.table_lines([{"leg": "planned", "epochs": 2}])[0]
-    shown = {"changes": [], "seed": 0, "minutes": 1.0, "images_per_second": 9.0, "images": 10}
-    legs = []
-    for name, value in (("far", 3.0), ("near", 1.0), ("middle", 2.0)):
-        number = {"question": "FID", "space": "Inception", "set": "generated", "n": 400}
-        number |= {"value": value, "low": 0.0, "high": 9.0}
-        legs.append({"leg": name, **shown, "pixels": 128, "numbers": [number]})
-    rows = recipes.table_lines(legs)
-    assert [row.split(" | ")[0].strip("| ") for row in rows[2:]] == ["near", "middle", "far"]
-    assert "| 1 [0, 9] | – | – | – | – | – |" in rows[2]
-    assert len({row.count("|") for row in rows}) == 1

@@ -1,10 +1,6 @@
 """The run folder: one run at a time, its config and its losses."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,12 +8,10 @@ import torch
 from torchvision.utils import save_image
 
 import config as config_module
-from config import Config, from_dict
+from config import Config
 from files import InUse
 from inference.samples import saved_samples
 from training import run_folder
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def small_config() -> Config:
@@ -25,43 +19,6 @@ def small_config() -> Config:
 
 
 # --- one run at a time ---
-
-HOLDER = """
-import sys
-from pathlib import Path
-from files import InUse
-from training import run_folder
-with run_folder.hold(Path(sys.argv[1])):
-    print("holding", flush=True)
-    sys.stdin.readline()
-"""
-
-
-@pytest.fixture
-def holder(tmp_path: Path) -> subprocess.Popen:
-    """Another process that holds the folder `tmp_path`."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(tmp_path)],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout.readline() == "holding\n"
-    yield process
-    process.kill()
-    process.wait()
-
-
-def test_the_lock_of_a_killed_process_is_taken_over(
-    holder: subprocess.Popen, tmp_path: Path
-) -> None:
-    os.kill(holder.pid, signal.SIGKILL)
-    holder.wait()
-    note = tmp_path / "run.lock.holder"
-    assert f"process {holder.pid}" in note.read_text()
-    with run_folder.hold(tmp_path):
-        assert f"process {os.getpid()}" in note.read_text()
 
 
 def test_a_folder_can_be_held_again_after_an_error(tmp_path: Path) -> None:
@@ -72,14 +29,6 @@ def test_a_folder_can_be_held_again_after_an_error(tmp_path: Path) -> None:
 
 
 # --- config and losses ---
-
-
-def test_the_config_can_be_read_back(tmp_path: Path) -> None:
-    folder = tmp_path / "new"
-    run_folder.write_config(folder, small_config(), {"torch": "1"}, 0, [])
-    values = json.loads((folder / "config.json").read_text())
-    assert from_dict(values["config"], Config) == small_config()
-    assert values["environment"] == {"torch": "1"} and values["changes"] == []
 
 
 def test_what_changed_on_the_way_is_kept(tmp_path: Path) -> None:
@@ -106,12 +55,6 @@ def test_losses_after_a_step_are_forgotten(tmp_path: Path, step: int) -> None:
     assert (tmp_path / "losses.jsonl").read_text().count("\n") == min(step, 5)
 
 
-def test_no_losses_yet(tmp_path: Path) -> None:
-    run_folder.cut_losses(tmp_path, 3)
-    assert run_folder.read_losses(tmp_path) == []
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_damaged_lines_in_the_middle_are_passed_over_and_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -128,12 +71,6 @@ def test_damaged_lines_in_the_middle_are_passed_over_and_counted(
     run_folder.cut_losses(tmp_path, 4)
     assert [line["step"] for line in run_folder.read_losses(tmp_path)] == [1, 4]
     assert "damaged" not in capsys.readouterr().out.partition("\n")[2]
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", "3", '{"changes": 3}', "{}", "null"])
-def test_a_config_that_was_torn_is_written_again(tmp_path: Path, content: str) -> None:
-    (tmp_path / "config.json").write_text(content)
-    assert run_folder.read_changes(tmp_path) == []
 
 
 def test_grids_of_samples_are_spread_over_the_run(tmp_path: Path) -> None:

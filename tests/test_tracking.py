@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from training.step import Step
-from training.tracking import log_pictures, tracked, values_of
+from training.tracking import log_pictures, tracked
 
 BINS = (0.9, None, *(0.1,) * 8)
 
@@ -38,23 +38,6 @@ def test_every_step_reaches_tensorboard(tmp_path: Path) -> None:
     (picture,) = events.Images("samples")
     assert (picture.step, picture.width, picture.height) == (2, 22, 12)  # two of 8 px, 2 px apart
     assert {"learning_rate", "images_per_second"} <= set(events.Tags()["scalars"])
-
-
-def test_a_bin_without_a_sample_and_a_skipped_loss_are_left_out() -> None:
-    names = values_of(step(1, 0.5))
-    assert len([name for name in names if name.startswith("loss_by_timestep")]) == 9
-    skipped = step(1, float("nan"), moved=False)
-    assert set(values_of(skipped)) == {"learning_rate", "images_per_second"}
-
-
-def test_a_run_that_is_interrupted_is_logged_so_far(tmp_path: Path) -> None:
-    accelerator = Accelerator(log_with="tensorboard", project_dir=tmp_path)
-    run = tracked(steps(5), accelerator, "test")
-    next(run), next(run)
-    run.close()
-    events = EventAccumulator(str(tmp_path / "test"))
-    events.Reload()
-    assert [event.step for event in events.Scalars("loss")] == [1, 2]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -1,7 +1,6 @@
 """The loss of held-out faces: the same samples every time, and it decides which epoch is best."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -180,20 +179,6 @@ def test_the_best_epoch_is_decided_by_held_out_faces(opening: Opening) -> None:
     assert [name.split("_")[-1] for name in names] == ["3.pt", "1.pt"]
 
 
-def test_losses_over_another_number_of_faces_are_not_compared(opening: Opening) -> None:
-    opened = opening(num_epochs=1, lr_decay="constant", keep_last=1, keep_every_n_epochs=100)
-    list(train(opened))
-    path = opened.folder / run_folder.VALIDATION
-    (first,) = run_folder.read_validation(opened.folder)
-    few = {**first, "loss": 0.0, "losses": first["losses"][:2]}  # as with validation_faces=2
-    path.write_text(json.dumps(few) + "\n")
-    list(train(opening(num_epochs=3, lr_decay="constant", keep_last=1, keep_every_n_epochs=100)))
-    lines = run_folder.read_validation(opened.folder)
-    best = min(lines[1:], key=lambda line: line["loss"])["epoch"]
-    kept = {int(path.stem.split("_")[-1]) for path in checkpoints(opened.folder)}
-    assert kept == {best, 3}
-
-
 def test_a_copy_without_val_faces_trains_and_says_what_is_missing(
     opening: Opening, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -234,9 +219,6 @@ def test_the_trend_tells_whether_more_training_helps(
     trend = recent_trend(lines)
     assert advice in trend.advice() and (trend.first, trend.last) == (4, 5)
     assert best is None or trend.best == best
-
-
-def test_a_trend_needs_two_epochs_of_the_same_faces() -> None:
     assert recent_trend([]) is None
     assert recent_trend([line(1, np.ones(8))]) is None
     assert recent_trend([line(1, np.ones(4)), line(2, np.ones(8))]) is None

@@ -94,11 +94,6 @@ def test_a_batch_that_was_scaled_is_read_as_the_batch_it_was(
     assert scaled.learning_rate == factor * plain.learning_rate
 
 
-def test_its_settings_can_be_read(old_run: Path) -> None:
-    values = json.loads((old_run / "config.json").read_text())["config"]
-    assert checkpoints.read_config(values).name == "before"
-
-
 def test_retired_settings_are_dropped_and_changed_ones_translated(
     old_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

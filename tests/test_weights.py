@@ -8,9 +8,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
-import config as config_module
 from config import Config
 from inference.opening import sampling_precision
 from inference.text_to_face import TextToFace
@@ -118,8 +116,6 @@ def test_weights_that_float16_cannot_hold_are_refused(trained: Weights, tmp_path
     wild = dataclasses.replace(trained, ema=trained.ema | {name: torch.full((3,), 1e6)})
     with pytest.raises(ValueError, match=name):
         save_weights(tmp_path / "w.safetensors", wild)
-    with pytest.raises(ValueError, match="bits"):
-        save_weights(tmp_path / "w.safetensors", trained, 4)
     assert list(tmp_path.glob("w.*")) == []
 
 
@@ -130,12 +126,6 @@ def test_a_file_that_is_no_weights_is_named(shared: Path, tmp_path: Path) -> Non
         path.write_bytes(content)
         with pytest.raises(ValueError, match=path.name):
             open_trained(shared)
-    path.write_bytes(whole)
-    save_file(load_file(path), tmp_path / "bare.safetensors")
-    with pytest.raises(ValueError, match="bare"):
-        open_trained(tmp_path / "bare.safetensors")
-    with pytest.raises(FileNotFoundError):
-        open_trained(tmp_path / "nowhere")
 
 
 # --- a new run ---
@@ -195,31 +185,6 @@ def test_weights_of_another_shape_are_refused_by_the_first_difference(
         open_run(wider, tmp_path / "new", run) as opened,
     ):
         _ = opened.state
-    with (
-        pytest.raises(FileNotFoundError, match="nowhere"),
-        open_run(tiny_config, tmp_path / "new", tmp_path / "nowhere") as opened,
-    ):
-        _ = opened.state
-
-
-def test_what_the_weights_learned_otherwise_is_recorded(
-    tiny_config: Config, run: Path, tmp_path: Path
-) -> None:
-    diffusion = dataclasses.replace(tiny_config.diffusion, prediction_type="epsilon")
-    other = dataclasses.replace(tiny_config, diffusion=diffusion)
-    with open_run(other, tmp_path / "new", run) as opened:
-        _ = opened.state
-        (change,) = run_folder.read_changes(opened.folder)
-    assert any("diffusion.prediction_type" in text for text in change["changed"])
-
-
-def test_a_relative_place_is_in_the_repository_too(
-    tiny_config: Config, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("training.resuming.ROOT", run.parent)
-    monkeypatch.setattr(config_module, "ROOT", run.parent)
-    with open_run(tiny_config, tmp_path / "new", Path(run.name)) as opened:
-        assert opened.state.step == 0
 
 
 def test_faces_that_were_exchanged_are_announced_and_recorded(
