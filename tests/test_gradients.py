@@ -11,7 +11,7 @@ from torch import Tensor
 from config import Config
 from models.custom_unet_celeba_ldm import build_unet
 from models.device import autocast
-from training import run_folder
+from training import loop, run_folder
 from training.experiment import Experiment
 from training.loop import device_step, train
 from training.state import HalfCopy, apply_gradients, new_state
@@ -85,6 +85,28 @@ def test_out_of_memory_halves_the_micro_batch_with_the_same_result(
     said = capsys.readouterr().out
     assert "with 8 samples at once: continuing with 4" in said
     assert "with 4 samples at once: continuing with 2" in said
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_backward_pass_that_fails_half_way_leaves_nothing(
+    opening: Opening, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    want, _ = gradients_of(opening(name="a", mixed_precision=precision, micro_batch_size=4))
+    opened = opening(name="b", mixed_precision=precision, micro_batch_size=8)
+    backward, failed = Tensor.backward, []
+
+    def run_out(loss: Tensor) -> None:
+        backward(loss)
+        if not failed:  # with gradients in every weight
+            failed.append(loss)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(Tensor, "backward", run_out)
+    monkeypatch.setattr(loop, "apply_gradients", lambda state, settings: torch.zeros(()))
+    next(train(opened))
+    assert failed
+    for one, other in zip(want, opened.state.weights, strict=True):
+        assert torch.equal(one, other.grad)
 
 
 def test_a_device_that_takes_no_sample_at_all_is_told_so(opening: Opening) -> None:

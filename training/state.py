@@ -173,7 +173,9 @@ class HalfCopy:
 
     @torch.no_grad()
     def take_weights(self) -> None:
-        """Cast the live weights, which an update changed."""
+        """Cast the live weights, which an update changed, and drop what a pass that failed left."""
+        for half in self.halves:
+            half.grad = None
         torch._foreach_copy_(self.halves, self.matrices)
 
     @torch.no_grad()
