@@ -1,4 +1,4 @@
-"""Keeps the loss curves of runs in docs/curves/, with one figure: `python -m docs.curves <run> ...`.
+"""Keeps the loss curves of runs in docs/curves/, and draws them: `python -m docs.curves <run> ...`.
 
 A line holds one epoch: images so far, the mean of the training loss, and the loss of held-out faces
 under the averaged weights. A curve of the same preset tells a reader what to expect at which image.
