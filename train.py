@@ -53,7 +53,7 @@ def read_stored(arguments: argparse.Namespace) -> Config:
     Raises:
         ValueError: it is not there, is damaged, or is another file.
     """
-    from training.checkpoints import read_config
+    from training.old_configs import read_config
 
     try:
         stored = json.loads(arguments.config.read_text(encoding="utf-8"))["config"]

@@ -10,7 +10,7 @@ from config import Config, get_config
 from custom_datasets import opening
 from custom_datasets.drawn_faces import write_drawn_faces
 from custom_datasets.opening import find_faces, has_split, locate, mounted_by_kaggle, open_faces
-from training import checkpoints
+from training.old_configs import read_config
 
 
 @pytest.fixture(autouse=True)
@@ -89,6 +89,6 @@ def test_faces_that_are_there_are_found(tiny_config: Config) -> None:
 )
 def test_stored_settings_name_the_faces_that_they_named(stored: dict, source: str | None) -> None:
     """Before there was one door, `data.folder` held the faces."""
-    found = checkpoints.read_config({"name": "before", "data": {"image_size": 256, **stored}})
+    found = read_config({"name": "before", "data": {"image_size": 256, **stored}})
     assert found.data.source == source
     assert found.data.is_drawn == bool(stored.get("drawn_counts"))

@@ -14,6 +14,7 @@ from inference.text_to_face import TextToFace
 from training import checkpoints, run_folder
 from training.experiment import Experiment
 from training.loop import train
+from training.old_configs import RETIRED, read_config
 
 FIXTURES = Path(__file__).parent / "fixtures"
 PROMPTS = ["A photo of a young woman with blond hair, smiling", "A bald man"]
@@ -87,28 +88,20 @@ def test_a_batch_that_was_scaled_is_read_as_the_batch_it_was(
     old_run: Path, rule: str, factor: int
 ) -> None:
     values = json.loads((old_run / "config.json").read_text())["config"]
-    plain = checkpoints.read_config(values).training
+    plain = read_config(values).training
     values["training"] |= {"scale_batch": 4, "scale_rate": rule, "fused_attention": True}
-    scaled = checkpoints.read_config(values).training
+    scaled = read_config(values).training
     assert scaled.batch_size == 4 * plain.batch_size
     assert scaled.learning_rate == factor * plain.learning_rate
 
 
-def test_retired_settings_are_dropped_and_changed_ones_translated(
+def test_retired_settings_are_dropped_and_unknown_ones_refused(
     old_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = json.loads((old_run / "config.json").read_text())["config"]
-    want = checkpoints.read_config(values)
+    want = read_config(values)
     values["training"] |= {"momentum": 0.9}
-    values["optics"] = {"lens": 50}
     with pytest.raises(ValueError, match="momentum"):
-        checkpoints.read_config({k: v for k, v in values.items() if k != "optics"})
-    retired = checkpoints.RETIRED["training"] | {"momentum"}
-    monkeypatch.setitem(checkpoints.RETIRED, "training", retired)
-    with pytest.raises(ValueError, match="optics"):
-        checkpoints.read_config(values)
-    monkeypatch.setitem(checkpoints.RETIRED, "", checkpoints.RETIRED[""] | {"optics"})
-    assert checkpoints.read_config(values) == want
-    later = {"training": lambda section: section | {"seed": int(10 * section["momentum"])}}
-    monkeypatch.setattr(checkpoints, "TRANSLATED", later)
-    assert checkpoints.read_config(values).training.seed == 9
+        read_config(values)
+    monkeypatch.setitem(RETIRED, "training", RETIRED["training"] | {"momentum"})
+    assert read_config(values) == want

@@ -18,6 +18,7 @@ from config import from_dict
 from files import replacing
 from training import checkpoints
 from training.checkpoints import Fingerprint, Weights
+from training.old_configs import read_config
 
 MAX_INT8 = 127
 SCALE = ".int8_scale"  # follows the name of a tensor that is stored in 8 bits
@@ -114,7 +115,7 @@ def load_weights_file(path: Path) -> Weights:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             described = json.loads((file.metadata() or {})["checkpoint"])
         return Weights(
-            config=checkpoints.read_config(described["config"]),
+            config=read_config(described["config"]),
             epoch=described["epoch"],
             step=described["step"],
             fingerprint=from_dict(described["fingerprint"], Fingerprint),
