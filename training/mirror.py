@@ -126,6 +126,8 @@ class Mirror:
         for path in filter(Path.is_file, paths):
             with replacing(self.folder / path.name) as temporary:
                 shutil.copyfile(path, temporary)
+                if temporary.stat().st_size != path.stat().st_size:
+                    raise OSError(f"the copy of {path.name} in {self.folder} is cut short")
 
     def fetch(self, path: Path) -> None:
         """Copy the file of this name back, atomically."""
