@@ -113,10 +113,8 @@ def read_captions(path: Path) -> dict[str, str]:
     captions: dict[str, str] = {}
     try:
         for each in rows:
-            where, (name, caption) = (
-                f"{path}, line {rows.line_num}",
-                (each["file_name"], each[column]),
-            )
+            where = f"{path}, line {rows.line_num}"
+            name, caption = each["file_name"], each[column]
             if None in each:
                 raise ValueError(
                     f'{where}: too many columns; put a caption with a comma in "quotes"'
