@@ -123,8 +123,8 @@ def _open_tables(folder: Path, tables: list[Path]) -> Copy:
         left_out.setdefault(name, f"not there, but in {tables[0].name}")
     table = table[table["file_name"].isin(there)]
     captions, attributes = None, None
-    columns = attribute_columns(tables[0], table.columns) if not _caption_column(table) else []
-    if caption := _caption_column(table):
+    columns = attribute_columns(tables[0], table.columns) if not caption_column(table) else []
+    if caption := caption_column(table):
         left_out |= dict.fromkeys(table["file_name"][table[caption].isna()], "it has no caption")
         # A picture may have several rows, each with a caption.
         grouped = table.dropna(subset=[caption]).groupby("file_name", sort=False)[caption]
@@ -170,7 +170,8 @@ def _read_table(folder: Path, path: Path) -> pd.DataFrame:
     return table.assign(file_name=[(place / str(n)).as_posix() for n in table["file_name"]])
 
 
-def _caption_column(columns: Iterable[str]) -> str | None:
+def caption_column(columns: Iterable[str]) -> str | None:
+    """The column that holds captions; None where there is none."""
     return next((name for name in CAPTION_COLUMNS if name in columns), None)
 
 
@@ -194,7 +195,7 @@ def open_dataset(source: str) -> Copy:
     image = _image_column(source, table.features)
     columns = attribute_columns(source, table.column_names)
     listed = "attributes" if not columns and "attributes" in table.column_names else None
-    caption = _caption_column(table.column_names)
+    caption = caption_column(table.column_names)
     wanted = [*columns, *filter(None, (listed, caption))]
     values = table.select_columns(wanted).to_pandas() if wanted else None
     rows = np.flatnonzero(values[caption].notna()) if caption else np.arange(len(table))

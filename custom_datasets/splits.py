@@ -31,6 +31,7 @@ _NUMBERS = {
     **dict.fromkeys(("test", "testing"), 2),
 }
 HELD_OUT_SHARE = 0.1  # of faces that are divided by chance, for val, and as many for test
+ENOUGH, MAX_SHARE = 40, 0.2  # faces that an evaluation compares with, where a fifth is as many
 _HERE = Path(__file__).parent
 
 
@@ -71,10 +72,13 @@ def split_by_folders(names: Sequence[str]) -> np.ndarray | None:
 
 
 def split_by_chance(names: Sequence[str]) -> np.ndarray:
-    """Ten percent of the faces for val, ten for test, one at least; the same on every machine."""
+    """Ten percent of the faces for val, ten for test, the same on every machine: one at least, and
+    40 of 200 faces and more, which an evaluation needs.
+    """
     digests = [sha256(f"split/{name}".encode()).digest() for name in names]
     order = sorted(range(len(names)), key=digests.__getitem__)
-    held_out = max(1, round(HELD_OUT_SHARE * len(names)))
+    enough = ENOUGH if MAX_SHARE * len(names) >= ENOUGH else 1
+    held_out = max(enough, round(HELD_OUT_SHARE * len(names)))
     splits = np.zeros(len(names), dtype=np.uint8)
     splits[order[:held_out]], splits[order[held_out : 2 * held_out]] = 1, 2
     return splits

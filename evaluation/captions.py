@@ -14,6 +14,7 @@ from custom_datasets.captions import (
     WORN,
     Caption,
 )
+from custom_datasets.forms import caption_column
 from files import write_text
 
 CAPTIONS = "captions.csv"
@@ -91,7 +92,7 @@ def read_captions(path: Path) -> dict[str, str]:
     """Captions by file name.
 
     Args:
-        path: a CSV file in UTF-8 with the columns `file_name` and `text`.
+        path: a CSV file in UTF-8 with the columns `file_name` and `text` or `caption`.
 
     Raises:
         FileNotFoundError: no such file.
@@ -106,12 +107,14 @@ def read_captions(path: Path) -> dict[str, str]:
             f"{path} is not in UTF-8 ({error.reason}): save it as CSV UTF-8"
         ) from error
     rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    if set(COLUMNS) - set(rows.fieldnames or ()):
+    column = caption_column(rows.fieldnames or ())
+    if "file_name" not in (rows.fieldnames or ()) or not column:
         raise ValueError(f"{path}, line 1: {rows.fieldnames}, expected {','.join(COLUMNS)}")
     captions: dict[str, str] = {}
     try:
         for each in rows:
-            where, (name, caption) = f"{path}, line {rows.line_num}", (each[c] for c in COLUMNS)
+            where = f"{path}, line {rows.line_num}"
+            name, caption = each["file_name"], each[column]
             if None in each:
                 raise ValueError(
                     f'{where}: too many columns; put a caption with a comma in "quotes"'

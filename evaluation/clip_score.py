@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from evaluation.estimate import NotMeasured, jackknife
+from evaluation.estimate import MIN_CLUSTERS, NotMeasured, jackknife
 from evaluation.networks import clip_image_features, text_features
 from evaluation.session import Evaluation
 from evaluation.table import CONTROL, GENERATED, REAL, Table, row
@@ -38,19 +38,25 @@ def others(faces: np.ndarray, seed: int = 0) -> np.ndarray:
 
 
 def scores(
-    space: str, images: Tensor, texts: Tensor, faces: np.ndarray, real: Tensor | None
+    space: str,
+    images: Tensor,
+    texts: Tensor,
+    faces: np.ndarray,
+    order: np.ndarray,
+    real: Tensor | None,
 ) -> Table:
     """CLIP scores with intervals over faces.
 
     Args:
         images, texts: features (N, D) of one CLIP, one image a caption.
-        faces: (N,) the face that each caption describes.
+        faces: (N,) the independent unit of each caption, such as the face that it describes.
+        order: (N,) the slot of another caption for each, see `others`.
         real: image features (N, D) of those faces.
     """
     sets = {GENERATED: clip_scores(images, texts)}
     if real is not None:
         sets[REAL] = clip_scores(real, texts)
-    sets[CONTROL] = clip_scores(images, texts[others(faces)])
+    sets[CONTROL] = clip_scores(images, texts[order])
     return [
         row(
             "clip_score",
@@ -70,10 +76,11 @@ def answer(evaluation: Evaluation) -> Table:
         network = clip_image_features(clip)
         images = evaluation.features(network, evaluation.pictures).values
         real = None
-        if evaluation.described is not None:
+        if evaluation.described is not None and len(evaluation.test) >= MIN_CLUSTERS:
             real = evaluation.features(network, evaluation.test).values[evaluation.described]
         if evaluation.is_main:
             words = text_features(clip, texts, evaluation.device)
-            table += scores(network.name, images, words, evaluation.clusters, real)
+            faces, order = evaluation.clusters, others(evaluation.asked)
+            table += scores(network.name, images, words, faces, order, real)
             evaluation.note(f"clip_score {network.name}", clip_scores(images, words))
     return table

@@ -43,7 +43,7 @@ def open_finished(name: str) -> Finished:
     """
     folder = Path(name)
     if not (folder / METRICS).is_file() or not (folder / PROTOCOL).is_file():
-        found = (ROOT / "outputs" / name / "evaluations").glob(f"[!.]*/{METRICS}")
+        found = (ROOT / "outputs" / name / "evaluations").glob(f"guidance_*/{METRICS}")
         newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
         if newest is None:
             raise FileNotFoundError(

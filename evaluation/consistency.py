@@ -13,7 +13,7 @@ import numpy as np
 
 from custom_datasets.celeba_files import ATTRIBUTES
 from evaluation.clip_score import others
-from evaluation.estimate import NotMeasured, jackknife
+from evaluation.estimate import MIN_CLUSTERS, NotMeasured, jackknife
 from evaluation.session import Evaluation
 from evaluation.table import CONTROL, GENERATED, REAL, RECONSTRUCTED, Table, row
 
@@ -73,14 +73,17 @@ def reliable_only(asked: Asked, reliable: Collection[str]) -> Asked:
     return Asked(asked.wanted & kept, asked.unwanted & kept)
 
 
-def consistency(seen: Mapping[str, np.ndarray], asked: Asked, faces: np.ndarray) -> Table:
+def consistency(
+    seen: Mapping[str, np.ndarray], asked: Asked, faces: np.ndarray, order: np.ndarray
+) -> Table:
     """Rates of each attribute and their means, of all sets under the same questions.
 
     Args:
         seen: by the set's name bool (N, 40), what the classifier sees in the picture (or face) of
             each caption; GENERATED among them.
         asked: see `reliable_only`.
-        faces: (N,) the face that each caption describes.
+        faces: (N,) the independent unit of each caption, such as the face that it describes.
+        order: (N,) the slot of another caption for each, see `others`.
 
     Raises:
         NotMeasured: no attribute is asked for and against of 10 faces each.
@@ -90,7 +93,6 @@ def consistency(seen: Mapping[str, np.ndarray], asked: Asked, faces: np.ndarray)
     if not chosen.all(0).any():
         raise NotMeasured(f"no attribute is asked for and against of {MIN_FACES} faces each")
     sets = {name: Rates(values, asked) for name, values in seen.items()}
-    order = others(faces)
     sets[CONTROL] = Rates(seen[GENERATED], Asked(*(side[order] for side in asked)))
     table: Table = []
     for name, rates in sets.items():
@@ -122,7 +124,7 @@ def answer(evaluation: Evaluation) -> Table:
         raise NotMeasured("the captions are not in the words of custom_datasets/captions.py")
     asked = reliable_only(asked_values([c.stated for c in captions]), evaluation.reliable)
     seen = {GENERATED: evaluation.decided(evaluation.pictures)}
-    if evaluation.described is not None:
+    if evaluation.described is not None and len(evaluation.test) >= MIN_CLUSTERS:
         real = {REAL: evaluation.test, RECONSTRUCTED: evaluation.reconstructed(evaluation.test)}
         seen |= {
             name: evaluation.decided(images)[evaluation.described]
@@ -134,4 +136,4 @@ def answer(evaluation: Evaluation) -> Table:
     rates = Rates(seen[GENERATED], asked)
     evaluation.note("stated", rates.said.sum((1, 2)))
     evaluation.note("shown", rates.right.sum((1, 2)))
-    return consistency(seen, asked, evaluation.clusters)
+    return consistency(seen, asked, evaluation.clusters, others(evaluation.asked))

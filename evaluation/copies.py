@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
-from evaluation.estimate import jackknife
+from evaluation.estimate import MIN_CLUSTERS, jackknife
 from evaluation.networks import FeatureNetwork
 from evaluation.session import Evaluation
 from evaluation.table import GENERATED, REAL, Table, row
@@ -119,7 +119,9 @@ def answer(evaluation: Evaluation) -> Table:
     )
     if not evaluation.is_main:
         return []
-    matches = {GENERATED: nearest(own, train), REAL: nearest(heldout, train)}
+    matches = {GENERATED: nearest(own, train)}
+    if len(heldout) >= MIN_CLUSTERS:
+        matches[REAL] = nearest(heldout, train)
     evaluation.matches = matches[GENERATED]
     clusters = {GENERATED: evaluation.clusters, REAL: np.arange(len(heldout))}
     return copies(matches, clusters)

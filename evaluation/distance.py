@@ -92,8 +92,9 @@ def distances(space: str, sets: Mapping[str, Features], reference: Tensor) -> Ta
 def answer(evaluation: Evaluation) -> Table:
     """The distances in every feature space."""
     table: Table = []
+    faces = evaluation.require_reference()
     for space, network in evaluation.networks.spaces.items():
-        reference = evaluation.features(network, evaluation.reference).values
+        reference = evaluation.features(network, faces).values
         sets = evaluation.compared(network)
         own = evaluation.features(network, evaluation.pictures)
         if len(own.values) > len(sets[GENERATED].values):

@@ -52,17 +52,12 @@ def open_evaluation(
     names = {"train": "train", "heldout": "val", "test": "test"}
     parts = {name: sets.in_random_order(faces, split) for name, split in names.items()}
     test = parts["test"]
+    given = _pictures_of_a_folder(config, pictures, captions, test) if pictures else None
+    n = len(given["pictures"]) if given else config.evaluation.count
+    if n < MIN_CLUSTERS:
+        raise ValueError(f"{n} pictures: nothing is measured of fewer than {MIN_CLUSTERS}")
     networks = open_networks(config, device)
-    if pictures:
-        made = _pictures_of_a_folder(config, pictures, captions, test)
-    else:
-        made = own_pictures(config, test, device, checkpoint)
-    n = len(made["pictures"])
-    if min(n, len(test)) < MIN_CLUSTERS:
-        raise ValueError(
-            f"{n} pictures and {len(test)} test faces: nothing is measured of fewer than "
-            f"{MIN_CLUSTERS} (evaluation.count)"
-        )
+    made = given or own_pictures(config, test, device, checkpoint)
     model = made.get("model")
     protocol = made.pop("protocol") | _protocol(config, networks, parts)
     protocol["environment"] = describe_environment(device, model.precision if model else "no")

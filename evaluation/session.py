@@ -80,6 +80,17 @@ class Evaluation:
 
     @property
     def clusters(self) -> np.ndarray:
+        """The independent unit of each picture, (N,): what it was asked for.
+
+        Where a few prompts were asked again and again each picture is its own: the intervals then
+        hold for these prompts.
+        """
+        asked = self.asked
+        is_few = len(np.unique(asked)) < MIN_CLUSTERS
+        return np.arange(len(asked)) if is_few else asked
+
+    @property
+    def asked(self) -> np.ndarray:
         """What pictures have in common, (N,): the face that they were asked to show, else the
         caption; without captions each is its own.
         """
@@ -125,6 +136,19 @@ class Evaluation:
         if not self.captions:
             raise NotMeasured("the captions of the pictures are not known: give --captions")
         return self.captions
+
+    def require_reference(self) -> ImageSet:
+        """The real faces that distances are measured to.
+
+        Raises:
+            NotMeasured: they are too few.
+        """
+        if len(self.reference) < MIN_CLUSTERS:
+            raise NotMeasured(
+                f"{len(self.reference)} real faces are too few to compare with: {MIN_CLUSTERS} in "
+                "the test split, or evaluation.reference=train"
+            )
+        return self.reference
 
     def features(self, network: FeatureNetwork, images: ImageSet) -> Features:
         """Features of a set, extracted once, by all processes together."""

@@ -83,6 +83,7 @@ def answer(evaluation: Evaluation) -> Table:
         raise NotMeasured("the pictures were made elsewhere, and no model is at hand")
     if not evaluation.networks.spaces:
         raise NotMeasured("no feature network could be opened")
+    reference = evaluation.require_reference()
     space, network = next(iter(evaluation.networks.spaces.items()))
     count = min(plan.sweep_count, len(evaluation.pictures))
     faces, features, shown = evaluation.clusters[:count], {}, {}
@@ -98,5 +99,5 @@ def answer(evaluation: Evaluation) -> Table:
         features[name] = evaluation.features(network, pictures).values[:count]
         if judges:
             shown[name] = Rates(evaluation.decided(pictures)[:count], asked).shown
-    reference = evaluation.features(network, evaluation.reference).values
-    return sweep(space, features, reference, shown, faces) if evaluation.is_main else []
+    real = evaluation.features(network, reference).values
+    return sweep(space, features, real, shown, faces) if evaluation.is_main else []

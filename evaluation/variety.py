@@ -77,8 +77,9 @@ def variety(space: str, sets: Mapping[str, Features], reference: Tensor) -> Tabl
 def answer(evaluation: Evaluation) -> Table:
     """Recall, precision and pair distance in every feature space."""
     table: Table = []
+    faces = evaluation.require_reference()
     for space, network in evaluation.networks.spaces.items():
-        reference = evaluation.features(network, evaluation.reference).values
+        reference = evaluation.features(network, faces).values
         sets = evaluation.compared(network)
         table += variety(space, sets, reference) if evaluation.is_main else []
     return table

@@ -52,6 +52,8 @@ def test_a_table_comes_back_whatever_the_captions_hold(tmp_path: Path) -> None:
     write_captions(tmp_path / "captions.csv", names, texts)
     found = read_captions(tmp_path / "captions.csv")
     assert found == dict(zip(names, texts, strict=True))
+    (tmp_path / "metadata.csv").write_text("file_name,caption\na.png,a man\n")  # as data has it
+    assert read_captions(tmp_path / "metadata.csv") == {"a.png": "a man"}
 
 
 @pytest.mark.parametrize(

@@ -293,6 +293,7 @@ def test_a_runs_own_pictures_from_a_folder_give_its_numbers(done: Bench) -> None
         for key in (key for key in values[0] if key[0] == name):
             assert values[1][key] == pytest.approx(values[0][key], rel=1e-4, abs=1e-6)
     assert captions.read_bytes() == before
+    assert comparison.open_finished("test").folder == own  # of the run, not of the folder
     assert "sweep" in protocol(folder)["not_measured"]
 
 
@@ -315,6 +316,37 @@ def test_folders_of_one_last_name_keep_their_own_numbers(done: Bench, tmp_path: 
         )
         assert copied.value == 1
         assert {"clip_score", "consistency"} <= set(protocol(folder)["not_measured"])
+
+
+def test_two_prompts_asked_again_and_again_are_measured(done: Bench, tmp_path: Path) -> None:
+    """Each picture is a unit; the control has a caption of the other prompt."""
+    done.plan(feature_networks=())
+    faces, folder = Path(done.values.data.source) / FOLDERS[0], tmp_path / "few"
+    folder.mkdir()
+    rows = ["file_name,text"]
+    for number in range(46):
+        shutil.copy(faces / f"{number}.jpg", folder)
+        rows.append(f"{number}.jpg,{('a man', 'a woman')[number % 2]}")
+    (tmp_path / "few.csv").write_text("\n".join(rows))
+    arguments = ("--pictures", str(folder), "--captions", str(tmp_path / "few.csv"))
+    found = {(e.question, e.set): e for e in table.read(done.evaluate(*arguments) / "metrics.json")}
+    assert {key[1] for key in found if key[0] == "clip_score"} == {"generated", "control"}
+    assert found["clip_score", "generated"].n == 46
+
+
+def test_a_few_own_captions_have_a_clip_score(done: Bench, tmp_path: Path) -> None:
+    """Sixty photographs leave six for the test: too few for a distance, not for captions."""
+    faces, folder = Path(done.values.data.source) / FOLDERS[0], tmp_path / "mine"
+    folder.mkdir()
+    rows = ["file_name,caption"]
+    for number in range(60):
+        shutil.copy(faces / f"{number}.jpg", folder)
+        rows.append(f"{number}.jpg,person {number} of mine")
+    (folder / "metadata.csv").write_text("\n".join(rows))
+    written = done.evaluate("--set", f"data.source={folder}", "--set", "sampling.steps=1")
+    questions = {each.question for each in table.read(written / "metrics.json")}
+    assert {"clip_score", "copies"} <= questions and "recall" not in questions
+    assert {"distance", "variety", "consistency", "sweep"} <= set(protocol(written)["not_measured"])
 
 
 def test_two_evaluations_are_compared_on_paired_pictures(done: Bench) -> None:

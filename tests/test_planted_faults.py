@@ -19,6 +19,7 @@ from custom_datasets.captions import compose
 from custom_datasets.celeba_files import ATTRIBUTES
 from custom_datasets.celeba_hq_dataset import CelebAHQ
 from custom_datasets.drawn_faces import write_drawn_faces
+from evaluation.clip_score import others as another
 from evaluation.clip_score import scores
 from evaluation.consistency import MEAN, asked_values, consistency
 from evaluation.copies import COPY, Match, copies, nearest, prints
@@ -231,13 +232,14 @@ def test_wrong_captions_are_named(wrong: float, n: int) -> None:
     asked, faces = asked_values([each.stated for each in captions]), np.arange(n)
     others = np.where(rng.random(n) < wrong, np.roll(faces, 1), faces)
     seen, real = (shown[order] ^ (rng.random((n, 40)) < 0.1) for order in (others, faces))
-    table = consistency({"generated": seen, "real": real}, asked, faces)
+    order = another(faces)
+    table = consistency({"generated": seen, "real": real}, asked, faces, order)
     texts = torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(n, 32))), dim=1)
     images, faces_seen = (
         texts[torch.from_numpy(order)] + torch.from_numpy(0.2 * rng.normal(size=(n, 32)))
         for order in (others, faces)
     )
-    table += scores("CLIP", images, texts, faces, faces_seen)
+    table += scores("CLIP", images, texts, faces, order, faces_seen)
     questions = ("asked_for", "clip_score", "balanced_accuracy", "asked_against")
     for question in questions[: 4 if wrong >= 0.5 else 2]:  # few values are asked against
         found = rows_of(table, question)

@@ -353,6 +353,7 @@ def test_a_split_by_chance_is_the_same_everywhere() -> None:
     again = dict(zip(names[::-1], split_by_chance(names[::-1]), strict=True))
     assert splits == again
     assert np.bincount(split_by_chance(names[:3])).tolist() == [1, 1, 1]
+    assert np.bincount(split_by_chance(names[:250])).tolist() == [170, 40, 40]
 
 
 # --- the annotation file ---
