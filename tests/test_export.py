@@ -8,9 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from diffusion.sampling import build_sampler
 from evaluation.sets import request_for
 from inference.exporting import export, model_card
 from inference.text_to_face import TextToFace
@@ -121,3 +124,20 @@ def test_the_card_tells_what_was_measured_of_these_pictures_alone(
         (folder / "metrics.json").write_text(rows)
         (folder / "protocol.json").write_text(json.dumps(protocol | difference))
     assert "| 12.346 | 11.000 to 13.000 | 400 |" in model_card(model, evaluations, True)
+
+
+def test_the_pipeline_keeps_the_timesteps_of_epsilon(run: Path, tmp_path: Path) -> None:
+    """StableDiffusionPipeline rewrites the scheduler's offset; pictures must not change by it."""
+    path = checkpoints.require_checkpoint(run)
+    old = checkpoints.load_checkpoint(path)
+    diffusion = dataclasses.replace(old.config.diffusion, prediction_type="epsilon")
+    config = dataclasses.replace(old.config, diffusion=diffusion)
+    checkpoints.save_checkpoint(path, dataclasses.replace(old, config=config))
+    model = opened(path)
+    export(model, tmp_path / "out", tmp_path / "none")
+    theirs = StableDiffusionPipeline.from_pretrained(tmp_path / "out").scheduler
+    ours = build_sampler(config.sampling.sampler, model.objective)
+    for scheduler in (theirs, ours):
+        scheduler.set_timesteps(20)
+    assert theirs.config.lambda_min_clipped == ours.config.lambda_min_clipped > -10
+    assert torch.equal(theirs.timesteps, ours.timesteps)
