@@ -57,7 +57,10 @@ def edit(
         latents = model.encode((given * 2 - 1).to(model.device))
         predict = model.predictor(prompts, how.guidance_scale)
         scheduler = build_sampler(how.sampler, model.objective)
-        free = None if mask is None else _over_latents(mask, latents)
+        free = None
+        if mask is not None:  # the latent positions (1, 1, h, w) of which any pixel may change
+            pooled = functional.adaptive_max_pool2d(mask[None, None].float(), latents.shape[-2:])
+            free = pooled.bool().to(latents.device)
         edited = renoise(predict, scheduler, latents, seeds, how.steps, strength, free)
         pictures = model.decode(edited)
     return pictures if mask is None else torch.where(mask, pictures, given)
@@ -93,9 +96,3 @@ def read_images(images: Tensor | Iterable[Tensor | Image.Image], size: int) -> T
             "[0, 1]; divide those up to 255 by 255, use x / 2 + 0.5 for [-1, 1]"
         )
     return stacked
-
-
-def _over_latents(mask: Tensor, latents: Tensor) -> Tensor:
-    """The latent positions (1, 1, h, w) of which any pixel may change."""
-    pooled = functional.adaptive_max_pool2d(mask[None, None].float(), latents.shape[-2:])
-    return pooled.bool().to(latents.device)

@@ -50,7 +50,9 @@ def build_page(model: TextToFace) -> gr.Blocks:
             if other:
                 for second, line in pictures_of(model, other, seeds, how, negative):
                     yield first, second, f"other prompt, {line}"
-            yield first, second, f"done{_hint(f'{prompt} {other} {negative}')}"
+            unknown = ", ".join(unknown_words(f"{prompt} {other} {negative}"))
+            hint = f"; no caption of CelebA's attributes has: {unknown}" if unknown else ""
+            yield first, second, f"done{hint}"
         except (ValueError, FloatingPointError) as error:
             raise gr.Error(str(error)) from error
 
@@ -111,11 +113,6 @@ def _with_facts(picture: Tensor, facts: dict[str, object]) -> Image:
     image = to_pil_image(picture)
     image.info["parameters"] = json.dumps(facts)  # gradio writes it into the PNG
     return image
-
-
-def _hint(prompts: str) -> str:
-    unknown = ", ".join(unknown_words(prompts))
-    return f"; no caption of CelebA's attributes has: {unknown}" if unknown else ""
 
 
 def write_prompt(who: str, age: str, has: list[str], wears: list[str], mouth: str) -> str:

@@ -33,7 +33,5 @@ def save_samples(experiment: Experiment, step: int) -> None:
 def saved_samples(folder: Path, count: int) -> dict[int, torch.Tensor]:
     """Grids of a run folder, uint8 (3, H, W) by their step, spread evenly over the run."""
     paths = sorted((folder / "samples").glob("step_*.png"))
-    chosen = (
-        {round(i * (len(paths) - 1) / max(1, count - 1)) for i in range(count)} if paths else ()
-    )
-    return {int(paths[i].stem[5:]): decode_image(str(paths[i])) for i in sorted(chosen)}
+    slots = torch.linspace(0, len(paths) - 1, min(count, len(paths))).round().int().tolist()
+    return {int(paths[i].stem[5:]): decode_image(str(paths[i])) for i in slots}

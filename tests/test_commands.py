@@ -1,13 +1,11 @@
 """The commands: one clear line for what users cause, and pictures that nothing writes over."""
 
-import contextlib
 import dataclasses
 import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,10 +19,7 @@ from command_line import command
 from custom_datasets.captions import unknown_words
 from inference import opening
 from inference.text_to_face import TextToFace
-from models.decoder import save_decoder_alone
-from models.vae_wrapper import VAEWrapper
 from training import checkpoints
-from training.weights import save_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPT = "a young woman"
@@ -74,40 +69,6 @@ def test_a_config_that_train_cannot_read_is_refused(
     monkeypatch.setattr(sys, "argv", ["train.py", f"--config={tmp_path / 'config.json'}"])
     with pytest.raises(SystemExit, match="1"):
         train.main()
-
-
-def test_every_epoch_has_its_grid_even_one_that_ends_right_after_a_resume(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    class Resumed(contextlib.AbstractContextManager):
-        """A run of three steps an epoch, at its fifth."""
-
-        def __init__(self, config: config.Config) -> None:
-            self.accelerator = SimpleNamespace(is_main_process=True)
-            self.state = SimpleNamespace(step=5)
-            self.batches = SimpleNamespace(steps_per_epoch=3)
-            self.folder = Path("nowhere")
-
-        def __exit__(self, *error: object) -> None:
-            pass
-
-        def open_all(self) -> None:
-            pass
-
-        def summary(self) -> str:
-            return ""
-
-    grids: list[int] = []
-    monkeypatch.setattr("training.experiment.Experiment", Resumed)
-    monkeypatch.setattr("training.loop.train", lambda experiment: None)
-    steps = [SimpleNamespace(number=n, line=lambda: "") for n in range(6, 10)]
-    monkeypatch.setattr("training.tracking.tracked", lambda *_: steps)
-    monkeypatch.setattr(
-        "inference.samples.save_samples", lambda experiment, step: grids.append(step)
-    )
-    monkeypatch.setattr(sys, "argv", ["train.py", "--preset", "smoke"])
-    train.main()
-    assert grids == [6, 9]
 
 
 # --- sample.py ---
@@ -226,51 +187,14 @@ def test_what_cannot_be_sampled_makes_nothing(
     assert not list((tmp_path / "out").iterdir())
 
 
-# --- the weights that ship ---
-
-
-@pytest.fixture
-def shipped(run: Path, home: Path) -> Path:
-    """A clone without a run, in which weights and a decoder alone ship; no autoencoder."""
-    trained = checkpoints.load_checkpoint(checkpoints.require_checkpoint(run))
-    models = trained.config.models
-    decoder = home / "assets" / "decoder"
-    save_decoder_alone(VAEWrapper.from_pretrained(models.autoencoder), decoder)
-    models = dataclasses.replace(models, autoencoder="nobody/has-it", decoder=str(decoder))
-    # A file of weights keeps no folder of the machine, and these models lie in one.
-    trained = dataclasses.replace(
-        trained, config=dataclasses.replace(trained.config, models=models)
-    )
-    folder = home / "assets" / "smoke"
-    save_weights(folder / checkpoints.WEIGHTS_FILE, trained)
-    (home / "checkpoints" / "smoke").unlink()
-    return folder
-
-
-@pytest.fixture
-def found(shipped: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The shipped models under the names that the file of weights keeps of them."""
-    models = checkpoints.load_checkpoint(checkpoints.require_checkpoint(run)).config.models
-    places = {Path(models.text_encoder).name: models.text_encoder}
-    places["decoder"] = str(shipped.parent / "decoder")
-    for module in ("models.loading", "models.decoder"):
-        real = sys.modules[module].locate
-        monkeypatch.setattr(
-            sys.modules[module], "locate", lambda name, real=real: places.get(name) or real(name)
-        )
-
-
-@pytest.mark.usefixtures("found")
-def test_what_ships_is_used_where_there_is_no_run_and_said(
-    call: Callable[..., list[Path]], home: Path, run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (made,) = call(PROMPT, "--count=1")
-    assert "assets/smoke" in capsys.readouterr().out
-    assert str(facts(made)["weights"]).startswith(checkpoints.WEIGHTS_FILE)
-    want = TextToFace.from_run(run).generate(PROMPT, 0)[0]
-    assert (read(made) - want).abs().max() < 0.05  # its weights are float16
-    (home / "checkpoints" / "smoke").symlink_to(run)
-    made.unlink()
-    (own,) = call(PROMPT, "--count=1")
-    assert "assets/smoke" not in capsys.readouterr().out
-    assert str(facts(own)["weights"]).startswith("celeba_ldm_unet_checkpoint_epoch_1.pt")
+def test_what_ships_is_used_where_there_is_no_run(home: Path, run: Path) -> None:
+    own = home / "checkpoints" / "smoke"
+    assert opening.find_run(config.smoke()) == own
+    own.unlink()
+    assert opening.find_run(config.smoke()) == own  # whose opening tells what is missing
+    shipped = home / "assets" / "smoke" / checkpoints.WEIGHTS_FILE
+    shipped.parent.mkdir(parents=True)
+    shipped.touch()
+    assert opening.find_run(config.smoke()) == shipped.parent
+    own.symlink_to(run)
+    assert opening.find_run(config.smoke()) == own

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -67,12 +66,12 @@ def test_at_full_strength_nothing_of_the_face_is_left(model: TextToFace, sampler
         renoise(predict, scheduler, face, SEEDS, 8, 1.0)
         for face in (torch.zeros(2, 4, 8, 8), torch.randn(2, 4, 8, 8))
     ]
-    *_, drawn = sampling.trajectory(predict, scheduler, (4, 8, 8), SEEDS, 8, torch.device("cpu"))
+    *_, sampled = sampling.trajectory(predict, scheduler, (4, 8, 8), SEEDS, 8, torch.device("cpu"))
     for end in ends:
-        torch.testing.assert_close(end, drawn, rtol=0.02, atol=0.02)
+        torch.testing.assert_close(end, sampled, rtol=0.02, atol=0.02)
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++"])
+@pytest.mark.parametrize("sampler", ["ddpm", "dpm++"])
 def test_a_seed_belongs_to_its_face(model: TextToFace, images: torch.Tensor, sampler: str) -> None:
     model.config = replace(model.config, sampling=replace(model.config.sampling, sampler=sampler))
     both = edit(model, images, PROMPTS, SEEDS, 0.6)
@@ -81,61 +80,33 @@ def test_a_seed_belongs_to_its_face(model: TextToFace, images: torch.Tensor, sam
     torch.testing.assert_close(alone, both[1:], rtol=0, atol=1e-4)
 
 
-def test_a_free_latent_is_drawn_and_the_others_end_as_they_were(model: TextToFace) -> None:
-    latents = torch.randn(2, 4, 8, 8)
-    free = torch.zeros(1, 1, 8, 8, dtype=torch.bool)
-    free[..., 2:5, 3:6] = True
-    scheduler = sampling.build_sampler("dpm++", model.objective)
-    got = renoise(model.predictor(PROMPTS, 2.0), scheduler, latents, SEEDS, 6, 0.8, free)
-    assert torch.equal(got[~free.expand_as(got)], latents[~free.expand_as(got)])
-    assert not torch.equal(got[free.expand_as(got)], latents[free.expand_as(got)])
-
-
 def test_images_may_have_the_usual_forms(model: TextToFace, images: torch.Tensor) -> None:
     want = edit(model, images, PROMPTS, SEEDS, 0.5)
     channels_last = images.permute(0, 2, 3, 1).numpy()
-    forms = [
-        images / 255,
-        list(images),
-        channels_last,
-        [Image.fromarray(pixels) for pixels in channels_last],
-        [Image.fromarray(pixels).convert("RGBA") for pixels in channels_last],
-    ]
-    for form in forms:
+    as_rgba = [Image.fromarray(pixels).convert("RGBA") for pixels in channels_last]
+    for form in (images / 255, channels_last, as_rgba):
         torch.testing.assert_close(edit(model, form, PROMPTS, SEEDS, 0.5), want)
     one = edit(model, images[:1], PROMPTS[:1], SEEDS[:1], 0.5)
-    for form in (images[0], channels_last[0], Image.fromarray(channels_last[0])):
-        torch.testing.assert_close(edit(model, form, PROMPTS[0], SEEDS[0], 0.5), one)
+    alone = edit(model, Image.fromarray(channels_last[0]), PROMPTS[0], SEEDS[0], 0.5)
+    torch.testing.assert_close(alone, one)
 
 
 FACE = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
-REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"strength": 0}, "strength"),
-    ({"strength": 1.1}, "strength"),
-    ({"strength": float("nan")}, "strength"),
-    ({"seeds": [3]}, "seeds"),
-    ({"prompts": ["a man", "a man with a beard " * 30]}, "tokens"),
-    ({"images": FACE[:1]}, "images"),
-    ({"images": FACE[:, :, :32, :32]}, "images"),
-    ({"images": FACE[:, :1]}, "images"),
-    ({"images": FACE.long()}, "images"),
-    ({"images": FACE + 200.0}, "images"),
-    ({"images": FACE - 1.0}, "images"),
-    ({"images": FACE * float("nan")}, "images"),
-    ({"images": [FACE[0], FACE[0, :, :9]]}, "images"),
-    ({"mask": torch.ones(8, 8, dtype=torch.bool)}, "mask"),
-    ({"mask": torch.ones(2, 64, 64, dtype=torch.bool)}, "mask"),
-    ({"mask": torch.linspace(0, 1, 4096).view(64, 64)}, "mask"),
-]
 
 
-@pytest.mark.parametrize(("given", "name"), REFUSED)
-def test_what_cannot_be_used_is_refused_before_any_work(
-    model: TextToFace, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], name: str
-) -> None:
-    for network in (model.text_encoder.model, model.unet, model.vae.autoencoder):
-        monkeypatch.setattr(network, "forward", None)
-    monkeypatch.setattr(model.vae, "posterior", None)
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"strength": 0},
+        {"seeds": [3]},
+        {"images": FACE[:, :, :32, :32]},
+        {"images": FACE + 200.0},
+        {"images": FACE * float("nan")},
+        {"mask": torch.linspace(0, 1, 4096).view(64, 64)},
+    ],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_what_cannot_be_used_is_refused(model: TextToFace, wrong: dict[str, object]) -> None:
     good = {"images": FACE, "prompts": PROMPTS, "seeds": SEEDS, "strength": 0.5}
-    with pytest.raises(ValueError, match=name):
-        edit(model, **(good | given))
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        edit(model, **(good | wrong))

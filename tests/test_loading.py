@@ -3,10 +3,7 @@
 import ast
 import copy
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import CLIPModel, CLIPTextModel, T5Config, T5EncoderModel
+from transformers import CLIPModel, CLIPTextModel
 
 from config import ROOT
-from models.loading import fingerprint, locate, open_model
+from models.loading import fingerprint, open_model
 from models.text_encoder import TextEncoder
 from models.vae_wrapper import VAEWrapper
 
@@ -63,22 +60,10 @@ def test_a_fingerprint_depends_on_every_weight(change: str) -> None:
     assert fingerprint(model) == fingerprint(copy.deepcopy(model)) != fingerprint(other)
 
 
-def test_buffers_and_layout_leave_a_fingerprint_alone() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
-    before = fingerprint(model)
-    model[1].running_mean += 1
-    assert fingerprint(model.to(memory_format=torch.channels_last)) == before
-
-
-@pytest.fixture(params=["CLIP", "its text half", "AutoencoderKL", "AutoencoderTiny"])
+@pytest.fixture(params=["clip_folder", "autoencoder_folder", "tiny_autoencoder_folder"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A copy of a frozen model of each kind."""
-    fixture = {"AutoencoderKL": "autoencoder_folder", "AutoencoderTiny": "tiny_autoencoder_folder"}
-    whole = request.getfixturevalue(fixture.get(request.param, "clip_folder"))
-    copied = shutil.copytree(whole, tmp_path / "model")
-    if request.param == "its text half":
-        as_text_half(copied)
-    return copied
+    return shutil.copytree(request.getfixturevalue(request.param), tmp_path / "model")
 
 
 def as_text_half(folder: Path) -> None:
@@ -111,80 +96,57 @@ def some_weight(weights: Weights) -> str:
     return next(name for name in sorted(weights) if name.endswith("weight") and "visi" not in name)
 
 
-def test_a_missing_tensor_is_named(folder: Path) -> None:
-    assert open_folder(folder)
-    lost = some_weight(load_file(weights_file(folder)))
-    path = change_weights(folder, lambda w: {name: w[name] for name in w if name != lost})
-    with pytest.raises(ValueError, match="lacks tensors") as caught:
-        open_folder(folder)
-    assert str(path) in str(caught.value)
-    assert lost.removeprefix("text_model.") in str(caught.value)
+def lose_a_tensor(folder: Path) -> None:
+    def without(weights: Weights) -> Weights:
+        return {name: weights[name] for name in weights if name != some_weight(weights)}
+
+    change_weights(folder, without)
 
 
-def test_a_tensor_of_another_shape_is_named(folder: Path) -> None:
-    cut = some_weight(load_file(weights_file(folder)))
-    path = change_weights(folder, lambda w: {**w, cut: w[cut][:-1].clone()})
-    with pytest.raises(ValueError, match=r"other shapes than config\.json asks for") as caught:
-        open_folder(folder)
-    assert str(path) in str(caught.value)
-    assert cut.removeprefix("text_model.") in str(caught.value)
+def change_a_shape(folder: Path) -> None:
+    def cut(weights: Weights) -> Weights:
+        name = some_weight(weights)
+        return {**weights, name: weights[name][:-1].clone()}
+
+    change_weights(folder, cut)
+
+
+def cut_weights_short(folder: Path) -> None:
+    path = weights_file(folder)
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def leave_a_pointer(folder: Path) -> None:
+    weights_file(folder).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:a")
+
+
+def leave_no_config(folder: Path) -> None:
+    (folder / "config.json").write_text("<!DOCTYPE html>")
+
+
+def describe_another_model(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "t5"}')
 
 
 @pytest.mark.parametrize(
-    ("damage", "message"),
+    "damage",
     [
-        (lambda whole: whole[:-100], "may be cut short"),
-        (lambda whole: b"", "may be cut short"),
-        (lambda whole: b"version https://git-lfs.github.com/spec/v1\noid sha256:a", "git lfs pull"),
+        *(lose_a_tensor, change_a_shape, cut_weights_short, leave_a_pointer),
+        *(leave_no_config, describe_another_model),
     ],
-    ids=["cut short", "empty", "LFS pointer"],
 )
-def test_a_file_that_holds_no_weights_is_named(
-    folder: Path, damage: Callable[[bytes], bytes], message: str
-) -> None:
-    path = weights_file(folder)
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(ValueError, match=message) as caught:
+def test_a_damaged_model_is_named(folder: Path, damage: Callable[[Path], None]) -> None:
+    assert open_folder(folder)
+    damage(folder)
+    with pytest.raises(ValueError, match=str(folder)):
         open_folder(folder)
-    assert str(path) in str(caught.value)
-
-
-@pytest.mark.parametrize("text", ["<!DOCTYPE html>", '{"model_type": ', "[]", "{}"])
-def test_a_config_that_describes_no_model_is_named(folder: Path, text: str) -> None:
-    (folder / "config.json").write_text(text)
-    with pytest.raises(ValueError, match="cannot open") as caught:
-        open_folder(folder)
-    assert str(folder / "config.json") in str(caught.value)
-
-
-def test_a_pickled_file_that_is_cut_is_named(folder: Path) -> None:
-    expected, path = fingerprint(open_folder(folder)), weights_file(folder)
-    pickled = path.with_name(f"{path.stem.removeprefix('pytorch_')}.bin")
-    if path.stem == "model":
-        pickled = path.with_name("pytorch_model.bin")
-    torch.save(load_file(path), pickled)
-    path.unlink()
-    assert fingerprint(open_folder(folder)) == expected
-    pickled.write_bytes(pickled.read_bytes()[:-1000])
-    with pytest.raises(ValueError, match=r"pytorch_model\.bin cannot be read"):
-        open_folder(folder)
-
-
-def test_a_t5_is_no_text_encoder(clip_folder: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(clip_folder, tmp_path / "model")
-    weights_file(folder).unlink()
-    t5 = T5Config(d_model=32, d_ff=32, d_kv=8, num_heads=4, num_layers=1, vocab_size=100)
-    T5EncoderModel(t5).save_pretrained(folder)
-    with pytest.raises(ValueError, match="describes 't5', not 'clip' or 'clip_text") as caught:
-        TextEncoder.from_pretrained(str(folder))
-    assert str(folder / "config.json") in str(caught.value)
 
 
 def test_an_autoencoder_has_no_tensors_to_spare(autoencoder_folder: Path, tmp_path: Path) -> None:
     """Under a config.json of fewer layers every tensor that it asks for would be there."""
     folder = shutil.copytree(autoencoder_folder, tmp_path / "model")
     change_weights(folder, lambda weights: {**weights, "decoder.extra": torch.zeros(2)})
-    with pytest.raises(ValueError, match=r"does not ask for: decoder\.extra"):
+    with pytest.raises(ValueError, match=r"decoder\.extra"):
         VAEWrapper.from_pretrained(str(folder))
 
 
@@ -202,10 +164,6 @@ def test_old_names_of_attention_are_read(autoencoder_folder: Path, tmp_path: Pat
     assert any(".query." in name for name in load_file(weights_file(folder)))
     expected = VAEWrapper.from_pretrained(str(autoencoder_folder))
     assert fingerprint(VAEWrapper.from_pretrained(str(folder))) == fingerprint(expected)
-    lost = "encoder.mid_block.attentions.0.key.weight"
-    change_weights(folder, lambda w: {name: w[name] for name in w if name != lost})
-    with pytest.raises(ValueError, match=r"encoder\.mid_block\.attentions\.0\.to_k\.weight"):
-        VAEWrapper.from_pretrained(str(folder))
 
 
 def test_a_text_half_is_the_whole_models(clip_folder: Path, tmp_path: Path) -> None:
@@ -229,15 +187,6 @@ def test_float16_files_are_opened_in_float32(clip_folder: Path, tmp_path: Path) 
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
-@pytest.mark.parametrize("name", ["tokenizer_config.json"])
-def test_a_damaged_tokenizer_is_named(clip_folder: Path, tmp_path: Path, name: str) -> None:
-    folder = shutil.copytree(clip_folder, tmp_path / "model")
-    (folder / name).write_text("<!DOCTYPE html>")
-    with pytest.raises(ValueError, match="tokenizer") as caught:
-        TextEncoder.from_pretrained(str(folder))
-    assert str(folder) in str(caught.value)
-
-
 def test_a_tokenizer_of_another_model_is_refused(clip_folder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(clip_folder, tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
@@ -246,55 +195,8 @@ def test_a_tokenizer_of_another_model_is_refused(clip_folder: Path, tmp_path: Pa
     (folder / "config.json").write_text(json.dumps(config))
     name = "text_model.embeddings.token_embedding.weight"
     change_weights(folder, lambda weights: {**weights, name: weights[name][:-1].clone()})
-    with pytest.raises(ValueError, match=f"{tokens} tokens, the text encoder {tokens - 1}"):
+    with pytest.raises(ValueError, match=f"{tokens} tokens"):
         TextEncoder.from_pretrained(str(folder))
-
-
-def test_a_local_folder_stands_for_any_revision(
-    autoencoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("LDM_MODELS_DIR", str(tmp_path))
-    assert locate("someone/vae@v1") == "someone/vae@v1"
-    shutil.copytree(autoencoder_folder, tmp_path / "vae")
-    assert locate("someone/vae@v1") == locate("someone/vae") == str(tmp_path / "vae")
-
-
-FROM_THE_HUBS_CACHE = """
-from models.text_encoder import TextEncoder
-from models.vae_wrapper import VAEWrapper
-print([VAEWrapper.from_pretrained("someone/vae" + r).scale for r in ("", "@v2", "@" + "b" * 40)])
-print([TextEncoder.from_pretrained("someone/clip" + r).max_tokens for r in ("", "@v2")])
-try:
-    VAEWrapper.from_pretrained("someone/vae@v3")
-except FileNotFoundError as error:
-    print(error)
-"""
-
-
-def test_a_revision_pins_a_model_of_the_hub(
-    clip_folder: Path, autoencoder_folder: Path, tmp_path: Path
-) -> None:
-    """Read from the hub's cache, laid out as its client does; nothing is downloaded."""
-    for name, source in (("vae", autoencoder_folder), ("clip", clip_folder)):
-        repository = tmp_path / "hub" / f"models--someone--{name}"
-        (repository / "refs").mkdir(parents=True)
-        for revision, letter in (("main", "a"), ("v2", "b")):
-            (repository / "refs" / revision).write_text(letter * 40)
-            shutil.copytree(source, repository / "snapshots" / (letter * 40))
-    second = tmp_path / "hub/models--someone--vae/snapshots" / ("b" * 40) / "config.json"
-    second.write_text(json.dumps({**json.loads(second.read_text()), "scaling_factor": 2.0}))
-    finished = subprocess.run(
-        [sys.executable, "-c", FROM_THE_HUBS_CACHE],
-        cwd=ROOT,
-        env={**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    scales, tokens, refusal = finished.stdout.splitlines()[:3]
-    assert (scales, tokens) == ("[0.5, 2.0, 2.0]", "[77, 77]")
-    assert "someone/vae@v3" in refusal and "Go online" in refusal
 
 
 def test_models_import_from_no_room_above() -> None:

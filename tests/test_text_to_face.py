@@ -1,7 +1,6 @@
 """Words in, faces out: the averaged weights of a run, one seed an image, overrides."""
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,29 +47,12 @@ def test_a_run_is_opened_with_its_averaged_weights(run: Path, text_to_face: Text
     assert not any(p.requires_grad for p in text_to_face.unet.parameters())
 
 
-def test_the_newest_checkpoint_of_the_run_is_opened(run: Path) -> None:
-    older = checkpoints.load_checkpoint(checkpoints.require_checkpoint(run))
-    zeros = {name: torch.zeros_like(value) for name, value in older.ema.items()}
-    newer = dataclasses.replace(older, epoch=10, ema=zeros)
-    checkpoints.save_checkpoint(checkpoints.checkpoint_path(run, 10, 30, True), newer)
-    assert not any(p.any() for p in TextToFace.from_run(run).unet.parameters())
-
-
 @pytest.mark.parametrize("sampler", sampling.SAMPLERS)
 def test_an_image_does_not_depend_on_its_batch(text_to_face: TextToFace, sampler: str) -> None:
     together = text_to_face.generate(PROMPTS, SEEDS, sampler=sampler)
-    for size in (1, 4):
-        split = text_to_face.generate(PROMPTS, SEEDS, sampler=sampler, batch_size=size)
-        torch.testing.assert_close(split, together, rtol=0, atol=1e-4)
-    reversed_ = text_to_face.generate(PROMPTS[::-1], SEEDS[::-1], sampler=sampler)
-    torch.testing.assert_close(reversed_.flip(0), together, rtol=0, atol=1e-4)
+    split = text_to_face.generate(PROMPTS, SEEDS, sampler=sampler, batch_size=4)
+    torch.testing.assert_close(split, together, rtol=0, atol=1e-4)
     assert (together[0] - together[1]).abs().max() > 1e-3
-
-
-def test_the_same_words_with_other_seeds_are_other_faces(text_to_face: TextToFace) -> None:
-    first = text_to_face.generate(PROMPTS[:1] * 3, [1, 1, 2])
-    torch.testing.assert_close(first[0], first[1], rtol=0, atol=1e-5)
-    assert (first[1] - first[2]).abs().max() > 1e-3
 
 
 def test_the_pipeline_is_encode_guide_sample_decode(text_to_face: TextToFace) -> None:
@@ -90,42 +72,10 @@ def test_the_pipeline_is_encode_guide_sample_decode(text_to_face: TextToFace) ->
     torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
 
 
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[object, ...]]]:
-    """(algorithm, order, steps, seeds) of every trajectory."""
-    seen: list[tuple[object, ...]] = []
-    real = sampling.trajectory
-
-    def spy(predict, scheduler, shape, seeds, steps, device) -> Iterator[torch.Tensor]:
-        options = scheduler.config
-        seen.append((options.algorithm_type, options.solver_order, steps, list(seeds)))
-        yield from real(predict, scheduler, shape, seeds, steps, device)
-
-    monkeypatch.setattr(sampling, "trajectory", spy)
-    yield seen
-
-
-def test_what_is_not_given_comes_from_the_run(
-    text_to_face: TextToFace, calls: list[tuple[object, ...]]
-) -> None:
-    text_to_face.generate(PROMPTS[:1], [8])
-    text_to_face.generate(PROMPTS[:1], [8], steps=2)
-    text_to_face.generate(PROMPTS[:1], [8], sampler="ddim")
-    text_to_face.generate(PROMPTS[:3], [8, 9, 10], sampler="ddpm", steps=3, batch_size=2)
-    assert calls == [
-        ("dpmsolver++", 2, 4, [8]),
-        ("dpmsolver++", 2, 2, [8]),
-        ("dpmsolver++", 1, 4, [8]),
-        ("sde-dpmsolver++", 1, 3, [8, 9]),
-        ("sde-dpmsolver++", 1, 3, [10]),
-    ]
-
-
 def test_scale_and_negative_prompt_change_the_picture(text_to_face: TextToFace) -> None:
     def picture(scale: float | None = None, negative: str = "") -> torch.Tensor:
         return text_to_face.generate(PROMPTS[:1], [8], scale, negative_prompt=negative)
 
-    assert torch.equal(picture(), picture(text_to_face.config.sampling.guidance_scale))
     assert not torch.equal(picture(), picture(9.0))
     assert not torch.equal(picture(), picture(negative="smiling"))
     # Guided away from nothing, or not guided at all: no negative prompt is looked at.
@@ -138,44 +88,16 @@ def test_scale_and_negative_prompt_change_the_picture(text_to_face: TextToFace) 
     torch.testing.assert_close(picture(0.0, "smiling"), alone, rtol=0, atol=1e-5)
 
 
-def test_the_trajectory_ends_in_the_picture(text_to_face: TextToFace) -> None:
-    predict = text_to_face.predictor(PROMPTS[:2], 2.5)
-    path = list(
-        text_to_face.trajectory(
-            predict,
-            SEEDS[:2],
-            text_to_face.config.sampling.sampler,
-            text_to_face.config.sampling.steps,
-        )
-    )
-    assert [p.shape for p in path] == [(2, 4, 8, 8)] * 5
-    want = text_to_face.generate(PROMPTS[:2], SEEDS[:2], 2.5)
-    assert torch.equal(text_to_face.vae.decode(path[-1]), want)
-
-
 def in_bf16(model: TextToFace) -> TextToFace:
     return TextToFace(model.config, model.unet, model.text_encoder, model.vae, "bf16")
 
 
-def test_the_precision_of_the_run_is_used(text_to_face: TextToFace) -> None:
-    seen = []
-    text_to_face.unet.conv_in.register_forward_hook(lambda m, args, out: seen.append(out.dtype))
-    text_to_face.generate(PROMPTS[:1], [8], steps=1)
-    in_bf16(text_to_face).generate(PROMPTS[:1], [8], steps=1)
-    assert seen == [torch.float32, torch.bfloat16]
-
-
 def test_a_single_text_is_the_prompt_of_every_seed(text_to_face: TextToFace) -> None:
     want = text_to_face.generate(["a man"] * 3, [5, 6, 7])
-    assert torch.equal(text_to_face.generate("a man", range(5, 8)), want)
-    assert torch.equal(text_to_face.generate("a man", np.arange(5, 8)), want)
-    assert torch.equal(text_to_face.generate("a man", torch.arange(5, 8)), want)
-    alone = text_to_face.generate("a man", 5)
-    assert torch.equal(text_to_face.generate("a man", torch.tensor(5)), alone)
+    for seeds in (range(5, 8), np.arange(5, 8), torch.arange(5, 8)):
+        assert torch.equal(text_to_face.generate("a man", seeds), want)
     few = text_to_face.generate("a man", 5, torch.tensor(2.0), np.int64(2))
-    assert torch.equal(few, text_to_face.generate("a man", 5, 2.0, 2))
-    assert torch.equal(text_to_face.generate("a man", 5), text_to_face.generate(["a man"], [5]))
-    assert text_to_face.encode_text("a man").shape == (1, 77, 32)
+    assert torch.equal(few, text_to_face.generate(["a man"], [5], 2.0, 2))
 
 
 def test_a_seed_that_another_would_equal_is_refused(text_to_face: TextToFace) -> None:
@@ -189,77 +111,39 @@ def test_a_seed_that_another_would_equal_is_refused(text_to_face: TextToFace) ->
             text_to_face.generate("a man", seed)
 
 
-@pytest.fixture
-def idle(text_to_face: TextToFace, monkeypatch: pytest.MonkeyPatch) -> TextToFace:
-    """A model whose networks must not run."""
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"prompts": ["a man", "a man with a beard " * 30]},
+        {"negative_prompt": "a man with a beard " * 30},
+        {"seeds": [0]},
+        {"seeds": []},
+        {"guidance_scale": float("nan")},
+        {"steps": 1001},
+    ],
+)
+def test_what_cannot_be_used_is_refused_before_any_work(
+    text_to_face: TextToFace, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any]
+) -> None:
     monkeypatch.setattr(text_to_face.text_encoder.model, "forward", None)
     monkeypatch.setattr(text_to_face.unet, "forward", None)
-    return text_to_face
-
-
-REFUSED: list[tuple[dict[str, Any], type[Exception]]] = [
-    ({"prompts": ["a man", 7]}, TypeError),
-    ({"prompts": ["a man", "a man with a beard " * 30]}, ValueError),
-    ({"prompts": []}, ValueError),
-    ({"seeds": [0]}, ValueError),
-    ({"seeds": [0, 1, 2]}, ValueError),
-    ({"seeds": []}, ValueError),
-    ({"seeds": [0.0, 1.0]}, TypeError),
-    ({"guidance_scale": float("nan")}, ValueError),
-    ({"guidance_scale": -1.0}, ValueError),
-    ({"steps": 0}, ValueError),
-    ({"steps": 1001}, ValueError),
-    ({"steps": 2.5}, TypeError),
-    ({"sampler": "euler"}, ValueError),
-    ({"negative_prompt": "a man with a beard " * 30}, ValueError),
-]
-
-
-@pytest.mark.parametrize(("given", "error"), REFUSED)
-def test_what_cannot_be_used_is_refused_before_any_work(
-    idle: TextToFace, given: dict[str, Any], error: type[Exception]
-) -> None:
-    with pytest.raises(error):
-        idle.generate(**({"prompts": PROMPTS[:2], "seeds": [0, 1], "batch_size": 1} | given))
+    with pytest.raises(ValueError):
+        text_to_face.generate(
+            **({"prompts": PROMPTS[:2], "seeds": [0, 1], "batch_size": 1} | given)
+        )
 
 
 def test_one_prompt_for_several_seeds_is_refused_by_a_predictor(text_to_face: TextToFace) -> None:
     predict = text_to_face.predictor("a man", 1.0)
-    path = text_to_face.trajectory(
-        predict, [1, 2], text_to_face.config.sampling.sampler, text_to_face.config.sampling.steps
-    )
-    with pytest.raises(ValueError, match="1 captions for 2 latents"):
-        list(path)
+    with pytest.raises(ValueError, match="latents"):
+        list(text_to_face.trajectory(predict, [1, 2], "dpm++", 4))
 
 
 def test_a_picture_that_is_not_finite_is_an_error(text_to_face: TextToFace) -> None:
     latents = torch.zeros(2, *text_to_face.latent_shape)
     latents[1, 0, 0, 0] = float("nan")
-    with pytest.raises(FloatingPointError, match=r"not finite .* lower guidance_scale"):
+    with pytest.raises(FloatingPointError, match="not finite"):
         text_to_face.decode(latents)
-
-
-def test_a_run_is_opened_by_a_text_and_a_checkpoint_by_its_file(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(run.parent)
-    path = checkpoints.require_checkpoint(run)
-    want = TextToFace.from_run(run).unet.state_dict()
-    for opened in (TextToFace.from_run(run.name), TextToFace.from_run(str(path), "cpu")):
-        got = opened.unet.state_dict()
-        assert all(torch.equal(want[name], got[name]) for name in want)
-    assert opened.identity == checkpoints.identity(path)
-
-
-def test_a_folder_without_a_checkpoint_and_a_damaged_one_are_refused(
-    tmp_path: Path, run: Path
-) -> None:
-    with pytest.raises(FileNotFoundError, match="train1"):
-        TextToFace.from_run(tmp_path / "empty")
-    path = checkpoints.require_checkpoint(run)
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=path.name):
-        TextToFace.from_run(run)
 
 
 def test_pictures_decoded_in_the_runs_precision_are_those_of_float32(
@@ -288,11 +172,8 @@ def test_casting_the_matrices_once_changes_no_bit(run: Path) -> None:
 def test_how_pictures_are_made_may_change_and_what_was_trained_may_not(run: Path) -> None:
     trial = TextToFace.from_run(run, changes=["name=trial", "sampling.steps=7"])
     assert trial.config.sampling.steps == 7 and trial.config.name != "trial"
-    for change in ("unet.widths=32,64", "diffusion.prediction_type=epsilon", "training.seed=3"):
-        with pytest.raises(ValueError, match=change.partition("=")[0]):
-            TextToFace.from_run(run, changes=change)
-    same = f"diffusion.prediction_type={trial.config.diffusion.prediction_type}"
-    assert TextToFace.from_run(run, changes=same).config == TextToFace.from_run(run).config
+    with pytest.raises(ValueError, match=r"unet\.widths"):
+        TextToFace.from_run(run, changes="unet.widths=32,64")
 
 
 def test_hidden_states_take_the_place_of_prompts(text_to_face: TextToFace) -> None:
@@ -303,35 +184,22 @@ def test_hidden_states_take_the_place_of_prompts(text_to_face: TextToFace) -> No
         assert torch.equal(got, text_to_face.predictor(PROMPTS[:2], 2.0)(latents, 500))
 
 
-@pytest.fixture
-def decoder_alone(run: Path, tmp_path: Path) -> Path:
-    """The run's own decoder in a folder of its own, while its autoencoder is nowhere."""
+def test_sampling_needs_the_decoder_alone_and_opens_an_encoder_to_encode(
+    text_to_face: TextToFace, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = checkpoints.require_checkpoint(run)
     old = checkpoints.load_checkpoint(path)
-    save_decoder_alone(
-        VAEWrapper.from_pretrained(old.config.models.autoencoder), tmp_path / "alone"
-    )
-    models = dataclasses.replace(
-        old.config.models, autoencoder="nobody/has-it", decoder=str(tmp_path / "alone")
-    )
+    alone = tmp_path / "alone"
+    save_decoder_alone(VAEWrapper.from_pretrained(old.config.models.autoencoder), alone)
+    models = dataclasses.replace(old.config.models, autoencoder="nobody/has-it", decoder=str(alone))
     config = dataclasses.replace(old.config, models=models)
     checkpoints.save_checkpoint(path, dataclasses.replace(old, config=config))
-    return run
-
-
-def test_sampling_needs_the_decoder_alone(text_to_face: TextToFace, decoder_alone: Path) -> None:
-    model = TextToFace.from_run(decoder_alone)
+    model = TextToFace.from_run(run)
     want = text_to_face.generate(PROMPTS[:2], SEEDS[:2])
     got = model.generate(PROMPTS[:2], SEEDS[:2])
     torch.testing.assert_close(got, want, rtol=0, atol=1e-2)  # its weights are float16
-    with pytest.raises(FileNotFoundError, match="nobody/has-it"):
-        model.encode(torch.zeros(1, 3, 64, 64))
-
-
-def test_the_encoder_is_opened_when_it_is_needed(
-    text_to_face: TextToFace, decoder_alone: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = TextToFace.from_run(decoder_alone)
-    monkeypatch.setattr(VAEWrapper, "from_pretrained", lambda name: text_to_face.vae)
     images = torch.rand(2, 3, 64, 64) * 2 - 1
+    with pytest.raises(FileNotFoundError, match="nobody/has-it"):
+        model.encode(images)
+    monkeypatch.setattr(VAEWrapper, "from_pretrained", lambda name: text_to_face.vae)
     assert torch.equal(model.encode(images), text_to_face.encode(images))
