@@ -88,10 +88,17 @@ def compile_blocks(unet: UNet2DConditionModel, backend: str = "inductor") -> Non
     Blocks of one shape share a compiled graph: 15 at full size, seconds of tracing where the whole
     UNet takes half a minute; and the processes of a run can exchange gradients between blocks.
     """
-    torch._dynamo.config.recompile_limit = 64  # graphs of one method; the default of 8 is too few
+    # Graphs of one method: 15 for each size of a micro-batch; the default of 8 is too few.
+    torch._dynamo.config.recompile_limit = 256
     for module in unet.modules():
         if isinstance(module, ResnetBlock2D | Transformer2DModel):
             module.compile(backend=backend, fullgraph=True, dynamic=False)
+
+
+def uncompile_blocks(unet: UNet2DConditionModel) -> None:
+    """Undo `compile_blocks`."""
+    for module in unet.modules():
+        module._compiled_call_impl = None
 
 
 def training_operations(config: UNetConfig, tokens: int = 77) -> int:

@@ -49,9 +49,22 @@ class Recorder:
         graph = torch.cuda.CUDAGraph()
         # "thread_local": threads that make batches pin memory meanwhile.
         capture = torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local")
-        with torch.cuda.device(self.device), capture:
+        # Where ending a capture fails, torch leaves its stream the current one.
+        with torch.cuda.device(self.device), torch.cuda.stream(self.stream), capture:
             result = call()
         return graph.replay, result
+
+
+def first_of(error: BaseException) -> BaseException:
+    """The error that began it: ending a capture that failed, or a compiler, raises another one."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without the advice that follows."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def is_wanted() -> bool:
@@ -90,10 +103,11 @@ class Graphs:
         self.weights, self.forward = list(network.parameters()), forward
         self.graphs: OrderedDict[tuple[object, ...], _Graph | None] = OrderedDict()
         self.lock = threading.Lock()  # threads of the page share the graphs' memory
+        self.may_capture = True
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """The network's output, in memory of its own."""
-        if not can_graph(inputs):
+        if not self.may_capture or not can_graph(inputs):
             return self.forward(*inputs)
         with self.lock:
             key = self._key(inputs)
@@ -102,7 +116,14 @@ class Graphs:
                 return self.forward(*inputs)
             captured = self.graphs[key]
             if captured is None:
-                captured = _capture(self.forward, inputs)
+                try:
+                    captured = _capture(self.forward, inputs)
+                except RuntimeError as error:  # what torch raises for whatever a graph cannot hold
+                    self.may_capture = False
+                    print(
+                        f"no CUDA graph, so kernels run one by one: {first_line(first_of(error))}"
+                    )
+                    return self.forward(*inputs)
                 self._keep(key, captured)
             for held, given in zip(captured.inputs, inputs, strict=True):
                 held.copy_(given)

@@ -8,6 +8,7 @@ import torch
 from tape import RefusingRecorder, TapeRecorder
 
 from models import graphs as graphs_module
+from models.custom_unet_celeba_ldm import compile_blocks
 from training import checkpoints, device_step, loop, run_folder
 from training import state as state_module
 from training.batches import Batch, Batches
@@ -150,6 +151,26 @@ def test_a_recording_that_fails_is_said_and_training_continues(
     opened = opening(**BASE, mixed_precision="fp16")
     assert [step.number for step in train(opened)] == list(range(1, STEPS + 1))
     assert capsys.readouterr().out.count("no CUDA graph") == 1
+
+
+def test_a_compiler_that_fails_is_said_and_training_continues(
+    opening: Opening,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As without a C compiler."""
+
+    def backend(graph: torch.fx.GraphModule, examples: object) -> None:
+        raise FileNotFoundError("Failed to find C compiler")
+
+    want = [step.loss for step in train(opening(name="a", num_epochs=1))]
+    monkeypatch.setattr(loop, "can_compile", lambda device: True)
+    monkeypatch.setattr(loop, "compile_blocks", lambda unet: compile_blocks(unet, backend))
+    opened = opening(name="b", num_epochs=1, compile=None)
+    assert [step.loss for step in train(opened)] == want
+    said = capsys.readouterr().out
+    assert said.count("torch.compile") == 1 and "Failed to find C compiler" in said
+    torch._dynamo.reset()
 
 
 def test_nothing_that_python_counts_is_in_the_recording(

@@ -85,6 +85,26 @@ def test_weights_that_changed_in_place_count_and_moved_ones_are_captured_anew(
     assert recorder.events == ["plain", "capture", "replay"]
 
 
+def test_a_capture_that_fails_is_said_once_and_the_network_runs_without_it(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the first error: ending such a capture raises another one."""
+
+    def fail(forward: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> None:
+        try:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        finally:
+            raise RuntimeError("operation failed due to a previous error")
+
+    monkeypatch.setattr(graphs, "_capture", fail)
+    call, given = Graphs(recorder.network, recorder.forward), torch.randn(2, 3)
+    for _ in range(3):
+        torch.testing.assert_close(call(given), recorder.network(given))
+    assert recorder.events == ["plain"] * 3
+    said = capsys.readouterr().out
+    assert said.count("no CUDA graph") == 1 and "not permitted" in said
+
+
 def test_few_graphs_are_kept(recorder: Recorder) -> None:
     call = Graphs(recorder.network, recorder.forward)
     for size in range(1, MAX_GRAPHS + 3):

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from models.graphs import Recorder
+from models.graphs import Recorder, first_line, first_of
 from training.batches import Batch
 from training.state import TrainingState
 
@@ -26,6 +27,7 @@ class DeviceStep:
         micro_batch_size: samples in one forward pass, at first.
         may_halve: whether to go on with smaller micro-batches where memory runs out.
         recorder: None: no graph.
+        uncompile: makes `backward` run without compilation; None: it does, or has to be compiled.
     """
 
     def __init__(
@@ -36,10 +38,11 @@ class DeviceStep:
         micro_batch_size: int,
         may_halve: bool = True,
         recorder: Recorder | None = None,
+        uncompile: Callable[[], None] | None = None,
     ) -> None:
         self.state, self.backward, self.update = state, backward, update
         self.size, self.may_halve, self.recorder = micro_batch_size, may_halve, recorder
-        self.may_record = recorder is not None
+        self.may_record, self.uncompile = recorder is not None, uncompile
         self.held: Batch | None = None  # the memory that the graph reads a batch from
         self.plain_steps, self.replay, self.result = 0, None, None
         if self.may_record:
@@ -79,8 +82,10 @@ class DeviceStep:
         except RuntimeError as error:  # what torch raises for whatever a graph cannot hold
             self.may_record = False
             self.state.forget_step()
-            reason = str(error).splitlines()[0]
-            print(f"no CUDA graph of the training step, so it runs operator by operator: {reason}")
+            print(
+                "no CUDA graph of the training step, so it runs operator by operator: "
+                f"{first_line(first_of(error))}"
+            )
 
     def _plainly(self, batch: Batch) -> Tensor:
         """Halve the micro-batch until it fits; the gradient stays that of the whole batch."""
@@ -90,10 +95,22 @@ class DeviceStep:
                 losses = self.backward(batch, size)
                 break
             except torch.OutOfMemoryError as error:
-                reason = str(error).splitlines()[0]
+                mend, reason = partial(self._halve, size), first_line(error)
+            except Exception as error:
+                # A compiler fails in many ways: no C compiler, a card that Triton does not know.
+                # What is not the compiler's fault is raised again by the pass without it.
+                if self.uncompile is None:
+                    raise
+                mend, reason = self._stop_compiling, first_line(first_of(error))
             # Outside of the handler, as the error holds the tensors of the pass that failed.
-            self._halve(size, reason)
+            mend(reason)
         return self.update(batch, losses)
+
+    def _stop_compiling(self, reason: str) -> None:
+        assert self.uncompile is not None
+        self.uncompile()
+        self.uncompile, self.plain_steps = None, 0
+        print(f"torch.compile does not work here, so the UNet runs without it: {reason}")
 
     def _halve(self, size: int, reason: str) -> None:
         if size == 1 or not self.may_halve:

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from models.custom_unet_celeba_ldm import (
     keep_channels_last,
     recompute_activations,
     training_operations,
+    uncompile_blocks,
     use_plain_attention,
 )
 from models.device import (
@@ -157,9 +159,11 @@ def device_step(
     """
     device, is_alone = state.updates.device, accelerator.num_processes == 1
     half = HalfCopy(state.unet, precision) if is_alone and precision in PRECISIONS else None
-    unet = prepare_unet(half.unet if half else state.unet, settings, device, is_alone)
-    unet = accelerator.prepare_model(unet)
+    bare = prepare_unet(half.unet if half else state.unet, settings, device, is_alone)
+    unet = bare if is_alone else accelerator.prepare_model(bare)
     objective, text_encoder = objective.to(device), text_encoder.cast(precision)
+    # Not where others wait in the middle of a backward pass, nor where compilation is insisted on.
+    may_uncompile = is_alone and settings.compile is None and can_compile(device)
 
     def denoise(noisy_latents: Tensor, timesteps: Tensor, hidden_states: Tensor) -> Tensor:
         with autocast(precision, device):
@@ -201,6 +205,7 @@ def device_step(
         settings.micro_batch_size or settings.batch_size,
         may_halve=is_alone,
         recorder=open_recorder(device) if is_alone else None,
+        uncompile=partial(uncompile_blocks, bare) if may_uncompile else None,
     )
 
 
