@@ -5,12 +5,15 @@ from dataclasses import replace
 from functools import partial
 
 import torch
+import torch._dynamo
 from torch import Tensor
 
 from models.graphs import Recorder, first_line, first_of
 from training.batches import Batch
 from training.state import TrainingState
 
+# No C compiler, a card that Triton does not know: torch raises each as one of these.
+COMPILER_ERRORS = torch._dynamo.exc.TorchDynamoException
 PLAIN_STEPS = 3  # before a recording: compilation, cuDNN's search, the optimiser's first state
 
 
@@ -96,9 +99,7 @@ class DeviceStep:
                 break
             except torch.OutOfMemoryError as error:
                 mend, reason = partial(self._halve, size), first_line(error)
-            except Exception as error:
-                # A compiler fails in many ways: no C compiler, a card that Triton does not know.
-                # What is not the compiler's fault is raised again by the pass without it.
+            except COMPILER_ERRORS as error:
                 if self.uncompile is None:
                     raise
                 mend, reason = self._stop_compiling, first_line(first_of(error))
