@@ -83,7 +83,7 @@ def test_faces_that_are_there_are_found(tiny_config: Config) -> None:
     [
         ({"folder": "data/drawn_faces", "drawn_counts": [4, 1, 1], "source": None}, None),
         ({"folder": "data/celeba_hq", "source": "eurecom-ds/celeba-hq-256"}, None),
-        ({"folder": "/home/ada/faces", "source": None}, "/home/ada/faces"),
+        ({"folder": "/mine/faces", "source": None}, "/mine/faces"),
         ({"source": "owner/name"}, "owner/name"),
     ],
 )
