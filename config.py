@@ -13,7 +13,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import NoneType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 CODE = Path(__file__).resolve().parent  # and the shipped models in assets/
@@ -36,7 +35,6 @@ def setting(
     above: float = -math.inf,
     max: float = math.inf,
     min_items: int = 0,
-    off: str = "",
 ) -> Any:
     """A field of a section with its range; bounds hold for every number of a tuple.
 
@@ -45,10 +43,9 @@ def setting(
             before".
         min, above, max: inclusive lower, exclusive lower and inclusive upper bound.
         min_items: of a tuple.
-        off: how to switch the thing off, for the message that refuses a value.
     """
-    metadata = {"resume": resume, "choices": tuple(choices), "min_items": min_items, "off": off}
-    return field(default=default, metadata=metadata | {"min": min, "above": above, "max": max})
+    bounds = {"min": min, "above": above, "max": max, "min_items": min_items}
+    return field(default=default, metadata={"resume": resume, "choices": choices} | bounds)
 
 
 class Section:
@@ -58,10 +55,8 @@ class Section:
         hints, section = get_type_hints(type(self)), type(self).__name__.removesuffix("Config")
         for each in dataclasses.fields(self):
             value = getattr(self, each.name)
-            problem = _problem(value, hints[each.name], each.metadata)
-            if problem:
-                off = f"; {each.metadata['off']}" if each.metadata.get("off") else ""
-                raise ValueError(f"{section.lower()}.{each.name}: {value!r} {problem}{off}")
+            if problem := _problem(value, hints[each.name], each.metadata):
+                raise ValueError(f"{section.lower()}.{each.name}: {value!r} {problem}")
 
 
 # The experiment as specified; the preset `celeba_hq` keeps these defaults.
@@ -158,7 +153,7 @@ class DiffusionConfig(Section):
     # What the denoiser predicts: the noise, or v (Salimans & Ho 2022).
     prediction_type: str = setting("epsilon", choices=("epsilon", "v_prediction"))
     # Gamma of min-SNR weighting (Hang et al. 2023); None: every sample weighs the same.
-    snr_gamma: float | None = setting(None, above=0, off="None switches the weighting off")
+    snr_gamma: float | None = setting(None, above=0)
     # How t is drawn: "uniform", or "weight": in proportion to the min-SNR weight, which then is
     # left out of the loss. Both give the same expected gradient; "weight" spends fewer
     # samples on timesteps of low weight.
@@ -204,16 +199,13 @@ class TrainingConfig(Section):
     warmup_steps: int = setting(0, resume=ANNOUNCED, min=0)  # linear, from zero
     lr_decay: str = setting("constant", choices=("constant", "cosine"))  # cosine: to zero
     weight_decay: float = setting(0.01, resume=ANNOUNCED, min=0)  # AdamW's
-    # Gradients are clipped at this norm.
-    max_grad_norm: float | None = setting(
-        1.0, resume=ANNOUNCED, above=0, off="None switches clipping off"
-    )
+    # Gradients are clipped at this norm; None: not.
+    max_grad_norm: float | None = setting(1.0, resume=ANNOUNCED, above=0)
     # Batches with a loss or gradient that is not finite which a run tolerates.
     skip_not_finite: int = setting(0, resume=FREE, min=0)
     ema_decay: float = setting(0.9999, min=0, max=1)  # ceiling of 1 - (1 + step)^-3/4
     # torch.compile of the UNet's blocks; None: on CUDA. LDM_GRAPHS=0 switches CUDA graphs off.
     compile: bool | None = setting(None, resume=FREE)
-    log_every: int = setting(10, resume=FREE, min=1)  # steps between two printed lines
     # By accelerate's name; its files go to <run folder>/logs.
     tracker: str | None = setting("tensorboard", resume=FREE)
     # Autocast over float32 weights. "auto": bfloat16 where the hardware has it, else float16 on
@@ -551,12 +543,11 @@ def override(config: Settings, changes: Changes) -> Settings:
         ValueError: a change has no "=", names no setting (the nearest one is given), or its value
             is refused.
     """
-    known = _known_settings(config)
+    known = _types_of(type(config))
     parts: dict[str, dict[str, Any]] = {}
     for name, value in _pairs(changes):
         if name not in known:
-            last = {full.rpartition(".")[2]: full for full in reversed(known)}
-            near = nearest(name, list(known)) or nearest(last.get(name, name), list(last.values()))
+            near = nearest(name, list(known))
             raise ValueError(f"{name!r}: no such setting{near}; config.py lists them all")
         section, _, key = name.rpartition(".")
         parts.setdefault(section, {})[key] = _read(value, known[name])
@@ -566,26 +557,24 @@ def override(config: Settings, changes: Changes) -> Settings:
     return dataclasses.replace(config, **top)
 
 
-def _known_settings(config: object) -> dict[str, Any]:
+def _types_of(kind: Any, prefix: str = "") -> dict[str, Any]:
     """The annotated type of every setting, by its full name."""
-    known = {}
-    for name, hint in get_type_hints(type(config)).items():
-        if dataclasses.is_dataclass(hint):
-            known |= {f"{name}.{key}": kind for key, kind in get_type_hints(hint).items()}
-        else:
-            known[name] = hint
-    return known
+    types: dict[str, Any] = {}
+    for name, hint in get_type_hints(kind).items():
+        is_section = dataclasses.is_dataclass(hint)
+        types |= _types_of(hint, f"{name}.") if is_section else {f"{prefix}{name}": hint}
+    return types
 
 
-def _pairs(changes: Changes) -> Iterator[tuple[str, Any]]:
+def _pairs(changes: Changes) -> Iterable[tuple[str, Any]]:
     if isinstance(changes, Mapping):
-        yield from changes.items()
-        return
-    for change in [changes] if isinstance(changes, str) else changes or ():
-        name, equals, value = str(change).partition("=")
-        if not equals:
-            raise ValueError(f"{change!r}: write section.field=value")
-        yield name.strip(), value.strip()
+        return changes.items()
+    texts = [changes] if isinstance(changes, str) else list(changes or ())
+    for text in texts:
+        if "=" not in text:
+            raise ValueError(f"{text!r}: write section.field=value")
+    parts = (text.partition("=") for text in texts)
+    return [(name.strip(), value.strip()) for name, _, value in parts]
 
 
 def nearest(name: object, known: Sequence[str]) -> str:
@@ -612,22 +601,17 @@ def from_dict(values: Any, kind: type[Settings]) -> Settings:
     A field that was added since takes its default, which means "as before".
 
     Raises:
-        ValueError: a field is unknown, missing or of another type; it is named.
+        ValueError: a field is unknown, missing or refused; it is named.
     """
     if not isinstance(values, dict):
         raise ValueError(f"{kind.__name__}: expected its fields by name, got {values!r}")
-    hints = get_type_hints(kind)
-    unknown = sorted(values.keys() - hints.keys())
-    if unknown:
-        raise ValueError(
-            f"{kind.__name__}: unknown field {unknown[0]!r}; was it written by a newer version?"
-        )
-    read = {}
+    hints, read = get_type_hints(kind), {}
     for name, value in values.items():
-        hint, value = hints[name], tuple(value) if isinstance(value, list) else value
-        read[name] = from_dict(value, hint) if dataclasses.is_dataclass(hint) else value
-        if not _fits(read[name], hint):
-            raise ValueError(f"{kind.__name__}: {name}: {value!r} is not {_describe(hint)}")
+        if name not in hints:
+            raise ValueError(f"{kind.__name__}: unknown field {name!r}, of a newer version?")
+        is_section = dataclasses.is_dataclass(hints[name])
+        plain = tuple(value) if isinstance(value, list) else value
+        read[name] = from_dict(value, hints[name]) if is_section else plain
     try:
         return kind(**read)
     except TypeError as error:  # a field without a default is missing
@@ -640,18 +624,16 @@ def from_dict(values: Any, kind: type[Settings]) -> Settings:
 def _problem(value: Any, hint: Any, allowed: Mapping[str, Any]) -> str:
     """Why a value cannot be used; empty if it can."""
     if not _fits(value, hint):
-        return f"is not {_describe(hint)}"
+        return f"is not of type {getattr(hint, '__name__', hint)}"
     items = value if isinstance(value, tuple) else (value,)
+    choices, low, above, high = (allowed[name] for name in ("choices", "min", "above", "max"))
     if len(items) < allowed["min_items"]:
         return f"is too short: give {allowed['min_items']} or more"
-    low, above, high = (allowed[name] for name in ("min", "above", "max"))
     for item in items:
-        if allowed["choices"] and item not in allowed["choices"]:
-            return (
-                f"is unknown{nearest(item, allowed['choices'])}; choose from {allowed['choices']}"
-            )
+        if choices and item not in choices:
+            return f"is unknown{nearest(item, choices)}; choose from {choices}"
         is_number = isinstance(item, int | float) and not isinstance(item, bool)
-        if is_number and not (low <= item <= high and above < item and abs(item) < 1e308):
+        if is_number and not (low <= item <= high and above < item and abs(item) < math.inf):
             lower = f"above {above}" if above > -math.inf else f"from {low}"
             return f"is out of range: use a number {lower} to {high}"
     return ""
@@ -666,13 +648,3 @@ def _fits(value: Any, hint: Any) -> bool:
     if isinstance(value, bool):  # which Python counts among the integers
         return hint is bool
     return isinstance(value, (int, float) if hint is float else hint)
-
-
-def _describe(hint: Any) -> str:
-    """ "a number or None", for messages."""
-    if get_origin(hint) is tuple:
-        return f"a list, each {_describe(get_args(hint)[0])}"
-    if get_origin(hint) is not None:
-        return " or ".join(_describe(option) for option in get_args(hint))
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-    return "None" if hint is NoneType else names.get(hint, hint.__name__)

@@ -14,6 +14,8 @@ from pathlib import Path
 from command_line import command, config_from, parser, path
 from config import Config, override
 
+LOG_EVERY = 10  # steps between two printed lines
+
 
 @command
 def main() -> None:
@@ -39,7 +41,7 @@ def main() -> None:
         if is_main:
             say(experiment.summary())
         for step in tracked(train(experiment), experiment.accelerator, config.name, done):
-            if is_main and step.number % config.training.log_every == 0:
+            if is_main and step.number % LOG_EVERY == 0:
                 say(step.line())
             if is_main and step.number % experiment.batches.steps_per_epoch == 0:
                 save_samples(experiment, step.number)

@@ -41,8 +41,8 @@ from models.device import (
     require_accelerator,
     tune_kernels,
 )
-from training.environment import describe_environment
 from training.loop import train
+from training.run_folder import describe_environment
 
 WAYS = {  # name -> compiled, as one graph
     "eager": (False, False),

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from config import ROOT
 from files import write_json
-from training.environment import describe_environment
+from training.run_folder import describe_environment
 
 OUT = ROOT / "outputs" / "bench"
 WORKER = Path(__file__).with_name("worker.py")

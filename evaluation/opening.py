@@ -23,8 +23,8 @@ from inference.opening import find_run
 from inference.picture_sets import generate_set, key_of
 from inference.text_to_face import TextToFace
 from models.loading import fingerprint
-from training.environment import describe_environment
 from training.processes import main_process_first
+from training.run_folder import describe_environment
 
 
 def open_evaluation(

@@ -96,7 +96,7 @@ class TextToFace:
     @classmethod
     def of(cls, experiment: "Experiment") -> "TextToFace":
         """A sampler over an experiment's averaged weights as they are now."""
-        models = (experiment.state.ema_unet, experiment.text_encoder, experiment.drawing_vae)
+        models = (experiment.state.ema_unet, experiment.text_encoder, experiment.decoder)
         return cls(experiment.config, *models, experiment.precision)
 
     @property

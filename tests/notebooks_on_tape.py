@@ -19,7 +19,7 @@ from tape import TapeRecorder
 root = Path(sys.argv[1])
 sys.path.insert(0, str(root))
 
-loop, state = (import_module(f"training.{name}") for name in ("loop", "state"))
+loop = import_module("training.loop")
 made: list[TapeRecorder] = []
 
 
@@ -30,7 +30,7 @@ def make(device: object) -> TapeRecorder:
 
 
 loop.open_recorder, loop.AHEAD = make, {"cpu": 4}
-state._reads_for_free = lambda value: False
+loop._reads_for_free = lambda value: False
 os.chdir(root / "experiment 4")
 for name in sys.argv[2:]:
     cells = json.loads(Path(name).read_text(encoding="utf-8"))["cells"]

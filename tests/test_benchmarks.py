@@ -18,7 +18,7 @@ from benchmarks import agreement, gpu, gpu_leg, timing, worker
 from config import ROOT, get_config
 from custom_datasets.captions import describe
 from custom_datasets.celeba_files import ATTRIBUTES
-from training import loop, state
+from training import loop
 
 MODULES = sorted(f"benchmarks.{path.stem}" for path in (ROOT / "benchmarks").glob("*.py"))
 
@@ -196,7 +196,7 @@ def test_the_rehearsal_runs_every_stage(
         return TapeRecorder(device) if os.environ["LDM_GRAPHS"] == "1" else None
 
     monkeypatch.setattr(loop, "open_recorder", recorder)
-    monkeypatch.setattr(state, "_reads_for_free", lambda value: False)
+    monkeypatch.setattr(loop, "_reads_for_free", lambda value: False)
     monkeypatch.setattr(gpu, "ways", lambda device: ["eager", "graph"])
     monkeypatch.setattr(gpu, "QUICK", gpu.Case("smoke", (2,), 64, 1, 1))
     monkeypatch.setattr(agreement, "with_cpu", lambda device: {"agrees": True})

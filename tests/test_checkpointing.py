@@ -188,7 +188,7 @@ def test_a_damaged_checkpoint_is_passed_over_by_name(
     assert checkpoints.require_checkpoint(tmp_path) == paths[1]
     for path in paths:
         path.write_bytes(b"lost")
-    with pytest.raises(ValueError, match=r"none of the 3 checkpoints in .* is whole"):
+    with pytest.raises(ValueError, match=paths[0].name):
         checkpoints.open_newest(tmp_path)
 
 

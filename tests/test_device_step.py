@@ -10,7 +10,6 @@ from tape import RefusingRecorder, TapeRecorder
 from models import graphs as graphs_module
 from models.custom_unet_celeba_ldm import compile_blocks
 from training import checkpoints, device_step, loop, run_folder
-from training import state as state_module
 from training.batches import Batch, Batches
 from training.device_step import PLAIN_STEPS
 from training.experiment import Experiment
@@ -24,7 +23,7 @@ BASE = {"num_epochs": 3, "lr_decay": "cosine", "learning_rate": 3e-3, "skip_not_
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The host reads nothing of the device for free."""
-    monkeypatch.setattr(state_module, "_reads_for_free", lambda value: False)
+    monkeypatch.setattr(loop, "_reads_for_free", lambda value: False)
 
 
 @pytest.fixture
@@ -52,7 +51,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     def poisoned(self: Batches, number: int) -> Batch:
         batch = make(self, number)
         if number == step - 1:
-            batch.packed[0, 0] = float("nan")
+            batch.latents[0] = float("nan")
         return batch
 
     monkeypatch.setattr(Batches, "__getitem__", poisoned)
@@ -123,7 +122,7 @@ def test_a_replayed_run_is_that_of_a_device_without_graphs(
     """Whose rate is a Python number, and whose host reads norms: equal but for rounding."""
     replayed = [step.loss for step in train(opening(name="a", **BASE))]
     monkeypatch.setattr(loop, "open_recorder", lambda device: None)
-    monkeypatch.setattr(state_module, "_reads_for_free", lambda value: True)
+    monkeypatch.setattr(loop, "_reads_for_free", lambda value: True)
     plain = [step.loss for step in train(opening(name="b", **BASE))]
     assert recorders[0].replays == STEPS - PLAIN_STEPS
     assert replayed == pytest.approx(plain, rel=1e-4)
@@ -164,8 +163,8 @@ def test_a_compiler_that_fails_is_said_and_training_continues(
         raise FileNotFoundError("Failed to find C compiler")
 
     want = [step.loss for step in train(opening(name="a", num_epochs=1))]
-    monkeypatch.setattr(loop, "can_compile", lambda device: True)
-    monkeypatch.setattr(loop, "compile_blocks", lambda unet: compile_blocks(unet, backend))
+    monkeypatch.setattr(device_step, "can_compile", lambda device: True)
+    monkeypatch.setattr(device_step, "compile_blocks", lambda unet: compile_blocks(unet, backend))
     opened = opening(name="b", num_epochs=1, compile=None)
     assert [step.loss for step in train(opened)] == want
     said = capsys.readouterr().out

@@ -17,9 +17,7 @@ from config import Config, from_dict
 from custom_datasets.latent_cache import ImageLatents, LatentCache
 from inference.samples import save_samples
 from inference.text_to_face import TextToFace
-from training import checkpoints, tracking
-from training import environment as environment_module
-from training.environment import describe_environment
+from training import checkpoints, processes, run_folder
 from training.experiment import Experiment
 from training.loop import train
 
@@ -147,7 +145,7 @@ def test_models_that_do_not_fit_are_refused(
 def test_a_batch_that_the_faces_do_not_fill_is_refused_before_any_long_work(
     exact: Config, root: Path
 ) -> None:
-    with pytest.raises(ValueError, match=r"24 faces do not fill one batch of 25: lower training"):
+    with pytest.raises(ValueError, match=r"training\.batch_size"):
         opening(changed(exact, "training", batch_size=25))
     assert not (root / "data" / "latents").exists()
 
@@ -156,7 +154,7 @@ def test_a_batch_that_the_faces_do_not_fill_is_refused_before_any_long_work(
 def test_a_tracker_that_would_log_nothing_is_refused(
     exact: Config, root: Path, monkeypatch: pytest.MonkeyPatch, tracker: str
 ) -> None:
-    monkeypatch.setattr(tracking, "get_available_trackers", lambda: ["tensorboard"])
+    monkeypatch.setattr(processes, "get_available_trackers", lambda: ["tensorboard"])
     with pytest.raises(ValueError, match=r"training\.tracker"):
         Experiment(changed(exact, "training", tracker=tracker))
     assert not (root / "checkpoints").exists()
@@ -214,16 +212,13 @@ def test_a_commit_is_that_of_this_repository_and_says_if_files_differ(
     (tmp_path / "inner").mkdir()
     (tmp_path / "inner" / "file").write_text("one")
     git("init", "-q"), git("add", "."), git("commit", "-qm", "one")
-    monkeypatch.setattr(environment_module, "ROOT", tmp_path)
     commit = git("rev-parse", "HEAD")
-    assert describe_environment(torch.device("cpu"))["commit"] == commit
+    assert run_folder._commit(tmp_path) == commit
     (tmp_path / "inner" / "file").write_text("two")
-    assert describe_environment(torch.device("cpu"))["commit"] == f"{commit} with edits"
-    monkeypatch.setattr(environment_module, "ROOT", tmp_path / "inner")
-    assert describe_environment(torch.device("cpu"))["commit"] == "not a git checkout"
-    monkeypatch.setattr(environment_module, "ROOT", tmp_path)
+    assert run_folder._commit(tmp_path) == f"{commit} with edits"
+    assert run_folder._commit(tmp_path / "inner") == ""
     monkeypatch.setenv("PATH", str(tmp_path))  # a machine without git
-    assert describe_environment(torch.device("cpu"))["commit"] == "not a git checkout"
+    assert run_folder._commit(tmp_path) == ""
 
 
 def test_a_run_that_is_finished_says_so(exact: Config) -> None:

@@ -15,13 +15,12 @@ from custom_datasets.captions import describe
 from custom_datasets.celeba_hq_dataset import CelebAHQ, to_model_range
 from custom_datasets.splits import SPLITS
 from evaluation.training_trend import recent_trend
-from models.vae_wrapper import Posterior
 from training import run_folder
 from training.checkpoints import checkpoints
 from training.experiment import Experiment
 from training.loop import train
-from training.step import TIMESTEP_BINS
-from training.validation import encode_held_out, validation_of
+from training.tracking import TIMESTEP_BINS
+from training.validation import validation_of
 
 Opening = Callable[..., Experiment]
 HELD_OUT = 6  # of the drawn faces
@@ -112,15 +111,8 @@ def test_a_restart_measures_the_same_samples(opening: Opening) -> None:
     list(train(first))
     line = run_folder.read_validation(first.folder)[-1]
     again = opening()
-    validate = validation_of(
-        again.held_out,
-        again.state.ema_unet,
-        again.objective,
-        again.precision,
-        again.accelerator,
-        again.folder,
-    )
-    assert validate(again.state.step, 2) == pytest.approx(line["loss"], rel=1e-5)
+    validate = validation_of(again.held_out, again.state.ema_unet, again.objective, again.precision)
+    assert validate()["loss"] == pytest.approx(line["loss"], rel=1e-5)
     assert torch.equal(first.held_out.noise, again.held_out.noise)
 
 
@@ -130,41 +122,6 @@ def test_what_is_logged_beyond_the_checkpoint_is_cut_on_resume(opening: Opening)
     (opened.folder / "celeba_ldm_unet_checkpoint_epoch_2.pt").unlink()
     list(train(opening()))
     assert [x["epoch"] for x in run_folder.read_validation(opened.folder)] == [1, 2]
-
-
-def test_shares_of_processes_add_up_to_the_whole(opening: Opening) -> None:
-    opened = opening()
-    faces, config = opened.held_out_faces, opened.config.training
-    posteriors = Posteriors(opened, faces)
-
-    def losses(process: int, processes: int) -> torch.Tensor:
-        share = encode_held_out(
-            faces, config, posteriors, opened.text_encoder, 1000, process, processes
-        )
-        return share.losses(lambda x, t, c: opened.state.unet(x, t, c).sample, opened.objective)
-
-    whole = losses(0, 1)
-    parts = sum(losses(process, 4) for process in range(4))
-    assert whole.min() > 0 and torch.allclose(parts, whole, rtol=1e-4)
-    with pytest.raises(ValueError, match="6 held-out faces cannot be shared among 7"):
-        losses(0, 7)
-
-
-class Posteriors:
-    """Encodes one face at a time, so that shares have the same values."""
-
-    def __init__(self, opened: Experiment, faces: CelebAHQ) -> None:
-        self.vae, self.faces = opened.vae, faces
-
-    def fetch(self, positions: np.ndarray, flipped: np.ndarray) -> Posterior:
-        assert not flipped.any()
-        images = [to_model_range(self.faces[int(at)].image[None]) for at in positions]
-        with torch.no_grad():
-            found = [self.vae.encode(image) for image in images]
-        return Posterior(*(torch.cat(part) for part in zip(*found, strict=True)))
-
-    def __len__(self) -> int:
-        return len(self.faces)
 
 
 def test_the_best_epoch_is_decided_by_held_out_faces(opening: Opening) -> None:

@@ -1,14 +1,14 @@
 """Batch n as a pure function of (seed, n), made in threads while earlier ones are computed.
 
-Shapes: b samples of this process, C latent channels, h x w latents, L caption tokens, N = C h w.
+Shapes: b samples of this process, C latent channels, h x w latents, L caption tokens.
 """
 
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,79 +20,27 @@ from diffusion.determinism import faces_at, sample_generator, share_of
 from diffusion.objective import Objective
 
 
-@dataclass(frozen=True)
-class Batch:
-    """What one process trains on at a step, in one tensor, so that one copy takes it to the device.
+class Batch(NamedTuple):
+    """What one process trains on at a step."""
 
-    A row of `packed` holds latents (N), noise (N), the timestep, the loss weight and the caption's
-    tokens (L). float32 holds all of them exactly.
-    """
-
-    faces: np.ndarray  # (b,) among the training faces
-    packed: Tensor  # float32 (b, 2N + 2 + L)
-    latent_shape: tuple[int, int, int]
-
-    def __len__(self) -> int:
-        return len(self.packed)
-
-    @property
-    def _size(self) -> int:
-        channels, height, width = self.latent_shape
-        return channels * height * width
-
-    @property
-    def latents(self) -> Tensor:
-        """Samples of the posteriors, (b, C, h, w), channels last as the UNet computes."""
-        values = self.packed[:, : self._size].reshape(-1, *self.latent_shape)
-        return values.contiguous(memory_format=torch.channels_last)
-
-    @property
-    def noise(self) -> Tensor:
-        """(b, C, h, w)."""
-        values = self.packed[:, self._size : 2 * self._size].reshape(-1, *self.latent_shape)
-        return values.contiguous(memory_format=torch.channels_last)
-
-    @property
-    def timesteps(self) -> Tensor:
-        """(b,)."""
-        return self.packed[:, 2 * self._size].long()
-
-    @property
-    def loss_weights(self) -> Tensor:
-        """(b,)."""
-        return self.packed[:, 2 * self._size + 1]
-
-    @property
-    def tokens(self) -> Tensor:
-        """(b, L); those of the empty caption where it was dropped."""
-        return self.packed[:, 2 * self._size + 2 :].long()
+    latents: Tensor  # samples of the posteriors, (b, C, h, w), channels last as the UNet computes
+    noise: Tensor  # (b, C, h, w), channels last
+    timesteps: Tensor  # (b,)
+    loss_weights: Tensor  # (b,)
+    tokens: Tensor  # of the captions, (b, L); of the empty one where it was dropped
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on a device; the host does not wait for the copy."""
-        return replace(self, packed=self.packed.to(device, non_blocking=True))
+        """The same batch on a device; the host does not wait for the copies."""
+        return Batch(*(part.to(device, non_blocking=True) for part in self))
 
     def split(self, size: int) -> list["Batch"]:
         """Micro-batches of at most so many samples."""
-        parts = [slice(start, start + size) for start in range(0, len(self), size)]
-        return [replace(self, faces=self.faces[p], packed=self.packed[p]) for p in parts]
+        return [Batch(*parts) for parts in zip(*(part.split(size) for part in self), strict=True)]
 
 
-def require_batch(faces: int, training: TrainingConfig, processes: int) -> None:
-    """Refuse a batch that the faces do not fill, or that is smaller than the processes' number.
-
-    Raises:
-        ValueError: names the setting and the remedy.
-    """
-    batch = training.batch_size
-    if batch > faces:
-        raise ValueError(
-            f"{faces} faces do not fill one batch of {batch}: lower training.batch_size"
-        )
-    if batch < processes:
-        raise ValueError(
-            f"a batch of {batch} cannot be shared among {processes} processes: start fewer, "
-            "or raise training.batch_size"
-        )
+def normal_of(generator: np.random.Generator, shape: Sequence[int]) -> Tensor:
+    """Random numbers of a sample, (2, *shape): for its posterior and for its noise."""
+    return torch.from_numpy(generator.standard_normal((2, *shape), np.float32))
 
 
 class Batches:
@@ -105,9 +53,6 @@ class Batches:
         objective: gives timesteps and loss weights; its tables are on the CPU.
         process, processes: the share of each batch that is made here.
         pin: put batches into memory that a GPU reads directly.
-
-    Raises:
-        ValueError: fewer faces than one batch, or fewer samples in a batch than processes.
     """
 
     def __init__(
@@ -122,16 +67,16 @@ class Batches:
         processes: int = 1,
         pin: bool = False,
     ) -> None:
-        require_batch(len(latents), training, processes)
         self.latents, self.caption, self.tokenize = latents, caption, tokenize
         self.objective, self.data, self.training, self.pin = objective, data, training, pin
         self.slots = share_of(training.batch_size, process, processes)
         self.steps_per_epoch = len(latents) // training.batch_size
-        self.empty_caption = len(latents) * data.caption_wordings  # ids count face by face
-        # Writing and tokenizing captions takes longer than the rest of a batch, so the tokens of
-        # each are kept, one more than they are; 0: not known yet.
-        length = tokenize([""]).shape[1]
-        self.kept_tokens = np.zeros((self.empty_caption + 1, length), np.int32)
+        # Tokens of each face's wordings, and last of the empty caption. Tokenizing takes longer
+        # than the rest of a batch, so they are kept, one more than they are; 0: not known yet.
+        empty = tokenize([""])[0].numpy()
+        captions = len(latents) * data.caption_wordings
+        self.kept_tokens = np.zeros((captions + 1, len(empty)), np.int32)
+        self.kept_tokens[captions] = empty + 1
         self.tokenizing = threading.Lock()  # tokenizers refuse a second thread
 
     def __getitem__(self, step: int) -> Batch:
@@ -140,41 +85,32 @@ class Batches:
         generators = [sample_generator(self.training.seed, step, slot) for slot in self.slots]
         flip, drop, time = np.stack([generator.random(3) for generator in generators], axis=1)
         posterior = self.latents.fetch(faces, flip < (0.5 if self.data.flip else 0.0))
-        shape = tuple(posterior.mean.shape[1:])
-        normal = [generator.standard_normal((2, *shape), np.float32) for generator in generators]
-        normal = torch.from_numpy(np.stack(normal))  # (b, 2, C, h, w)
+        shape = posterior.mean.shape[1:]
+        normal = torch.stack([normal_of(generator, shape) for generator in generators])
         timesteps = self.objective.timesteps(torch.from_numpy(time))
         # A tenth of the captions is dropped, to train without them too (Ho & Salimans 2022).
         wording = step // self.steps_per_epoch % self.data.caption_wordings
         caption_ids = faces * self.data.caption_wordings + wording
         is_dropped = drop < self.training.cfg_dropout_prob
-        columns = [
-            posterior.sample(normal[:, 0]).flatten(1),
-            normal[:, 1].flatten(1),
-            timesteps[:, None],
-            self.objective.weight(timesteps)[:, None],
-            self._tokens(np.where(is_dropped, self.empty_caption, caption_ids)),
-        ]
-        packed = torch.cat([column.float() for column in columns], dim=1)
-        return Batch(faces, packed.pin_memory() if self.pin else packed, shape)
+        batch = Batch(
+            posterior.sample(normal[:, 0]).contiguous(memory_format=torch.channels_last),
+            normal[:, 1].contiguous(memory_format=torch.channels_last),
+            timesteps,
+            self.objective.weight(timesteps),
+            self._tokens(np.where(is_dropped, len(self.kept_tokens) - 1, caption_ids)),
+        )
+        return Batch(*(part.pin_memory() for part in batch)) if self.pin else batch
 
     def faces(self, step: int) -> np.ndarray:
         """The faces of the whole batch of a step."""
         return faces_at(step, len(self.latents), self.training.batch_size, self.training.seed)
 
-    def caption_of(self, caption_id: int) -> str:
-        """A caption by its id: face * wordings + wording, or `empty_caption`."""
-        wordings = self.data.caption_wordings
-        is_empty = caption_id == self.empty_caption
-        return "" if is_empty else self.caption(*divmod(caption_id, wordings))
-
     def _tokens(self, caption_ids: np.ndarray) -> Tensor:
         with self.tokenizing:
-            unknown = np.unique(caption_ids[self.kept_tokens[caption_ids, 0] == 0])
-            if len(unknown):
-                captions = [self.caption_of(int(caption_id)) for caption_id in unknown]
-                self.kept_tokens[unknown] = self.tokenize(captions).numpy() + 1
-            return torch.from_numpy(self.kept_tokens[caption_ids] - 1)
+            for place in np.unique(caption_ids[self.kept_tokens[caption_ids, 0] == 0]).tolist():
+                caption = self.caption(*divmod(place, self.data.caption_wordings))
+                self.kept_tokens[place] = self.tokenize([caption])[0].numpy() + 1
+        return torch.from_numpy(self.kept_tokens[caption_ids] - 1).long()
 
     def ahead(self, first: int, end: int, threads: int = 1) -> Iterator[Batch]:
         """The batches of steps first to end - 1, made in threads; each has one more in hand."""

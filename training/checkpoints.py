@@ -79,12 +79,27 @@ def stored_config(config: Config) -> dict[str, Any]:
 # --- writing and opening ---
 
 
-def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint atomically.
+def save(folder: Path, checkpoint: Checkpoint, is_epoch: bool) -> list[Path]:
+    """Write a run's checkpoint, then delete those that need not be kept; returns the deleted ones.
+
+    Args:
+        is_epoch: whether it is that of the end of an epoch.
 
     Raises:
-        OSError: it cannot be written (a full disk); what was there before is intact.
+        OSError: it cannot be written; what was saved before is intact.
     """
+    run_folder.sync(folder)
+    path = checkpoint_path(folder, checkpoint.epoch, checkpoint.step, is_epoch)
+    save_checkpoint(path, checkpoint)
+    settings = checkpoint.config.training
+    pruned = superfluous(path, settings.keep_last, settings.keep_every_n_epochs, best_epoch(folder))
+    for old in pruned:
+        old.unlink()
+    return pruned
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint atomically; raises as `save` does."""
     values = vars(checkpoint) | {
         "version": VERSION,
         "config": stored_config(checkpoint.config),
@@ -155,16 +170,15 @@ def _from_version_1(values: dict[str, Any]) -> dict[str, Any]:
 def identity(path: Path) -> str:
     """Name and content of a checkpoint, "<name> <12 hex digits>", without reading its weights.
 
-    The digits are a hash of the CRC-32 of every record: a run that was trained again has
-    checkpoints of the same names. Those of a file of weights hash all of it.
+    The digits are a hash of the CRC-32 of every record, or of a whole file of weights: a run that
+    was trained again has checkpoints of the same names.
     """
     if path.suffix == ".safetensors":
         content = path.read_bytes()
     else:
         with zipfile.ZipFile(path) as archive:
-            content = repr(
-                sorted((info.filename, info.CRC) for info in archive.infolist())
-            ).encode()
+            records = sorted((info.filename, info.CRC) for info in archive.infolist())
+            content = repr(records).encode()
     return f"{path.name} {hashlib.sha256(content).hexdigest()[:12]}"
 
 
@@ -224,8 +238,8 @@ def open_newest(folder: Path, map_memory: bool = True) -> tuple[Path, Checkpoint
             damaged.append(untried[0].name)
     if damaged:
         raise ValueError(
-            f"none of the {len(damaged)} checkpoints in {folder} is whole "
-            f"({', '.join(damaged)}): restore a copy, or delete these files to start the run again"
+            f"none of the checkpoints in {folder} is whole ({', '.join(damaged)}): restore a copy, "
+            "or delete these files to start the run again"
         )
     return None
 
@@ -240,7 +254,7 @@ def find(folder: Path, which: str = "newest") -> Path:
             counted from 1. Else the path of a file, relative to `folder` or the current folder.
 
     Raises:
-        FileNotFoundError: there is no such checkpoint; says which there are.
+        FileNotFoundError: there is no such checkpoint; says which there are, or how to make one.
         ValueError: all are damaged.
     """
     if which == "newest":
@@ -262,14 +276,8 @@ def find(folder: Path, which: str = "newest") -> Path:
 
 
 def require_checkpoint(folder: Path) -> Path:
-    """The newest checkpoint that is whole, else the folder's file of weights.
-
-    Raises:
-        FileNotFoundError: there is neither; says how to make one.
-        ValueError: all are damaged.
-    """
-    opened = open_newest(folder)
-    if opened:
+    """The newest checkpoint that is whole, else the folder's file of weights; raises as `find`."""
+    if opened := open_newest(folder):
         return opened[0]
     if (folder / WEIGHTS_FILE).is_file():
         return folder / WEIGHTS_FILE
@@ -286,12 +294,8 @@ def best_epoch(folder: Path) -> int | None:
     Losses over another number of faces than the last one's are left out: they cannot be compared.
     """
     lines = run_folder.read_validation(folder)
-    counts = [len(line.get("losses", ())) for line in lines]
-    losses = {
-        line["epoch"]: line["loss"]
-        for line, count in zip(lines, counts, strict=True)
-        if count == counts[-1]
-    }
+    faces = len(lines[-1].get("losses", ())) if lines else 0
+    losses = {x["epoch"]: x["loss"] for x in lines if len(x.get("losses", ())) == faces}
     known = finished_epochs(folder).keys() & losses.keys()
     return min(sorted(known), key=losses.__getitem__, default=None)
 

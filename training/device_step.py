@@ -1,13 +1,24 @@
-"""What a device computes in a step: whole or in micro-batches, and on CUDA as one graph."""
+"""How a device runs a step: whole or in micro-batches, in half precision, on CUDA as one graph."""
 
+import copy
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
+from typing import cast
 
 import torch
 import torch._dynamo
-from torch import Tensor
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
 
+from config import Config, TrainingConfig
+from models.custom_unet_celeba_ldm import (
+    compile_blocks,
+    keep_channels_last,
+    recompute_activations,
+    training_operations,
+    use_plain_attention,
+)
+from models.device import can_compile, cast_matrices, matrix_rate
 from models.graphs import Recorder, first_line, first_of
 from training.batches import Batch
 from training.state import TrainingState
@@ -30,7 +41,7 @@ class DeviceStep:
         micro_batch_size: samples in one forward pass, at first.
         may_halve: whether to go on with smaller micro-batches where memory runs out.
         recorder: None: no graph.
-        uncompile: makes `backward` run without compilation; None: it does, or has to be compiled.
+        uncompile: makes `backward` run without compilation; None: its errors are final.
     """
 
     def __init__(
@@ -39,16 +50,17 @@ class DeviceStep:
         backward: Callable[[Batch, int], Tensor],
         update: Callable[[Batch, Tensor], Tensor],
         micro_batch_size: int,
-        may_halve: bool = True,
-        recorder: Recorder | None = None,
-        uncompile: Callable[[], None] | None = None,
+        may_halve: bool,
+        recorder: Recorder | None,
+        uncompile: Callable[[], None] | None,
     ) -> None:
         self.state, self.backward, self.update = state, backward, update
         self.size, self.may_halve, self.recorder = micro_batch_size, may_halve, recorder
         self.may_record, self.uncompile = recorder is not None, uncompile
         self.held: Batch | None = None  # the memory that the graph reads a batch from
-        self.plain_steps, self.replay, self.result = 0, None, None
-        if self.may_record:
+        self.plain_steps = 0
+        self.recorded: tuple[Callable[[], None], Tensor] | None = None  # replay, and its result
+        if recorder:
             state.keep_rate_on_device()
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -57,30 +69,30 @@ class DeviceStep:
         Raises:
             RuntimeError: not even one sample fits, or `may_halve` is false and memory ran out.
         """
-        device = self.state.updates.device
         if self.recorder is None:
-            return self._plainly(batch.to(device))
-        if self.held is None or self.held.packed.shape != batch.packed.shape:
-            self.held = replace(batch, packed=torch.empty_like(batch.packed, device=device))
-            self.plain_steps, self.replay = 0, None
-        return self.recorder.run(lambda: self._on_stream(batch))
+            return self._plainly(batch.to(self.state.updates.device))
+        return self.recorder.run(partial(self._on_stream, self.recorder, batch))
 
-    def _on_stream(self, batch: Batch) -> Tensor:
-        self.held.packed.copy_(batch.packed, non_blocking=True)
-        if self.may_record and self.replay is None and self.plain_steps >= PLAIN_STEPS:
-            self._record()
-        if self.replay is not None:
-            self.replay()
-            return self.result
+    def _on_stream(self, recorder: Recorder, batch: Batch) -> Tensor:
+        if self.held is None:
+            self.held = batch.to(self.state.updates.device)
+        for held, part in zip(self.held, batch, strict=True):
+            held.copy_(part, non_blocking=True)
+        if self.may_record and self.recorded is None and self.plain_steps >= PLAIN_STEPS:
+            self._record(recorder, self.held)
+        if self.recorded is not None:
+            replay, row = self.recorded
+            replay()
+            return row
         result = self._plainly(self.held)
         self.plain_steps += 1
         return result
 
-    def _record(self) -> None:
+    def _record(self, recorder: Recorder, held: Batch) -> None:
         self.state.forget_step()
         try:
-            self.replay, self.result = self.recorder.record(
-                lambda: self.update(self.held, self.backward(self.held, self.size))
+            self.recorded = recorder.record(
+                lambda: self.update(held, self.backward(held, self.size))
             )
         except RuntimeError as error:  # what torch raises for whatever a graph cannot hold
             self.may_record = False
@@ -93,12 +105,13 @@ class DeviceStep:
     def _plainly(self, batch: Batch) -> Tensor:
         """Halve the micro-batch until it fits; the gradient stays that of the whole batch."""
         while True:
-            size = min(self.size, len(batch))
+            size = min(self.size, len(batch.latents))
             try:
                 losses = self.backward(batch, size)
                 break
             except torch.OutOfMemoryError as error:
-                mend, reason = partial(self._halve, size), first_line(error)
+                mend: Callable[[str], None] = partial(self._halve, size)
+                reason = first_line(error)
             except COMPILER_ERRORS as error:
                 if self.uncompile is None:
                     raise
@@ -127,3 +140,73 @@ class DeviceStep:
             torch.cuda.empty_cache()
         self.size, self.plain_steps = size // 2, 0
         print(f"out of memory with {size} samples at once: continuing with {size // 2}")
+
+
+class HalfCopy:
+    """The UNet with its matrices in half precision, which computes in place of the live one.
+
+    autocast casts each matrix in every forward pass and each gradient in every backward pass: 932
+    kernels a micro-batch at full size. Here all matrices are cast once a step. Gradients are the
+    same to the bit: those of a micro-batch are in half precision either way, and add up in float32.
+
+    Everything but matrices and their biases is shared with the live UNet.
+    """
+
+    def __init__(self, unet: UNet2DConditionModel, precision: str) -> None:
+        names = [
+            f"{name}.{part}"
+            for name, module in unet.named_modules()
+            if isinstance(module, nn.Linear | nn.Conv2d)
+            for part, _ in module.named_parameters(recurse=False)
+        ]
+        shared = dict(unet.named_parameters())
+        self.matrices = [shared.pop(name) for name in names]
+        self.unet = copy.deepcopy(unet, {id(weight): weight for weight in shared.values()})
+        cast_matrices(self.unet, precision)
+        self.halves = [self.unet.get_parameter(name) for name in names]
+
+    @torch.no_grad()
+    def take_weights(self) -> None:
+        """Cast the live weights, which an update changed, and drop what a pass that failed left."""
+        for half in self.halves:
+            half.grad = None
+        torch._foreach_copy_(self.halves, self.matrices)
+
+    @torch.no_grad()
+    def give_gradients(self) -> None:
+        """Add the gradients of a micro-batch to those of the live weights, in float32."""
+        gradients = [cast(Tensor, half.grad) for half in self.halves]
+        if self.matrices[0].grad is None:
+            for matrix in self.matrices:
+                matrix.grad = torch.empty_like(matrix)
+            torch._foreach_copy_([cast(Tensor, m.grad) for m in self.matrices], gradients)
+        else:
+            torch._foreach_add_([cast(Tensor, m.grad) for m in self.matrices], gradients)
+        for half in self.halves:
+            half.grad = None
+
+
+def prepare_unet(
+    unet: UNet2DConditionModel, settings: TrainingConfig, device: torch.device, is_alone: bool
+) -> UNet2DConditionModel:
+    """Bring the UNet into the form that trains fastest on its device."""
+    unet.train()
+    if device.type == "cpu":
+        use_plain_attention(unet)
+    if is_alone:
+        keep_channels_last(unet)
+    if settings.gradient_checkpointing:
+        recompute_activations(unet)
+    if can_compile(device) if settings.compile is None else settings.compile:
+        compile_blocks(unet)
+    return unet
+
+
+def seconds_at_full_rate(
+    config: Config, device: torch.device, precision: str, processes: int
+) -> float | None:
+    """Seconds of a step if matrix units never waited; None where their rate is not known."""
+    rate = matrix_rate(device, precision)
+    if rate is None:
+        return None
+    return config.training.batch_size * training_operations(config.unet) / rate / processes

@@ -35,23 +35,17 @@ from models.device import choose_device, choose_precision, require_accelerator, 
 from models.loading import fingerprint
 from models.text_encoder import TextEncoder
 from models.vae_wrapper import VAEWrapper
-from training import run_folder
-from training.batches import Batches, require_batch
-from training.checkpoints import Fingerprint
-from training.environment import describe_environment
+from training import checkpoints, run_folder
+from training.batches import Batches
+from training.checkpoints import Checkpoint, Fingerprint
 from training.mirror import Mirror
-from training.processes import (
-    build_accelerator,
-    main_process_first,
-    shard_of,
-    together,
-)
-from training.resuming import check_resume, open_newest_together, resume, start_from
+from training.processes import agree, build_accelerator, main_process_first, shard_of, together
+from training.resuming import check_resume, start_from
 from training.state import TrainingState, new_state
-from training.tracking import require_tracker
 from training.validation import HeldOut, encode_held_out
 
 _opened: WeakValueDictionary[Path, "Experiment"] = WeakValueDictionary()  # by this process
+PARTS = ("faces", "held_out_faces", "text_encoder", "vae", "decoder", "state", "latents")
 
 
 class Experiment:
@@ -73,20 +67,14 @@ class Experiment:
         sampler = build_sampler(config.sampling.sampler, build_objective(config.diffusion))
         set_timesteps(sampler, config.sampling.steps)
         require_accelerator(choose_device(), config.data.image_size)
-        tracker = config.training.tracker
-        require_tracker(tracker)
-        self.accelerator = build_accelerator(tracker, self.folder / "logs")
+        self.accelerator = build_accelerator(config.training.tracker, self.folder / "logs")
         self.device = self.accelerator.device
         self.precision = choose_precision(config.training.mixed_precision, self.device)
         tune_kernels(self.device)
         self._held = ExitStack()
-        earlier = _opened.get(self.folder)
-        if earlier:  # a notebook's cell that is run again
+        if earlier := _opened.get(self.folder):  # a notebook's cell that is run again
             earlier._held.close()
         _opened[self.folder] = self
-        self._hold()
-
-    def _hold(self) -> None:
         with together(self.accelerator, "opening the run folder"):
             if self.accelerator.is_main_process:
                 self._held.enter_context(run_folder.hold(self.folder))
@@ -112,17 +100,7 @@ class Experiment:
 
     def open_all(self) -> "Experiment":
         """Open every part, cheapest first, so that what is missing is reported before long work."""
-        for name in (
-            "faces",
-            "held_out_faces",
-            "text_encoder",
-            "vae",
-            "drawing_vae",
-            "state",
-            "latents",
-            "held_out",
-            "batches",
-        ):
+        for name in (*PARTS, "held_out", "batches"):
             getattr(self, name)
         return self
 
@@ -143,34 +121,29 @@ class Experiment:
 
     @cached_property
     def text_encoder(self) -> TextEncoder:
-        """The frozen CLIP text model; refuses another width, and prompts that are too long."""
-        name, width = self.config.models.text_encoder, self.config.unet.text_width
+        """The frozen CLIP text model; refuses another width, and captions that are too long."""
+        name, unet = self.config.models.text_encoder, self.config.unet
         encoder = TextEncoder.from_pretrained(name)
-        fix = f"name another model, or set unet.text_width={encoder.width}"
-        _require_fit(f"models.text_encoder {name}", "text width", encoder.width, width, fix)
-        try:
-            encoder.tokenize(self.config.sampling.prompts)
-        except ValueError as error:
-            raise ValueError(f"sampling.prompts: {error}") from error
+        _require_fit(f"{name}: unet.text_width", encoder.width, unet.text_width)
         given = self.faces.given_captions or ()
-        encoder.tokenize([text for wordings in given for text in wordings] or [""])
+        encoder.tokenize(
+            [*self.config.sampling.prompts, *(text for face in given for text in face)]
+        )
         return encoder.to(self.device)
 
     @cached_property
     def vae(self) -> VAEWrapper:
         """The frozen autoencoder; refuses one whose latents do not fit the UNet."""
-        vae, unet = VAEWrapper.from_pretrained(self.config.models.autoencoder), self.config.unet
-        name = f"models.autoencoder {self.config.models.autoencoder}"
-        have, want = vae.latent_channels, unet.latent_channels
-        fix = f"name another model, or set unet.latent_channels={have}"
-        _require_fit(name, "latent channels", have, want, fix)
-        wanted = self.config.data.image_size // unet.latent_size
-        _require_fit(name, "downsampling", vae.downsampling, wanted, "name another model")
+        name, unet = self.config.models.autoencoder, self.config.unet
+        vae = VAEWrapper.from_pretrained(name)
+        _require_fit(f"{name}: unet.latent_channels", vae.latent_channels, unet.latent_channels)
+        latent_size = self.config.data.image_size // vae.downsampling
+        _require_fit(f"{name}: unet.latent_size", latent_size, unet.latent_size)
         return vae.to(self.device)
 
     @cached_property
-    def drawing_vae(self) -> VAEWrapper:
-        """The autoencoder whose decoder draws the pictures; training does not use it."""
+    def decoder(self) -> VAEWrapper:
+        """The autoencoder whose decoder makes the pictures; training does not use it."""
         upsampling = self.config.picture_size // self.config.unet.latent_size
         return open_decoder(self.config.models, self.vae, upsampling).to(self.device)
 
@@ -203,6 +176,12 @@ class Experiment:
         return build_objective(self.config.diffusion)
 
     @cached_property
+    def mirror(self) -> Mirror | None:
+        """Where the main process copies checkpoints to; None: nowhere."""
+        wanted, is_main = self.config.training.mirror, self.accelerator.is_main_process
+        return Mirror(wanted, self.config.name) if wanted and is_main else None
+
+    @cached_property
     def state(self) -> TrainingState:
         """The UNet with the weights of the newest checkpoint; in a new run those of
         `training.start_from`, or random ones of the preset's seed.
@@ -214,33 +193,54 @@ class Experiment:
         torch.manual_seed(self.config.training.seed)
         unet = build_unet(self.config.unet).to(self.device)
         state = new_state(unet, self.config.training, self.precision)
-        with together(self.accelerator, "opening the newest checkpoint"):
-            changes, training = [], self.config.training
-            mirror = Mirror(training.mirror, self.config.name) if training.mirror else None
-            opened = open_newest_together(self.accelerator, self.folder, mirror)
+        opened, place = self._open_newest(), self.config.training.start_from
+        changes: list[str] = []
+        with together(self.accelerator, "opening weights"):
             if opened:
                 changes = check_resume(*opened, self.config, self.fingerprint)
-                resume(state, *opened)
-            elif training.start_from:
-                frozen = self.fingerprint.frozen
-                changes = start_from(state, training.start_from, self.config, frozen)
+                state.restore(*opened)
+            elif place:
+                changes = start_from(state, place, self.config, self.fingerprint)
         if self.accelerator.is_main_process:
-            self._prepare_folder(state.step, changes)
+            for change in changes:
+                print(f"changed after step {state.step}: {change}")
+            remove_unfinished(self.folder)
+            run_folder.cut_losses(self.folder, state.step)
+            environment = run_folder.describe_environment(self.device, self.precision)
+            run_folder.write_config(self.folder, self.config, environment, state.step, changes)
         return state
 
-    def _prepare_folder(self, step: int, changes: list[str]) -> None:
-        for change in changes:
-            print(f"changed after step {step}: {change}")
-        remove_unfinished(self.folder)
-        run_folder.cut_losses(self.folder, step)
-        environment = describe_environment(self.device, self.precision)
-        run_folder.write_config(self.folder, self.config, environment, step, changes)
+    def _open_newest(self) -> tuple[Path, Checkpoint] | None:
+        """The newest checkpoint, the same one in every process; None where there is none."""
+        with together(self.accelerator, "restoring the mirror"):
+            if self.mirror:
+                self.mirror.restore(self.folder)
+        with together(self.accelerator, "opening the newest checkpoint"):
+            opened = checkpoints.open_newest(self.folder, map_memory=False)
+        mine = checkpoints.identity(opened[0]) if opened else "none"
+        mains = agree(self.accelerator, mine)
+        with together(self.accelerator, "comparing checkpoints"):
+            if mine != mains:
+                raise ValueError(
+                    f"the main process resumes from {mains}, and this one finds {mine} in "
+                    f"{self.folder}: all machines need the same run folder"
+                )
+        return opened
 
     @cached_property
     def latents(self) -> LatentSource:
-        """The latent cache, or encoding on the fly, as the preset says."""
+        """The latent cache, or encoding on the fly, as the preset says.
+
+        Raises:
+            ValueError: the faces do not fill a batch, or the batch not all processes.
+        """
         data, folder = self.config.data, self.config.cache_folder / "latents"
-        require_batch(len(self.faces), self.config.training, self.accelerator.num_processes)
+        count, batch = len(self.faces), self.config.training.batch_size
+        if not self.accelerator.num_processes <= batch <= count:
+            raise ValueError(
+                f"training.batch_size: a batch of {batch} has more samples than there are faces "
+                f"({count}), or fewer than processes ({self.accelerator.num_processes})"
+            )
         precision = encoding_precision(data.encoding, self.device)
         if not data.cache_latents:
             return ImageLatents(self.faces, self.vae, data.loader_workers, precision)
@@ -252,25 +252,19 @@ class Experiment:
             data.flip,
             data.loader_workers,
             precision,
-            shard_of(self.accelerator, folder),
+            shard_of(self.accelerator),
         )
 
     @cached_property
     def held_out(self) -> HeldOut | None:
-        """This process's share of what is validated after each epoch."""
-        faces, config, accelerator = self.held_out_faces, self.config, self.accelerator
-        if faces is None:
+        """What the main process validates after each epoch."""
+        faces, config = self.held_out_faces, self.config
+        if faces is None or not self.accelerator.is_main_process:
             return None
         precision = encoding_precision(config.data.encoding, self.device)
-        return encode_held_out(
-            faces,
-            config.training,
-            ImageLatents(faces, self.vae, config.data.loader_workers, precision),
-            self.text_encoder,
-            self.objective.num_train_timesteps,
-            accelerator.process_index,
-            accelerator.num_processes,
-        )
+        latents = ImageLatents(faces, self.vae, config.data.loader_workers, precision)
+        steps = config.diffusion.num_train_timesteps
+        return encode_held_out(faces, config.training, latents, self.text_encoder, steps)
 
     @cached_property
     def batches(self) -> Batches:
@@ -297,7 +291,7 @@ class Experiment:
         return self.state.unet(latents, timesteps, self.text_encoder(captions)).sample
 
     def summary(self) -> str:
-        """A few lines on what was opened."""
+        """A few lines on what was opened, and on what is probably not what was meant."""
         processes = self.accelerator.num_processes
         return "\n".join(
             [
@@ -311,7 +305,6 @@ class Experiment:
         )
 
     def _remarks(self) -> Iterator[str]:
-        """What is allowed, and probably not what was meant."""
         training = self.config.training
         steps = training.num_epochs * (len(self.faces) // training.batch_size)
         if self.state.step >= steps:
@@ -319,12 +312,6 @@ class Experiment:
                 f"this run has finished its {training.num_epochs} epochs, and nothing is left to "
                 "train. To train its weights further, start another run: --set name=<another name> "
                 f"--set training.start_from={self.folder}"
-            )
-        if training.warmup_steps >= steps:
-            yield (
-                f"training.warmup_steps ({training.warmup_steps}) are not fewer than the {steps} "
-                "steps of this run: its learning rate never reaches the peak. Lower them, or raise "
-                "num_epochs"
             )
         cards = torch.cuda.device_count() if self.device.type == "cuda" else 1
         if cards > 1 and self.accelerator.num_processes == 1:
@@ -334,7 +321,7 @@ class Experiment:
             )
 
 
-def _require_fit(model: str, what: str, found: int, wanted: int, fix: str) -> None:
+def _require_fit(setting: str, found: int, wanted: int) -> None:
     """Refuse a frozen model whose shape does not fit the UNet."""
     if found != wanted:
-        raise ValueError(f"{model}: its {what} is {found}, not {wanted}; {fix}")
+        raise ValueError(f"{setting} is {wanted} and would have to be {found}")

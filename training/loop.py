@@ -1,51 +1,34 @@
 """One training step, from the batch to the checkpoint, and the generator that takes it.
 
-Read `train` from top to bottom. `batches` makes the batch, `diffusion.objective` the loss, `state`
-applies the gradients; `device_step` decides how the device runs `backward` and `update`.
+Read `train` from top to bottom, then `compute`, which holds what the device does. `batches` makes
+the batch and `diffusion.objective` is the loss. `device_step` only decides how the device runs it.
 """
 
+import math
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from config import Config, TrainingConfig
+from config import TrainingConfig
 from diffusion.objective import Objective
-from models.custom_unet_celeba_ldm import (
-    compile_blocks,
-    keep_channels_last,
-    recompute_activations,
-    training_operations,
-    uncompile_blocks,
-    use_plain_attention,
-)
-from models.device import (
-    PRECISIONS,
-    autocast,
-    can_compile,
-    freed_memory_kept,
-    matrix_rate,
-    peak_memory,
-)
+from models.custom_unet_celeba_ldm import uncompile_blocks
+from models.device import PRECISIONS, autocast, freed_memory_kept, peak_memory
 from models.graphs import open_recorder
 from models.text_encoder import TextEncoder
-from training import run_folder
+from training import checkpoints, run_folder
 from training.batches import Batch
-from training.device_step import DeviceStep
+from training.device_step import DeviceStep, HalfCopy, prepare_unet, seconds_at_full_rate
 from training.experiment import Experiment
-from training.processes import lost_process_named
-from training.saving import open_mirror, save
-from training.signals import stop_on_signal
-from training.state import HalfCopy, TrainingState, apply_gradients, learning_rate_at
-from training.step import Step, measure, measured
+from training.processes import stop_on_signal
+from training.state import TrainingState
+from training.tracking import Step, measure, measured
 from training.validation import validation_of
 
 AHEAD = {"cuda": 4}  # threads that make batches, by device; elsewhere one, which keeps up
@@ -58,42 +41,33 @@ def train(experiment: Experiment) -> Iterator[Step]:
     Algorithm 1 of Ho et al. 2020, with the captions of Rombach et al. 2022, a tenth of them dropped
     (Ho & Salimans 2022). At a yield weights, average and logs are those after the step, and the
     caller may stop. The first Ctrl-C (or SIGTERM and the like) finishes the step, saves a
-    checkpoint and then raises KeyboardInterrupt; the next call resumes from it.
+    checkpoint, yields and then raises KeyboardInterrupt; the next call resumes from it.
 
     Raises:
         FloatingPointError: loss or gradient is not finite (more often than
             `training.skip_not_finite`); the last checkpoint is intact.
         RuntimeError: the device has too little memory for one sample.
-        ProcessLost: another process of the run has ended.
         OSError: a checkpoint cannot be written; the last one is intact.
     """
     state, batches, accelerator = experiment.state, experiment.batches, experiment.accelerator
-    settings, device, folder = experiment.config.training, experiment.device, experiment.folder
-    total_steps = batches.steps_per_epoch * settings.num_epochs
-    on_device = device_step(
-        state,
-        experiment.objective,
-        experiment.text_encoder,
-        settings,
+    config, device, folder = experiment.config, experiment.device, experiment.folder
+    settings, precision, is_main = (
+        config.training,
         experiment.precision,
-        accelerator,
+        accelerator.is_main_process,
+    )
+    total_steps = batches.steps_per_epoch * settings.num_epochs
+    on_device = compute(
+        state, experiment.objective, experiment.text_encoder, settings, precision, accelerator
     )
     validate = experiment.held_out and validation_of(
-        experiment.held_out,
-        state.ema_unet,
-        experiment.objective,
-        experiment.precision,
-        accelerator,
-        folder,
+        experiment.held_out, state.ema_unet, experiment.objective, precision
     )
-    mirror = open_mirror(experiment)
-    least_seconds = seconds_at_full_rate(
-        experiment.config, device, experiment.precision, accelerator.num_processes
-    )
+    full_rate = seconds_at_full_rate(config, device, precision, accelerator.num_processes)
     skipped = len({line["step"] for line in run_folder.read_lines(folder / run_folder.NOT_FINITE)})
     times = deque([time.perf_counter()], maxlen=TIMED_STEPS + 1)
     saved_at = time.monotonic()
-    with stop_on_signal() as stop, freed_memory_kept(device), lost_process_named(accelerator):
+    with stop_on_signal() as stop, freed_memory_kept(device):
         for batch in batches.ahead(state.step, total_steps, AHEAD.get(device.type, 1)):
             # Loss, backward, clip, update and average, queued on the device.
             rate = state.learning_rate = learning_rate_at(state.step, total_steps, settings)
@@ -105,45 +79,61 @@ def train(experiment: Experiment) -> Iterator[Step]:
             is_overdue = time.monotonic() - saved_at > 60 * settings.save_every_minutes
             values, (is_stopping, is_overdue) = read(row, (stop.is_set(), is_overdue), accelerator)
             epoch, within = divmod(state.step, batches.steps_per_epoch)
-            held_out_loss = validate(state.step, epoch) if validate and within == 0 else None
+            held_out = validate() if validate and within == 0 else {}
             times.append(time.perf_counter())
             seconds = (times[-1] - times[0]) / (len(times) - 1)
             step = Step(
                 number=state.step,
                 epoch=epoch,
                 learning_rate=rate,
-                validation_loss=held_out_loss,
+                validation_loss=held_out.get("loss"),
                 seconds=seconds,
                 images_per_second=settings.batch_size / seconds,
                 seconds_left=(total_steps - state.step) * seconds,
                 memory=memory,
-                matrix_share=least_seconds and least_seconds / seconds,
+                matrix_share=full_rate and full_rate / seconds,
                 **measured(values),
             )
 
             # Log.
-            if accelerator.is_main_process:
+            if is_main:
                 run_folder.append_lines(folder / run_folder.LOSSES, [step.record()])
-            if not step.moved and not is_overflow(step, state.scaler):
+            if held_out:
+                line = {"step": state.step, "epoch": epoch} | held_out
+                run_folder.append_lines(folder / run_folder.VALIDATION, [line])
+            # In float16 the scaled gradient alone may overflow: this is expected, the scale falls.
+            is_overflow = state.scaler.is_enabled() and math.isfinite(step.loss)
+            if not step.moved and not is_overflow:
                 skipped += 1
-                is_allowed = skipped <= settings.skip_not_finite
-                where = folder if accelerator.is_main_process else None
-                refuse(step, batches.faces(state.step - 1), where, is_allowed)
+                facts = not_finite(step) | {"faces": batches.faces(state.step - 1).tolist()}
+                if is_main:
+                    run_folder.append_lines(folder / run_folder.NOT_FINITE, [facts])
+                if skipped > settings.skip_not_finite:
+                    raise FloatingPointError(
+                        f"not finite: {not_finite(step)}. The last checkpoint is intact, and the "
+                        f"faces of the batch are in {run_folder.NOT_FINITE}. Start again with a "
+                        "lower rate (--set training.learning_rate=...), look at those faces, or "
+                        "allow training.skip_not_finite such batches."
+                    )
 
             # Save.
             is_last = state.step == total_steps
             is_due = within == 0 and epoch % settings.checkpoint_every_n_epochs == 0
             if is_due or is_last or is_stopping or is_overdue:
-                save(experiment, mirror)
+                if is_main:
+                    checkpoint = state.checkpoint(config, epoch, experiment.fingerprint)
+                    pruned = checkpoints.save(folder, checkpoint, is_epoch=within == 0)
+                    if experiment.mirror:
+                        experiment.mirror.copy(folder, pruned)
                 saved_at = time.monotonic()
+            yield step
             if is_stopping:
                 raise KeyboardInterrupt(f"stopped after step {state.step}; start again to resume")
-            yield step
-        if mirror:
-            mirror.wait()
+        if experiment.mirror:
+            experiment.mirror.wait()
 
 
-def device_step(
+def compute(
     state: TrainingState,
     objective: Objective,
     text_encoder: TextEncoder,
@@ -151,7 +141,7 @@ def device_step(
     precision: str,
     accelerator: Accelerator,
 ) -> DeviceStep:
-    """What the device computes in a step; see `DeviceStep` for how.
+    """What the device computes in a step, as one call: batch -> measurements.
 
     Args:
         text_encoder: on the device of the state.
@@ -162,8 +152,6 @@ def device_step(
     bare = prepare_unet(half.unet if half else state.unet, settings, device, is_alone)
     unet = bare if is_alone else accelerator.prepare_model(bare)
     objective, text_encoder = objective.to(device), text_encoder.cast(precision)
-    # Not where others wait in the middle of a backward pass, nor where compilation is insisted on.
-    may_uncompile = is_alone and settings.compile is None and can_compile(device)
 
     def denoise(noisy_latents: Tensor, timesteps: Tensor, hidden_states: Tensor) -> Tensor:
         with autocast(precision, device):
@@ -198,6 +186,8 @@ def device_step(
         norm = apply_gradients(state, settings)
         return measure(losses, batch.timesteps, objective.num_train_timesteps, norm)
 
+    # Where others wait in the middle of a backward pass, no process can begin it again.
+    may_uncompile = is_alone and settings.compile is None
     return DeviceStep(
         state,
         backward,
@@ -209,30 +199,61 @@ def device_step(
     )
 
 
-def prepare_unet(
-    unet: UNet2DConditionModel, settings: TrainingConfig, device: torch.device, is_alone: bool
-) -> UNet2DConditionModel:
-    """Bring the UNet into the form that trains fastest on its device."""
-    unet.train()
-    if device.type == "cpu":
-        use_plain_attention(unet)
-    if is_alone:
-        keep_channels_last(unet)
-    if settings.gradient_checkpointing:
-        recompute_activations(unet)
-    if can_compile(device) if settings.compile is None else settings.compile:
-        compile_blocks(unet)
-    return unet
+def apply_gradients(state: TrainingState, config: TrainingConfig) -> Tensor:
+    """Unscale, clip, AdamW, average, all of it on the device; returns the gradient's norm, ().
+
+    Where the norm is not finite, nothing moves: AdamW's fused kernel reads the decision from the
+    device, as the host would have to wait for it.
+    """
+    state.scaler.unscale_(state.optimizer)
+    gradients = [weight.grad for weight in state.weights if weight.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    is_finite = torch.isfinite(norm)
+    if config.max_grad_norm is not None:
+        clip_gradients(gradients, norm, config.max_grad_norm)
+    optimizer: Any = state.optimizer  # torch declares neither of these
+    optimizer.grad_scale, optimizer.found_inf = None, 1.0 - is_finite.float()
+    state.optimizer.step()
+    if state.scaler.is_enabled():
+        state.scaler.update()
+    update_average(state, is_finite.float(), config.ema_decay)
+    return norm
 
 
-def seconds_at_full_rate(
-    config: Config, device: torch.device, precision: str, processes: int
-) -> float | None:
-    """Seconds of a step if matrix units never waited; None where their rate is not known."""
-    rate = matrix_rate(device, precision)
-    if rate is None:
-        return None
-    return config.training.batch_size * training_operations(config.unet) / rate / processes
+def clip_gradients(gradients: list[Tensor], norm: Tensor, limit: float) -> None:
+    """Scale gradients down to a total norm of `limit`, as `torch.nn.utils.clip_grad_norm_` does."""
+    if _reads_for_free(norm) and norm + 1e-6 <= limit:  # else a pass over all of them for nothing
+        return
+    torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
+
+
+@torch.no_grad()
+def update_average(state: TrainingState, moved: Tensor, decay: float) -> None:
+    """average += w (weights - average), w = max((1 + n)^-3/4, 1 - decay) after n updates.
+
+    The decay grows with n, so that short runs are not blurred.
+    """
+    weight = moved * (1 + state.updates).pow(-0.75).clamp(min=1 - decay)
+    state.updates += moved
+    if _reads_for_free(weight):
+        torch._foreach_lerp_(state.averages, state.weights, float(weight))
+        return
+    # A lerp whose weight is on the device exists for single tensors only.
+    difference = torch._foreach_sub(state.weights, state.averages)
+    torch._foreach_mul_(difference, weight)
+    torch._foreach_add_(state.averages, difference)
+
+
+def _reads_for_free(value: Tensor) -> bool:
+    """Whether the host can look at a value without waiting for a device."""
+    return value.device.type == "cpu"
+
+
+def learning_rate_at(step: int, total_steps: int, config: TrainingConfig) -> float:
+    """Linear warm-up, then constant or a cosine to zero; depends on the step only."""
+    warmup = min(1.0, (step + 1) / (config.warmup_steps + 1))
+    part = min(1.0, step / total_steps) if config.lr_decay == "cosine" else 0.0
+    return config.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * part))
 
 
 def read(
@@ -243,40 +264,15 @@ def read(
         return row.tolist(), list(flags)
     shared = torch.tensor([float(flag) for flag in flags], device=row.device)
     values = accelerator.reduce(torch.cat([shared, row])).tolist()
-    # The gradient and its norm are the same in all processes.
-    values[-1] /= accelerator.num_processes
+    values[-1] /= accelerator.num_processes  # the gradient's norm is the same in all of them
     return values[len(flags) :], [value > 0 for value in values[: len(flags)]]
 
 
-def is_overflow(step: Step, scaler: torch.amp.GradScaler) -> bool:
-    """Whether only the scaled gradient of float16 overflowed. This is expected; the scale falls."""
-    return scaler.is_enabled() and abs(step.loss) < float("inf")
-
-
-def refuse(step: Step, faces: np.ndarray, folder: Path | None, is_allowed: bool) -> None:
-    """Record the batch of a step that was not finite.
-
-    Args:
-        faces: of the whole batch.
-        folder: the run folder; None: another process records it.
-
-    Raises:
-        FloatingPointError: it is not allowed.
-    """
-    facts = {
+def not_finite(step: Step) -> dict[str, Any]:
+    """A step whose loss or gradient is not finite, as JSON can hold it."""
+    return {
         "step": step.number,
         "loss": str(step.loss),
         "gradient_norm": str(step.gradient_norm),
         "learning_rate": step.learning_rate,
-        "faces": faces.tolist(),
     }
-    if folder:
-        run_folder.append_lines(folder / run_folder.NOT_FINITE, [facts])
-    if not is_allowed:
-        raise FloatingPointError(
-            f"step {step.number}: the loss is {step.loss}, the gradient's norm "
-            f"{step.gradient_norm} at learning rate {step.learning_rate:.2e}; the last "
-            f"checkpoint is intact, and the faces of the batch are in {run_folder.NOT_FINITE}. "
-            "Start again with a lower rate (--set training.learning_rate=...), look at those "
-            "faces, or allow training.skip_not_finite such batches."
-        )

@@ -1,6 +1,5 @@
 """Configs that earlier code stored in checkpoints, read as the present code means them."""
 
-from collections.abc import Callable
 from typing import Any
 
 from config import Config, from_dict
@@ -13,53 +12,41 @@ RETIRED: dict[str, set[str]] = {
     "models": set(),
     "unet": set(),
     "diffusion": set(),
-    "training": {"scale_batch", "scale_rate", "fused_attention"},
+    "training": {"scale_batch", "scale_rate", "fused_attention", "log_every"},
     "sampling": {"guidance_interval", "guide_epoch"},
     "classifier": {"least_balanced_accuracy"},
     "evaluation": set(),
 }
 
 
-def _scaled(training: dict[str, Any]) -> dict[str, Any]:
-    """`scale_batch` multiplied the batch, and the learning rate by the rule of `scale_rate`."""
-    factor = training.get("scale_batch", 1)
-    rates = {"none": 1.0, "sqrt": factor**0.5, "linear": float(factor)}
-    return training | {
-        "batch_size": training["batch_size"] * factor,
-        "learning_rate": training["learning_rate"] * rates[training.get("scale_rate", "sqrt")],
-    }
-
-
-def _with_one_door(data: dict[str, Any]) -> dict[str, Any]:
-    """`data.folder` held faces, and `data.source` was what the presets imported into it."""
-    if "folder" not in data:
-        return data
-    is_usual = data.get("drawn_counts") or data["folder"] == "data/celeba_hq"
-    return data | {"source": None if is_usual else data["folder"]}
-
-
-# Sections whose stored values mean something else today: each function takes a section's values,
-# retired ones included, and returns them as the present code means them.
-TRANSLATED: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    "data": _with_one_door,
-    "training": _scaled,
-}
-
-
 def read_config(values: Any) -> Config:
-    """A stored config, of this version or an earlier one; see `RETIRED` and `TRANSLATED`.
+    """A stored config, of this version or an earlier one.
 
     Raises:
         ValueError: a field is unknown or of another type; it is named.
     """
     if not isinstance(values, dict):
         return from_dict(values, Config)  # which refuses it
-    known = {}
-    for name, section in values.items():
-        if name in RETIRED[""]:
-            continue
+    known = {name: section for name, section in values.items() if name not in RETIRED[""]}
+    for name, section in known.items():
         if isinstance(section, dict):
-            section = TRANSLATED.get(name, dict)(section)
-            section = {k: v for k, v in section.items() if k not in RETIRED.get(name, ())}
-        known[name] = section
+            section = section | _translated(name, section)
+            known[name] = {k: v for k, v in section.items() if k not in RETIRED.get(name, ())}
     return from_dict(known, Config)
+
+
+def _translated(name: str, section: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a section that mean something else today, from those that it then had."""
+    if name == "training" and "scale_batch" in section:
+        # It multiplied the batch, and the learning rate by the rule of `scale_rate`.
+        factor = section["scale_batch"]
+        rates = {"none": 1.0, "sqrt": factor**0.5, "linear": float(factor)}
+        return {
+            "batch_size": section["batch_size"] * factor,
+            "learning_rate": section["learning_rate"] * rates[section.get("scale_rate", "sqrt")],
+        }
+    if name == "data" and "folder" in section:
+        # It held the faces, and `source` was what the presets imported into it.
+        is_usual = section.get("drawn_counts") or section["folder"] == "data/celeba_hq"
+        return {"source": None if is_usual else section["folder"]}
+    return {}

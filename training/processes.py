@@ -1,18 +1,19 @@
-"""The processes that train one run together, one a GPU: what they share and how they agree.
+"""The processes that train one run together, one a GPU: how they agree, and how they are stopped.
 
-torch.distributed through accelerate. A process is alone unless a launcher started several.
+torch.distributed through accelerate. A process is alone unless a launcher started several. Several
+machines share the folder of the repository.
 """
 
-import os
-import socket
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
@@ -32,6 +33,13 @@ SUPPORTED = {
 }
 # How long a process waits for the others: encoding is shared out, saving is short.
 PATIENCE = timedelta(minutes=30)
+# Ctrl-C; the end of a job; a closed terminal; SLURM's warning before its time limit. Windows
+# knows the first two.
+STOP_SIGNALS = [
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+    if hasattr(signal, name)
+]
 
 
 def build_accelerator(tracker: str | None = None, logs: Path | None = None) -> Accelerator:
@@ -41,8 +49,13 @@ def build_accelerator(tracker: str | None = None, logs: Path | None = None) -> A
         tracker: accelerate's name of one, whose files go to `logs`.
 
     Raises:
-        ValueError: the launcher asks for something that training does not support; names it.
+        ValueError: the launcher asks for something that training does not support, or the tracker
+            is not there, in which case accelerate would log nothing.
     """
+    if tracker is not None and tracker not in (known := [*map(str, get_available_trackers())]):
+        raise ValueError(
+            f"training.tracker: {tracker!r} is not installed or unknown; here are {known}, or None"
+        )
     accelerator = Accelerator(
         mixed_precision="no",
         cpu=choose_device().type == "cpu" or None,
@@ -68,13 +81,11 @@ def build_accelerator(tracker: str | None = None, logs: Path | None = None) -> A
 
 def agree(accelerator: Accelerator, value: Any) -> Any:
     """The main process's value, in every process."""
-    if accelerator.num_processes == 1:
-        return value
-    return broadcast_object_list([value])[0]
+    return value if accelerator.num_processes == 1 else broadcast_object_list([value])[0]
 
 
 @contextmanager
-def together(accelerator: Accelerator, doing: str) -> Iterator[None]:
+def together(accelerator: Accelerator | PartialState, doing: str) -> Iterator[None]:
     """Run a block that fails in every process if it fails in one, so that none waits forever.
 
     Raises:
@@ -88,70 +99,48 @@ def together(accelerator: Accelerator, doing: str) -> Iterator[None]:
     except Exception:
         gather_object([accelerator.process_index])
         raise
-    failed = gather_object([-1])
-    others = [index for index in failed if index >= 0]
+    others = [index for index in gather_object([-1]) if index >= 0]
     if others:
         raise RuntimeError(f"process {min(others)} failed while {doing}: see its message")
 
 
 @contextmanager
-def main_process_first(accelerator: Accelerator, doing: str) -> Iterator[None]:
-    """Run a block in the main process before the others begin it, so that they find its files.
-
-    On several machines without a shared folder the first process of each goes first.
+def main_process_first(accelerator: Accelerator | PartialState, doing: str) -> Iterator[None]:
+    """Run a block in the first process of each machine before the others begin it, so that they
+    find its files.
     """
-    if accelerator.is_local_main_process:
+    for is_mine in (accelerator.is_local_main_process, not accelerator.is_local_main_process):
         with together(accelerator, doing):
-            yield
-        with together(accelerator, doing):
-            pass
-    else:
-        with together(accelerator, doing):
-            pass
-        with together(accelerator, doing):
-            yield
+            if is_mine:
+                yield
 
 
-def shard_of(accelerator: Accelerator, folder: Path) -> Shard:
-    """This one of the processes that share a folder: of all, or of those of this machine, where
-    the folder of the main process cannot be seen from all.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
+def shard_of(accelerator: Accelerator) -> Shard:
+    """This one of the processes that encode into a folder together."""
     wait = accelerator.wait_for_everyone
-    if accelerator.num_processes == 1:
-        return Shard()
-    token = folder / f".{agree(accelerator, f'{socket.gethostname()}-{os.getpid()}')}"
-    if accelerator.is_main_process:
-        token.touch()
-    wait()
-    is_seen_by_all = all(gather_object([token.exists()]))
-    if accelerator.is_main_process:
-        token.unlink()
-    if is_seen_by_all:
-        return Shard(accelerator.process_index, accelerator.num_processes, wait)
-    return Shard(accelerator.local_process_index, int(os.environ["LOCAL_WORLD_SIZE"]), wait)
-
-
-class ProcessLost(RuntimeError):
-    """Another process of this run has ended, so this one cannot continue."""
+    return Shard(accelerator.process_index, accelerator.num_processes, wait)
 
 
 @contextmanager
-def lost_process_named(accelerator: Accelerator) -> Iterator[None]:
-    """Turn a collective's error into one that says that another process has ended.
+def stop_on_signal() -> Iterator[threading.Event]:
+    """Turn the first of these signals into a set event, so that the current step is finished.
 
-    Raises:
-        ProcessLost: says how to resume.
+    A second one takes effect at once. One that is ignored stays so: under `nohup` a closed terminal
+    stops nothing. Outside the main thread nothing is changed: Python delivers no signals there.
     """
+    stop = threading.Event()
+    before: dict[int, Any] = {}
+
+    def handle(number: int, frame: object) -> None:
+        stop.set()
+        signal.signal(number, before[number])
+
+    if threading.current_thread() is threading.main_thread():
+        for number in STOP_SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, handle)
     try:
-        yield
-    except (RuntimeError, torch.distributed.DistError) as error:
-        text = str(error)
-        is_collective = isinstance(error, torch.distributed.DistError) or "gloo" in text.lower()
-        if accelerator.num_processes == 1 or not is_collective:
-            raise
-        raise ProcessLost(
-            "another process of this run has ended (its message, if it left one, is above). "
-            "Nothing that was saved is lost: start the same command again, with any number of "
-            f"processes. ({text.splitlines()[0]})"
-        ) from error
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -7,12 +7,20 @@ its holder, `logs/`, `samples/`, and the judge of the preset (`train2`).
 
 import json
 import os
+import platform
+import shutil
+import subprocess
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from config import Config
+import accelerate
+import diffusers
+import torch
+import transformers
+
+from config import CODE, Config
 from files import locked, write_json, write_text
 
 LOSSES, VALIDATION, NOT_FINITE = "losses.jsonl", "validation.jsonl", "not_finite.jsonl"
@@ -30,26 +38,61 @@ def hold(folder: Path) -> Iterator[None]:
         yield
 
 
+# --- config.json ---
+
+
 def write_config(
     folder: Path, config: Config, environment: dict[str, str], step: int, changes: list[str]
 ) -> None:
     """Write `config.json`: settings, versions and device, and what changed at which step.
 
     Args:
-        changes: settings that differ from those of the checkpoint that the run resumes from.
+        changes: what differs from the checkpoint that the run resumes from.
     """
-    path = folder / "config.json"
     history = read_changes(folder) + ([{"step": step, "changed": changes}] if changes else [])
     values = {"config": config.to_dict(), "environment": environment, "changes": history}
-    write_json(path, values)
+    write_json(folder / "config.json", values)
 
 
 def read_changes(folder: Path) -> list[dict[str, Any]]:
-    """Settings that changed on resume, oldest first: {"step", "changed": [...]}."""
+    """What changed on resume, oldest first: {"step", "changed": [...]}."""
     try:
         return list(json.loads((folder / "config.json").read_text())["changes"])
     except (OSError, ValueError, KeyError, TypeError):  # none yet, or damaged; it is rewritten
         return []
+
+
+def describe_environment(device: torch.device, precision: str = "no") -> dict[str, str]:
+    """What a result depends on apart from its settings: versions, commit and device."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "transformers": transformers.__version__,
+        "accelerate": accelerate.__version__,
+        "commit": _commit(CODE) or "not a git checkout",
+        "device": f"{device.type}: {name or platform.machine()}",
+        "precision": precision,
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def _commit(folder: Path) -> str:
+    """The commit of a repository, and whether its files differ; empty in a copy without git."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(folder), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+    # A copy may lie inside of another repository, whose commit would tell nothing.
+    if shutil.which("git") is None or git("rev-parse", "--show-toplevel") != str(folder):
+        return ""
+    is_edited = bool(git("status", "--porcelain", "--untracked-files=no"))
+    return git("rev-parse", "HEAD") + (" with edits" if is_edited else "")
+
+
+# --- lines of JSON ---
 
 
 def append_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
@@ -60,9 +103,9 @@ def append_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
 
 def sync(folder: Path) -> None:
     """Flush the losses so far to the disk, so that they survive a power cut as checkpoints do."""
-    for name in LOGS:
-        if (folder / name).is_file():
-            with (folder / name).open("a") as file:
+    for path in (folder / name for name in LOGS):
+        if path.is_file():
+            with path.open("a") as file:
                 os.fsync(file.fileno())
 
 
@@ -77,27 +120,24 @@ def read_validation(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a file, one a line. Ignores lines that a crash or a power cut damaged,
-    and prints how many there are.
+    """The JSON objects of a file, one a line. Passes over what a crash or a power cut damaged, and
+    prints how many whole lines that are.
     """
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    whole, damaged = [], 0
-    for line in text.splitlines(keepends=True):
-        value = _parse(line) if line.endswith("\n") else None
-        if isinstance(value, dict) and "step" in value:
-            whole.append(value)
-        elif line.endswith("\n"):  # a last line without its end is usual after a crash
-            damaged += 1
-    if damaged:
-        print(f"{path}: ignored {damaged} damaged lines")
-    return whole
+    ended = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    values = [value for line in ended if "step" in (value := _parse(line))]
+    if len(values) < len(ended):
+        print(f"{path}: ignored {len(ended) - len(values)} damaged lines")
+    return values
 
 
-def _parse(line: str) -> Any:
+def _parse(line: str) -> dict[str, Any]:
+    """The object in a line; an empty one if it is damaged."""
     try:
-        return json.loads(line)
+        value = json.loads(line)
     except ValueError:
-        return None
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def cut_losses(folder: Path, step: int) -> None:

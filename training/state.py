@@ -1,19 +1,18 @@
 """What training changes: live weights, their moving average, the optimiser, the steps taken."""
 
 import copy
-import math
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
-from torch import Tensor, nn
+from torch import Tensor
 
-from config import TrainingConfig
-from models.device import cast_matrices
-
-SCALER = {"init_scale": 2.0**16, "growth_interval": 2000}
+from config import Config, TrainingConfig
+from training.checkpoints import Checkpoint, Fingerprint
+from training.weights import load_weights
 
 
 @dataclass
@@ -57,14 +56,7 @@ class TrainingState:
             group["lr"] = torch.tensor(float(group["lr"]), device=self.updates.device)
             group["capturable"] = True
         # Three plain steps precede the graph, of which torch would warn.
-        self.optimizer._warned_capturable_if_run_uncaptured = True
-
-    def optimizer_values(self) -> dict[str, Any]:
-        """The optimiser's state for a checkpoint, the same on every device."""
-        values = self.optimizer.state_dict()
-        for group in values["param_groups"]:
-            group["lr"], group["capturable"] = float(group["lr"]), False
-        return values
+        vars(self.optimizer)["_warned_capturable_if_run_uncaptured"] = True
 
     def forget_step(self) -> None:
         """Drop what a step that did not end left behind: gradients, and the scaler's notes."""
@@ -72,6 +64,37 @@ class TrainingState:
             weight.grad = None
         if self.scaler.is_enabled():
             self.scaler.update(self.scaler.get_scale())
+
+    def checkpoint(self, config: Config, epoch: int, fingerprint: Fingerprint) -> Checkpoint:
+        """All of it, the same on every device: the optimiser's rate is a number there."""
+        optimizer: dict[str, Any] = self.optimizer.state_dict()
+        for group in optimizer["param_groups"]:
+            group["lr"], group["capturable"] = float(group["lr"]), False
+        return Checkpoint(
+            config=config,
+            epoch=epoch,
+            step=self.step,
+            fingerprint=fingerprint,
+            unet=self.unet.state_dict(),
+            ema=self.ema_unet.state_dict(),
+            optimizer=optimizer,
+            scaler=self.scaler.state_dict(),
+            updates=int(self.updates),
+        )
+
+    def restore(self, path: Path, checkpoint: Checkpoint) -> None:
+        """Become the state of a checkpoint, which lies at `path`.
+
+        Raises:
+            ValueError: its weights are those of another architecture.
+        """
+        load_weights(self.unet, checkpoint.unet, path)
+        load_weights(self.ema_unet, checkpoint.ema, path)
+        self.optimizer.load_state_dict(checkpoint.optimizer)
+        if self.scaler.is_enabled() and checkpoint.scaler:
+            self.scaler.load_state_dict(checkpoint.scaler)
+        self.updates.fill_(checkpoint.updates)
+        self.step = checkpoint.step
 
 
 def new_state(
@@ -87,106 +110,5 @@ def new_state(
     optimizer = torch.optim.AdamW(
         unet.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16", **SCALER)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     return TrainingState(unet, ema_unet, optimizer, scaler, torch.zeros((), device=device))
-
-
-def learning_rate_at(step: int, total_steps: int, config: TrainingConfig) -> float:
-    """Linear warm-up, then constant or a cosine to zero; depends on the step only."""
-    warmup = min(1.0, (step + 1) / (config.warmup_steps + 1))
-    part = min(1.0, step / total_steps) if config.lr_decay == "cosine" else 0.0
-    return config.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * part))
-
-
-def apply_gradients(state: TrainingState, config: TrainingConfig) -> Tensor:
-    """Unscale, clip, AdamW, average, all of it on the device; returns the gradient's norm, ().
-
-    Where the norm is not finite, nothing moves: AdamW's fused kernel reads the decision from the
-    device, as the host would have to wait for it.
-    """
-    state.scaler.unscale_(state.optimizer)
-    gradients = [weight.grad for weight in state.weights if weight.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    is_finite = torch.isfinite(norm)
-    if config.max_grad_norm is not None:
-        clip_gradients(gradients, norm, config.max_grad_norm)
-    state.optimizer.grad_scale = None
-    state.optimizer.found_inf = 1.0 - is_finite.float()
-    state.optimizer.step()
-    if state.scaler.is_enabled():
-        state.scaler.update()
-    update_average(state, is_finite.float(), config.ema_decay)
-    return norm
-
-
-def clip_gradients(gradients: list[Tensor], norm: Tensor, limit: float) -> None:
-    """Scale gradients down to a total norm of `limit`, as `torch.nn.utils.clip_grad_norm_` does."""
-    if _reads_for_free(norm) and norm + 1e-6 <= limit:  # else a pass over all of them for nothing
-        return
-    torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
-
-
-def update_average(state: TrainingState, moved: Tensor, decay: float) -> None:
-    """average += w (weights - average), w = max((1 + n)^-3/4, 1 - decay) after n updates.
-
-    The decay grows with n, so that short runs are not blurred.
-    """
-    weight = moved * (1 + state.updates).pow(-0.75).clamp(min=1 - decay)
-    state.updates += moved
-    with torch.no_grad():
-        if _reads_for_free(weight):
-            torch._foreach_lerp_(state.averages, state.weights, float(weight))
-            return
-        # A lerp whose weight is on the device exists for single tensors only.
-        difference = torch._foreach_sub(state.weights, state.averages)
-        torch._foreach_mul_(difference, weight)
-        torch._foreach_add_(state.averages, difference)
-
-
-def _reads_for_free(value: Tensor) -> bool:
-    """Whether the host can look at a value without waiting for a device."""
-    return value.device.type == "cpu"
-
-
-class HalfCopy:
-    """The UNet with its matrices in half precision, which computes in place of the live one.
-
-    autocast casts each matrix in every forward pass and each gradient in every backward pass: 932
-    kernels a micro-batch at full size. Here all matrices are cast once a step. Gradients are the
-    same to the bit: those of a micro-batch are in half precision either way, and add up in float32.
-
-    Everything but matrices and their biases is shared with the live UNet.
-    """
-
-    def __init__(self, unet: UNet2DConditionModel, precision: str) -> None:
-        names = [
-            f"{name}.{part}"
-            for name, module in unet.named_modules()
-            if isinstance(module, nn.Linear | nn.Conv2d)
-            for part, _ in module.named_parameters(recurse=False)
-        ]
-        shared = dict(unet.named_parameters())
-        self.matrices = [shared.pop(name) for name in names]
-        self.unet = copy.deepcopy(unet, {id(weight): weight for weight in shared.values()})
-        cast_matrices(self.unet, precision)
-        self.halves = [self.unet.get_parameter(name) for name in names]
-
-    @torch.no_grad()
-    def take_weights(self) -> None:
-        """Cast the live weights, which an update changed, and drop what a pass that failed left."""
-        for half in self.halves:
-            half.grad = None
-        torch._foreach_copy_(self.halves, self.matrices)
-
-    @torch.no_grad()
-    def give_gradients(self) -> None:
-        """Add the gradients of a micro-batch to those of the live weights, in float32."""
-        gradients = [half.grad for half in self.halves]
-        if self.matrices[0].grad is None:
-            for matrix in self.matrices:
-                matrix.grad = torch.empty_like(matrix)
-            torch._foreach_copy_([matrix.grad for matrix in self.matrices], gradients)
-        else:
-            torch._foreach_add_([matrix.grad for matrix in self.matrices], gradients)
-        for half in self.halves:
-            half.grad = None

@@ -4,30 +4,27 @@ Faces of the val split with captions, noise and timesteps that never change, so 
 their weights alone. The averaged weights are measured, which sampling uses. The lowest loss decides
 which checkpoint is kept as the best.
 
-Shapes: n held-out faces, b of them in this process, C latent channels, h x w latents, L tokens,
-D text width, T timesteps.
+Shapes: n held-out faces, C latent channels, h x w latents, L tokens, D text width, T timesteps.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from config import TrainingConfig
 from custom_datasets.celeba_hq_dataset import CelebAHQ
 from custom_datasets.latent_cache import LatentSource
-from diffusion.determinism import sample_generator, share_of
+from diffusion.determinism import sample_generator
 from diffusion.objective import Denoiser, Objective
 from models.graphs import graphed_unet
 from models.vae_wrapper import Posterior
-from training import run_folder
-from training.step import TIMESTEP_BINS
+from training.batches import normal_of
+from training.tracking import TIMESTEP_BINS
 
 NO_STEP = 2**62  # its random numbers are those of no training step
 BATCH = 32  # faces in one pass
@@ -35,33 +32,23 @@ BATCH = 32  # faces in one pass
 
 @dataclass(frozen=True)
 class HeldOut:
-    """One process's share of the held-out faces, ready to be denoised."""
+    """The held-out faces, ready to be denoised."""
 
-    slots: range  # of this share among all n
-    count: int  # n
-    latents: Tensor  # (b, C, h, w)
-    noise: Tensor  # (b, C, h, w)
-    timesteps: Tensor  # (b,); those of all n are spread evenly over [0, T), in order
-    hidden_states: Tensor  # (b, L, D) of each face's caption
+    latents: Tensor  # (n, C, h, w)
+    noise: Tensor  # (n, C, h, w)
+    timesteps: Tensor  # (n,), spread evenly over [0, T), in order
+    hidden_states: Tensor  # (n, L, D) of each face's caption
 
     @torch.no_grad()
     def losses(self, denoiser: Denoiser, objective: Objective) -> Tensor:
-        """Squared errors of all n faces, not weighted, (n,); zero for those of other processes.
+        """Squared errors of the faces, not weighted, (n,).
 
         Args:
             objective: with its tables on the device.
         """
-        losses = torch.zeros(self.count, device=self.latents.device)
-        for start in range(0, len(self.slots), BATCH):
-            some = slice(start, start + BATCH)
-            losses[list(self.slots)[some]] = objective.loss(
-                denoiser,
-                self.latents[some],
-                self.hidden_states[some],
-                self.timesteps[some],
-                self.noise[some],
-            )
-        return losses
+        parts = (self.latents, self.hidden_states, self.timesteps, self.noise)
+        batches = zip(*(part.split(BATCH) for part in parts), strict=True)
+        return torch.cat([objective.loss(denoiser, *batch) for batch in batches])
 
 
 def encode_held_out(
@@ -70,90 +57,51 @@ def encode_held_out(
     latents: LatentSource,
     encode_text: Callable[[list[str]], Tensor],
     num_train_timesteps: int,
-    process: int = 0,
-    processes: int = 1,
 ) -> HeldOut:
-    """Choose the held-out faces, `config.validation_faces` at most, and encode a process's share.
+    """Choose the held-out faces, `config.validation_faces` at most, and encode them.
 
     Args:
         faces: of the val split.
         latents: their posteriors.
         encode_text: captions -> hidden states (b, L, D), on the device of the denoiser.
-
-    Raises:
-        ValueError: fewer faces than processes.
     """
-    seed = config.seed
-    chosen = np.random.default_rng([seed, NO_STEP]).permutation(len(faces))
+    chosen = np.random.default_rng([config.seed, NO_STEP]).permutation(len(faces))
     chosen = chosen[: config.validation_faces]
-    slots = share_of(len(chosen), process, processes)
-    if len(chosen) < processes:
-        raise ValueError(
-            f"{len(chosen)} held-out faces cannot be shared among {processes} processes: start "
-            "fewer, or set training.validation_faces=0"
-        )
-    mine = chosen[slots.start : slots.stop]
     posteriors, states = [], []
-    for some in (mine[start : start + BATCH] for start in range(0, len(mine), BATCH)):
+    for start in range(0, len(chosen), BATCH):
+        some = chosen[start : start + BATCH]
         posteriors.append(latents.fetch(some, np.zeros(len(some), bool)))
-        states.append(encode_text([faces.caption(int(face), 0, seed).text for face in some]))
-    hidden_states = torch.cat(states)  # (b, L, D)
-    generators = [sample_generator(seed, NO_STEP, slot) for slot in slots]
-    shape = tuple(posteriors[0].mean.shape[1:])
-    normal = np.stack([g.standard_normal((2, *shape), np.float32) for g in generators])
-    normal = torch.from_numpy(normal)  # (b, 2, C, h, w)
+        states.append(encode_text([faces.caption(int(i), 0, config.seed).text for i in some]))
     means, stds = (torch.cat(part) for part in zip(*posteriors, strict=True))
-    middles = (torch.tensor(list(slots)) + 0.5) / len(chosen)
-    device = hidden_states.device
+    generators = [sample_generator(config.seed, NO_STEP, slot) for slot in range(len(chosen))]
+    normal = torch.stack([normal_of(generator, means.shape[1:]) for generator in generators])
+    middles = (torch.arange(len(chosen)) + 0.5) / len(chosen)
+    device = states[0].device
     return HeldOut(
-        slots,
-        len(chosen),
         Posterior(means, stds).sample(normal[:, 0]).to(device),
         normal[:, 1].to(device),
         (middles * num_train_timesteps).long().to(device),
-        hidden_states,
+        torch.cat(states),
     )
 
 
 def validation_of(
-    held_out: HeldOut,
-    unet: UNet2DConditionModel,
-    objective: Objective,
-    precision: str,
-    accelerator: Accelerator,
-    folder: Path,
-) -> Callable[[int, int], float]:
-    """(step, finished epochs) -> the loss, which it also writes to `validation.jsonl`.
-
-    All processes must call it together.
-
-    Args:
-        unet: the averaged model.
-    """
+    held_out: HeldOut, unet: UNet2DConditionModel, objective: Objective, precision: str
+) -> Callable[[], dict[str, Any]]:
+    """Measures the averaged UNet as it is: a record of `validation.jsonl`, without its step."""
     denoise = graphed_unet(unet, precision)
     objective = objective.to(held_out.latents.device)
-
-    def validate(step: int, epoch: int) -> float:
-        losses = accelerator.reduce(held_out.losses(denoise, objective)).tolist()
-        record = validation_record(losses, step, epoch)
-        if accelerator.is_main_process:
-            run_folder.append_lines(folder / run_folder.VALIDATION, [record])
-        return record["loss"]
-
-    return validate
+    return lambda: validation_record(held_out.losses(denoise, objective).tolist())
 
 
-def validation_record(losses: list[float], step: int, epoch: int) -> dict[str, Any]:
-    """A line of `validation.jsonl`: the losses (n,) in order of their timesteps, and their means.
-
-    `loss_by_timestep` has the bins of `losses.jsonl`; None: no face in it.
+def validation_record(losses: list[float]) -> dict[str, Any]:
+    """Losses (n,) in order of their timesteps, and their means, also in the bins of
+    `losses.jsonl`; None: no face in it.
     """
     bins = np.arange(len(losses)) * TIMESTEP_BINS // len(losses)
     values = np.array(losses)
     parts = [values[bins == number] for number in range(TIMESTEP_BINS)]
     return {
-        "step": step,
-        "epoch": epoch,
         "loss": round(float(values.mean()), 6),
         "loss_by_timestep": [round(float(part.mean()), 6) if len(part) else None for part in parts],
         "losses": [round(loss, 6) for loss in losses],

@@ -38,13 +38,8 @@ def open_trained(place: Path, which: str = "newest") -> tuple[Path, Weights]:
     if place.is_dir() and which == "newest" and (opened := checkpoints.open_newest(place)):
         return opened
     path = place if place.is_file() else checkpoints.find(place, which)
-    return path, open_weights(path)
-
-
-def open_weights(path: Path) -> Weights:
-    """Open a checkpoint or a file of weights; raises what `open_trained` does."""
     is_shared = path.suffix == ".safetensors"
-    return load_weights_file(path) if is_shared else checkpoints.load_checkpoint(path)
+    return path, load_weights_file(path) if is_shared else checkpoints.load_checkpoint(path)
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], origin: Path) -> None:
@@ -57,13 +52,12 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], origin: Path) -> 
     wrong = [n for n in sorted(own.keys() | weights.keys()) if n not in own or n not in weights]
     wrong += [n for n in own if n in weights and own[n].shape != weights[n].shape]
     if wrong:
-        shapes = [
-            str(tuple(d[wrong[0]].shape)) if wrong[0] in d else "absent" for d in (weights, own)
-        ]
+        there, here = (
+            tuple(d[wrong[0]].shape) if wrong[0] in d else "absent" for d in (weights, own)
+        )
         raise ValueError(
-            f"{origin} was written by another architecture: {wrong[0]} is {shapes[0]} there and "
-            f"{shapes[1]} here ({len(wrong)} differences). Use the preset it was trained with, or "
-            "another run folder."
+            f"{origin} was written by another architecture: {wrong[0]} is {there} there and {here} "
+            f"here ({len(wrong)} differences). Use the preset it was trained with."
         )
     model.load_state_dict(weights)
 
