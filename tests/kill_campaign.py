@@ -16,6 +16,7 @@ from collections import Counter
 from pathlib import Path
 
 import torch
+from what_is_left import difference, left_in
 
 import config as config_module
 from config import from_dict
@@ -49,29 +50,9 @@ def train_in(root: Path, config: config_module.Config) -> int:
     os._exit(0)
 
 
-def outcome(root: Path) -> dict[str, object]:
-    """Everything that a finished run leaves, but for its timings."""
-    from training import checkpoints, run_folder
-
-    folder = root / "checkpoints" / "test"
-    _, checkpoint = checkpoints.open_newest(folder)
-    losses = [
-        {key: value for key, value in line.items() if key != "images_per_second"}
-        for line in run_folder.read_losses(folder)
-    ]
-    states = (checkpoint.unet, checkpoint.ema, checkpoint.optimizer)
-    return {"step": checkpoint.step, "losses": losses, "states": states}
-
-
-def same(a: object, b: object) -> bool:
-    """Equal bit for bit, through containers."""
-    if isinstance(a, torch.Tensor):
-        return a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return list(a) == list(b) and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
+def folder_in(root: Path) -> Path:
+    """The run folder."""
+    return root / "checkpoints" / "test"
 
 
 def wait_for_write(folder: Path, child: int) -> None:
@@ -95,7 +76,7 @@ def main() -> None:
     _, status = os.waitpid(train_in(home / "whole", config), 0)
     assert status == 0, (home / "whole.log").read_text()
     seconds = time.monotonic() - started
-    want, counts = outcome(home / "whole"), Counter()
+    want, counts = left_in(folder_in(home / "whole")), Counter()
     root = home / "killed"
     while counts["kills"] < kills:
         root.mkdir(exist_ok=True)
@@ -103,17 +84,17 @@ def main() -> None:
             left.unlink()
         child = train_in(root, config)
         if rng.random() < 0.5:
-            wait_for_write(root / "checkpoints" / "test", child)
+            wait_for_write(folder_in(root), child)
             time.sleep(rng.uniform(0, 0.004))
         else:
             time.sleep(rng.uniform(0, seconds))
         number = rng.choice(SIGNALS)
-        writing = any((root / "checkpoints" / "test").glob(WRITING))
+        writing = any(folder_in(root).glob(WRITING))
         os.kill(child, number)
         _, status = os.waitpid(child, 0)
         if status == 0:  # it had finished
             counts["runs"] += 1
-            counts["different"] += not same(outcome(root), want)
+            counts["different"] += difference(left_in(folder_in(root)), want) != ""
             shutil.rmtree(root)
             continue
         counts["kills"] += 1
@@ -123,7 +104,7 @@ def main() -> None:
         _, status = os.waitpid(train_in(root, config), 0)
         assert status == 0, (home / "killed.log").read_text()[-3000:]
         counts["runs"] += 1
-        counts["different"] += not same(outcome(root), want)
+        counts["different"] += difference(left_in(folder_in(root)), want) != ""
         shutil.rmtree(root)
     print(json.dumps(dict(counts)))
     sys.exit(counts["different"] > 0)

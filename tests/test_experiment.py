@@ -13,7 +13,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 import config as config_module
-from config import Config, from_dict
+from config import Config, from_dict, override
 from custom_datasets.latent_cache import ImageLatents, LatentCache
 from inference.samples import save_samples
 from inference.text_to_face import TextToFace
@@ -45,8 +45,7 @@ def opening(config: Config) -> Experiment:
 
 
 def changed(config: Config, section: str, **values: Any) -> Config:
-    part = dataclasses.replace(getattr(config, section), **values)
-    return dataclasses.replace(config, **{section: part})
+    return override(config, {f"{section}.{name}": value for name, value in values.items()})
 
 
 @pytest.fixture
@@ -60,7 +59,7 @@ def test_everything_is_opened_and_trains(exact: Config, root: Path) -> None:
     assert len(opened.faces) == 24 and opened.faces.split == "train"
     assert isinstance(opened.latents, LatentCache) and len(opened.latents) == 24
     assert opened.state.step == 0 and opened.folder == root / "checkpoints" / "test"
-    assert "24 faces" in opened.summary() and "at step 0" in opened.summary()
+    assert "24 faces" in opened.summary() and "nothing is left" not in opened.summary()
     steps = list(train(opened))
     assert [step.number for step in steps] == [1, 2, 3, 4, 5, 6]
     names = {path.name for path in opened.folder.iterdir()}
@@ -72,28 +71,13 @@ def test_everything_is_opened_and_trains(exact: Config, root: Path) -> None:
         "celeba_ldm_unet_checkpoint_epoch_1.pt",
         "celeba_ldm_unet_checkpoint_epoch_2.pt",
     }
-    again = opening(exact)
-    assert again.state.step == 6 and "at step 6" in again.summary()
-    for name, value in opened.state.ema_unet.state_dict().items():
-        assert torch.equal(again.state.ema_unet.state_dict()[name], value), name
-
-
-def test_the_same_seed_gives_the_same_first_weights(exact: Config) -> None:
-    def weights(seed: int) -> torch.Tensor:
-        torch.rand(3)
-        opened = opening(changed(exact, "training", seed=seed))
-        return opened.state.unet.conv_in.weight
-
-    assert torch.equal(weights(1), weights(1))
-    assert not torch.equal(weights(1), weights(2))
-
-
-def test_the_config_and_the_environment_are_kept(exact: Config) -> None:
-    opened = opening(exact)
     values = json.loads((opened.folder / "config.json").read_text())
     assert from_dict(values["config"], Config) == exact
     assert values["environment"]["torch"] == torch.__version__
-    assert values["environment"]["device"].startswith("cpu")
+    again = opening(exact)
+    assert again.state.step == 6 and "nothing is left" in again.summary()
+    for name, value in opened.state.ema_unet.state_dict().items():
+        assert torch.equal(again.state.ema_unet.state_dict()[name], value), name
 
 
 def test_cached_latents_train_as_encoding_on_the_fly_does(exact: Config) -> None:
@@ -219,10 +203,3 @@ def test_a_commit_is_that_of_this_repository_and_says_if_files_differ(
     assert run_folder._commit(tmp_path / "inner") == ""
     monkeypatch.setenv("PATH", str(tmp_path))  # a machine without git
     assert run_folder._commit(tmp_path) == ""
-
-
-def test_a_run_that_is_finished_says_so(exact: Config) -> None:
-    opened = opening(exact)
-    assert "nothing is left" not in opened.summary()
-    assert len(list(train(opened))) == 6
-    assert "nothing is left" in opening(exact).summary()

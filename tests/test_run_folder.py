@@ -8,15 +8,9 @@ import torch
 from torchvision.utils import save_image
 
 import config as config_module
-from config import Config
 from files import InUse
 from inference.samples import saved_samples
 from training import run_folder
-
-
-def small_config() -> Config:
-    return config_module.smoke()
-
 
 # --- one run at a time ---
 
@@ -38,11 +32,11 @@ def test_what_changed_on_the_way_is_kept(tmp_path: Path) -> None:
         (7, []),
         (9, ["b: 0 there, 1 here"]),
     ):
-        run_folder.write_config(tmp_path, small_config(), {}, step, changes)
+        run_folder.write_config(tmp_path, config_module.smoke(), {}, step, changes)
     assert [entry["step"] for entry in run_folder.read_changes(tmp_path)] == [5, 9]
     (tmp_path / "config.json").write_text('{"config"')  # torn by a power cut
     assert run_folder.read_changes(tmp_path) == []
-    run_folder.write_config(tmp_path, small_config(), {}, 9, [])
+    run_folder.write_config(tmp_path, config_module.smoke(), {}, 9, [])
     assert json.loads((tmp_path / "config.json").read_text())["changes"] == []
 
 

@@ -9,12 +9,12 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
-from types import TracebackType
 from weakref import WeakValueDictionary
 
 import torch
-from torch import Tensor
+from accelerate.utils import broadcast_object_list
 
 from config import Config
 from custom_datasets import screening
@@ -39,7 +39,7 @@ from training import checkpoints, run_folder
 from training.batches import Batches
 from training.checkpoints import Checkpoint, Fingerprint
 from training.mirror import Mirror
-from training.processes import agree, build_accelerator, main_process_first, shard_of, together
+from training.processes import build_accelerator, main_process_first, shard_of, together
 from training.resuming import check_resume, start_from
 from training.state import TrainingState, new_state
 from training.validation import HeldOut, encode_held_out
@@ -82,12 +82,7 @@ class Experiment:
     def __enter__(self) -> "Experiment":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
         if error is None:
             self.close()
         else:  # the other processes may not end in order
@@ -125,10 +120,8 @@ class Experiment:
         name, unet = self.config.models.text_encoder, self.config.unet
         encoder = TextEncoder.from_pretrained(name)
         _require_fit(f"{name}: unet.text_width", encoder.width, unet.text_width)
-        given = self.faces.given_captions or ()
-        encoder.tokenize(
-            [*self.config.sampling.prompts, *(text for face in given for text in face)]
-        )
+        given = chain.from_iterable(self.faces.given_captions or ())
+        encoder.tokenize([*self.config.sampling.prompts, *given])
         return encoder.to(self.device)
 
     @cached_property
@@ -218,7 +211,7 @@ class Experiment:
         with together(self.accelerator, "opening the newest checkpoint"):
             opened = checkpoints.open_newest(self.folder, map_memory=False)
         mine = checkpoints.identity(opened[0]) if opened else "none"
-        mains = agree(self.accelerator, mine)
+        (mains,) = broadcast_object_list([mine])
         with together(self.accelerator, "comparing checkpoints"):
             if mine != mains:
                 raise ValueError(
@@ -285,24 +278,16 @@ class Experiment:
         """The caption of a training face in one of its wordings."""
         return self.faces.caption(face, wording, self.config.training.seed).text
 
-    @torch.no_grad()
-    def predict(self, latents: Tensor, timesteps: Tensor, captions: list[str]) -> Tensor:
-        """The live UNet's prediction, (B, C, h, w), for inspection."""
-        return self.state.unet(latents, timesteps, self.text_encoder(captions)).sample
-
     def summary(self) -> str:
         """A few lines on what was opened, and on what is probably not what was meant."""
-        processes = self.accelerator.num_processes
-        return "\n".join(
-            [
-                f"preset {self.config.name} on {self.device}, {processes} process(es), "
-                f"precision {self.precision}",
-                repr(self.faces),
-                f"UNet: {count_parameters(self.state.unet) / 1e6:.1f}M parameters",
-                f"run folder {self.folder}, at step {self.state.step}",
-                *self._remarks(),
-            ]
-        )
+        lines = [
+            f"preset {self.config.name} on {self.device}, "
+            f"{self.accelerator.num_processes} process(es), precision {self.precision}",
+            repr(self.faces),
+            f"UNet: {count_parameters(self.state.unet) / 1e6:.1f}M parameters",
+            f"run folder {self.folder}, at step {self.state.step}",
+        ]
+        return "\n".join([*lines, *self._remarks()])
 
     def _remarks(self) -> Iterator[str]:
         training = self.config.training

@@ -18,7 +18,6 @@ from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
     InitProcessGroupKwargs,
-    broadcast_object_list,
     gather_object,
 )
 
@@ -79,11 +78,6 @@ def build_accelerator(tracker: str | None = None, logs: Path | None = None) -> A
     return accelerator
 
 
-def agree(accelerator: Accelerator, value: Any) -> Any:
-    """The main process's value, in every process."""
-    return value if accelerator.num_processes == 1 else broadcast_object_list([value])[0]
-
-
 @contextmanager
 def together(accelerator: Accelerator | PartialState, doing: str) -> Iterator[None]:
     """Run a block that fails in every process if it fails in one, so that none waits forever.
@@ -91,9 +85,6 @@ def together(accelerator: Accelerator | PartialState, doing: str) -> Iterator[No
     Raises:
         RuntimeError: another process failed; its own message tells why.
     """
-    if accelerator.num_processes == 1:
-        yield
-        return
     try:
         yield
     except Exception:
