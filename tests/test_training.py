@@ -5,17 +5,23 @@ import itertools
 import json
 import math
 import signal
+import sys
+import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from conftest import Latents
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from what_is_left import difference, left_in
 
+import config as config_module
+import train
 from config import Config, TrainingConfig, UNetConfig, override
 from diffusion import determinism
 from diffusion.objective import Objective
@@ -27,7 +33,7 @@ from training.batches import Batches
 from training.experiment import Experiment
 from training.loop import learning_rate_at
 from training.processes import stop_on_signal
-from training.resuming import changed_settings, check_resume
+from training.state import changed_settings, check_resume
 from training.tracking import TIMESTEP_BINS, Step
 
 COUNT = 26  # faces: three batches of 8 and an incomplete one
@@ -558,3 +564,48 @@ def test_clipping_equals_pytorchs(
     torch.testing.assert_close(
         models[0].weight.grad, models[1].weight.grad, rtol=0, atol=0, equal_nan=True
     )
+
+
+# --- speed, and what train.py shows ---
+
+
+def test_speed_counts_all_the_time_that_passes(inputs: Inputs) -> None:
+    """Also what the caller takes between two steps."""
+    steps = loop.train(inputs())
+    for _ in range(4):
+        step = next(steps)
+        time.sleep(0.2)
+    last = next(steps)
+    assert last.seconds > 4 * 0.2 / 5 and last.number == 5
+    assert last.images_per_second == pytest.approx(8 / last.seconds)
+    assert last.seconds_left == pytest.approx(last.seconds) < 2 * step.seconds_left
+
+
+def test_every_epoch_has_its_grid_of_samples_wherever_a_run_was_stopped(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first step after a resume ends an epoch, and so does the step at which it stops."""
+    monkeypatch.setattr(config_module, "ROOT", tmp_path)
+    monkeypatch.setattr(train, "config_from", lambda arguments: tiny_config)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    append, stops = run_folder.append_lines, [1, 5]  # the step after these is the last one
+
+    def append_and_stop(path: Path, lines: list[dict[str, Any]]) -> None:
+        append(path, lines)
+        if path.name == run_folder.LOSSES and lines[0]["step"] in stops:
+            stops.remove(lines[0]["step"])
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(run_folder, "append_lines", append_and_stop)
+    for _ in range(2):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        with pytest.raises(SystemExit):
+            train.main()
+    grids = sorted((tmp_path / "checkpoints" / "test" / "samples").iterdir())
+    assert [path.name for path in grids] == ["step_0000003.png", "step_0000006.png"]
+
+
+def test_a_stored_config_and_a_preset_are_not_both_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", "--config=config.json", "--preset=demo"])
+    with pytest.raises(SystemExit, match="2"):
+        train.main()

@@ -2,8 +2,7 @@
 
 One file is enough to sample (the averaged weights, and the config that rebuilds the model) and to
 go on training (live weights, optimiser, step). It is written whole or not at all, every record of
-it carries a checksum, and opening it never runs code. For sampling it is memory-mapped, so that the
-optimiser takes no memory.
+it carries a checksum, and opening it never runs code.
 """
 
 import hashlib
@@ -223,19 +222,19 @@ def open_newest(folder: Path, map_memory: bool = True) -> tuple[Path, Checkpoint
         ValueError: there are checkpoints, and none of them is whole.
         OtherVersion: the newest whole one was written by another version of the code.
     """
-    tried: list[Path] = []
+    tried: set[Path] = set()
     damaged: list[str] = []
-    while untried := [path for path in checkpoints(folder) if path not in tried]:
-        tried.append(untried[0])
+    while path := next((path for path in checkpoints(folder) if path not in tried), None):
+        tried.add(path)
         try:
-            return untried[0], load_checkpoint(untried[0], map_memory)
+            return path, load_checkpoint(path, map_memory)
         except OtherVersion:
             raise
         except FileNotFoundError:
             continue  # pruned by a run that has saved a newer one, which is listed now
         except ValueError as error:
             print(f"passed over: {error}")
-            damaged.append(untried[0].name)
+            damaged.append(path.name)
     if damaged:
         raise ValueError(
             f"none of the checkpoints in {folder} is whole ({', '.join(damaged)}): restore a copy, "

@@ -40,8 +40,7 @@ from training.batches import Batches
 from training.checkpoints import Checkpoint, Fingerprint
 from training.mirror import Mirror
 from training.processes import build_accelerator, main_process_first, shard_of, together
-from training.resuming import check_resume, start_from
-from training.state import TrainingState, new_state
+from training.state import TrainingState, check_resume, new_state, start_from
 from training.validation import HeldOut, encode_held_out
 
 _opened: WeakValueDictionary[Path, "Experiment"] = WeakValueDictionary()  # by this process

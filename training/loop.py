@@ -51,11 +51,8 @@ def train(experiment: Experiment) -> Iterator[Step]:
     """
     state, batches, accelerator = experiment.state, experiment.batches, experiment.accelerator
     config, device, folder = experiment.config, experiment.device, experiment.folder
-    settings, precision, is_main = (
-        config.training,
-        experiment.precision,
-        accelerator.is_main_process,
-    )
+    settings, precision = config.training, experiment.precision
+    is_main = accelerator.is_main_process
     total_steps = batches.steps_per_epoch * settings.num_epochs
     on_device = compute(
         state, experiment.objective, experiment.text_encoder, settings, precision, accelerator

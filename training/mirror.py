@@ -51,30 +51,29 @@ class Mirror:
         """
         if checkpoints.checkpoints(folder):
             return
-        source, there = (
-            self.folder,
-            sorted(self._names(), key=lambda name: checkpoints.progress_in_name(Path(name))),
-        )
-        newest = [name for name in there if checkpoints.progress_in_name(Path(name)) >= (0, 0)][
-            -RESTORED:
-        ]
-        wanted = [name for name in (*newest, *SMALL_FILES) if newest and name in there]
-        if self.repository and wanted:
-            patterns = [f"{self.run}/{name}" for name in wanted]
+        there = sorted(self._there(), key=checkpoints.progress_in_name)
+        newest = [path for path in there if checkpoints.progress_in_name(path) >= (0, 0)]
+        if not newest:
+            return
+        # In an order that leaves nothing to be missed where it is interrupted.
+        wanted = [path for path in there if path.name in SMALL_FILES]
+        wanted += reversed(newest[-RESTORED:])
+        if self.repository:
+            patterns = [f"{self.run}/{path.name}" for path in wanted]
             source = Path(HfApi().snapshot_download(self.repository, allow_patterns=patterns))
-            source /= self.run
-        for name in wanted:
-            _copy_file(source / name, folder / name)
-            print(f"{name} was restored from the mirror {self.place}")
+            wanted = [source / pattern for pattern in patterns]
+        for path in wanted:
+            _copy_file(path, folder / path.name)
+        print(f"{newest[-1].name} was restored from the mirror {self.place}")
 
-    def _names(self) -> list[str]:
+    def _there(self) -> list[Path]:
+        """The run's files in the mirror; none where it has no folder yet."""
         if not self.repository:
             self.folder.mkdir(parents=True, exist_ok=True)
-            return [path.name for path in self.folder.iterdir()]
-        if not HfApi().repo_exists(self.repository):
-            return []
-        paths = map(Path, HfApi().list_repo_files(self.repository))
-        return [path.name for path in paths if path.parent.as_posix() == self.run]
+            return list(self.folder.iterdir())
+        exists = HfApi().repo_exists(self.repository)
+        files = map(Path, HfApi().list_repo_files(self.repository) if exists else [])
+        return [path for path in files if path.parent.as_posix() == self.run]
 
     def _copy(self, folder: Path, pruned: set[str]) -> None:
         self.pruned |= pruned
