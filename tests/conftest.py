@@ -209,3 +209,27 @@ def opening(
     yield make
     for opened in made:
         opened.close()
+
+
+@pytest.fixture
+def start(
+    tiny_config: config.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Experiment]]:
+    """Starts a run over the session's data and models as a fresh process would, after the one
+    before has ended: with these training settings, under `home` in the test's folder.
+    """
+    made: list[Experiment] = []
+
+    def make(values: config.Config = tiny_config, home: str = ".", **changes: object) -> Experiment:
+        for opened in made:
+            opened.close()
+        AcceleratorState._reset_state(reset_partial_state=True)
+        monkeypatch.setattr(config, "ROOT", tmp_path / home)
+        changes = {"mixed_precision": "no", "tracker": None} | changes
+        training = dataclasses.replace(values.training, **changes)
+        made[:] = [Experiment(dataclasses.replace(values, training=training))]
+        return made[0]
+
+    yield make
+    for opened in made:
+        opened.close()

@@ -4,15 +4,13 @@ import dataclasses
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
-import config as config_module
 from config import Config, from_dict, override
 from custom_datasets.latent_cache import ImageLatents, LatentCache
 from inference.samples import save_samples
@@ -21,27 +19,19 @@ from training import checkpoints, processes, run_folder
 from training.experiment import Experiment
 from training.loop import train
 
-
-@pytest.fixture(autouse=True)
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A repository root of the test's own: checkpoints and latents go there."""
-    monkeypatch.setattr(config_module, "ROOT", tmp_path)
-    yield tmp_path
-    for opened in made:
-        opened.close()
-    made.clear()
+Opening = Callable[[Config], Experiment]
 
 
-made: list[Experiment] = []
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """The repository root of the test's own: checkpoints and latents go there."""
+    return tmp_path
 
 
-def opening(config: Config) -> Experiment:
-    """Open everything, as a fresh process would."""
-    for earlier in made:
-        earlier.close()
-    AcceleratorState._reset_state(reset_partial_state=True)
-    made[:] = [Experiment(config)]
-    return made[0].open_all()
+@pytest.fixture
+def opening(start: Callable[..., Experiment]) -> Opening:
+    """Opens everything, as a fresh process would."""
+    return lambda config: start(config).open_all()
 
 
 def changed(config: Config, section: str, **values: Any) -> Config:
@@ -54,7 +44,7 @@ def exact(tiny_config: Config) -> Config:
     return changed(tiny_config, "training", mixed_precision="no")
 
 
-def test_everything_is_opened_and_trains(exact: Config, root: Path) -> None:
+def test_everything_is_opened_and_trains(exact: Config, root: Path, opening: Opening) -> None:
     opened = opening(exact)
     assert len(opened.faces) == 24 and opened.faces.split == "train"
     assert isinstance(opened.latents, LatentCache) and len(opened.latents) == 24
@@ -72,7 +62,7 @@ def test_everything_is_opened_and_trains(exact: Config, root: Path) -> None:
         "celeba_ldm_unet_checkpoint_epoch_2.pt",
     }
     values = json.loads((opened.folder / "config.json").read_text())
-    assert from_dict(values["config"], Config) == exact
+    assert from_dict(values["config"], Config) == opened.config
     assert values["environment"]["torch"] == torch.__version__
     again = opening(exact)
     assert again.state.step == 6 and "nothing is left" in again.summary()
@@ -80,7 +70,7 @@ def test_everything_is_opened_and_trains(exact: Config, root: Path) -> None:
         assert torch.equal(again.state.ema_unet.state_dict()[name], value), name
 
 
-def test_cached_latents_train_as_encoding_on_the_fly_does(exact: Config) -> None:
+def test_cached_latents_train_as_encoding_on_the_fly_does(exact: Config, opening: Opening) -> None:
     losses, kinds = [], []
     for cached in (True, False):
         name = f"cached_{cached}"
@@ -93,7 +83,9 @@ def test_cached_latents_train_as_encoding_on_the_fly_does(exact: Config) -> None
     assert len(set(losses[0])) == 6
 
 
-def test_the_sampler_shows_the_averaged_weights_as_they_are(exact: Config) -> None:
+def test_the_sampler_shows_the_averaged_weights_as_they_are(
+    exact: Config, opening: Opening
+) -> None:
     opened = opening(exact)
     text_to_face = TextToFace.of(opened)
     assert text_to_face.unet is opened.state.ema_unet
@@ -107,7 +99,7 @@ def test_the_sampler_shows_the_averaged_weights_as_they_are(exact: Config) -> No
 
 
 def test_samples_that_cannot_be_drawn_do_not_end_the_run(
-    exact: Config, capsys: pytest.CaptureFixture[str]
+    exact: Config, capsys: pytest.CaptureFixture[str], opening: Opening
 ) -> None:
     opened = opening(exact)
     with torch.no_grad():
@@ -119,7 +111,7 @@ def test_samples_that_cannot_be_drawn_do_not_end_the_run(
 
 @pytest.mark.parametrize(("field", "value"), [("text_width", 48), ("latent_channels", 16)])
 def test_models_that_do_not_fit_are_refused(
-    exact: Config, root: Path, field: str, value: int
+    exact: Config, root: Path, field: str, value: int, opening: Opening
 ) -> None:
     with pytest.raises(ValueError, match=rf"unet\.{field}"):
         opening(changed(exact, "unet", **{field: value}))
@@ -127,7 +119,7 @@ def test_models_that_do_not_fit_are_refused(
 
 
 def test_a_batch_that_the_faces_do_not_fill_is_refused_before_any_long_work(
-    exact: Config, root: Path
+    exact: Config, root: Path, opening: Opening
 ) -> None:
     with pytest.raises(ValueError, match=r"training\.batch_size"):
         opening(changed(exact, "training", batch_size=25))
@@ -136,17 +128,17 @@ def test_a_batch_that_the_faces_do_not_fill_is_refused_before_any_long_work(
 
 @pytest.mark.parametrize("tracker", ["tensorbord", "aim"])
 def test_a_tracker_that_would_log_nothing_is_refused(
-    exact: Config, root: Path, monkeypatch: pytest.MonkeyPatch, tracker: str
+    start: Callable[..., Experiment], root: Path, monkeypatch: pytest.MonkeyPatch, tracker: str
 ) -> None:
     monkeypatch.setattr(processes, "get_available_trackers", lambda: ["tensorboard"])
     with pytest.raises(ValueError, match=r"training\.tracker"):
-        Experiment(changed(exact, "training", tracker=tracker))
+        start(tracker=tracker)
     assert not (root / "checkpoints").exists()
 
 
 @pytest.mark.parametrize("field", ["autoencoder", "text_encoder"])
 def test_an_unknown_model_is_named_before_any_long_work(
-    exact: Config, root: Path, field: str
+    exact: Config, root: Path, field: str, opening: Opening
 ) -> None:
     with pytest.raises(FileNotFoundError, match="nobody/no-such-model"):
         opening(changed(exact, "models", **{field: "nobody/no-such-model"}))
@@ -154,7 +146,9 @@ def test_an_unknown_model_is_named_before_any_long_work(
     assert not list(root.rglob("*.pt"))
 
 
-def test_pictures_with_captions_alone_train(exact: Config, root: Path, drawn_folder: Path) -> None:
+def test_pictures_with_captions_alone_train(
+    exact: Config, root: Path, drawn_folder: Path, opening: Opening
+) -> None:
     """A caption that the text encoder does not take is refused before anything is encoded."""
     mine = shutil.copytree(drawn_folder / "train", root / "mine")
     table = mine / "metadata.csv"
@@ -171,7 +165,9 @@ def test_pictures_with_captions_alone_train(exact: Config, root: Path, drawn_fol
     assert len(list(train(opened))) == 4
 
 
-def test_a_run_with_other_settings_is_refused_before_encoding(exact: Config, root: Path) -> None:
+def test_a_run_with_other_settings_is_refused_before_encoding(
+    exact: Config, root: Path, opening: Opening
+) -> None:
     opened = opening(exact)
     steps = train(opened)
     for _ in range(3):

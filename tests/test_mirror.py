@@ -1,19 +1,15 @@
 """The mirror: whole files only, and a fresh machine goes on from them."""
 
-import dataclasses
 import fnmatch
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from huggingface_hub.errors import HTTPError
 
-import config as config_module
-from config import Config
 from training import checkpoints, mirror, run_folder
 from training.experiment import Experiment
 from training.loop import train
@@ -23,25 +19,13 @@ CHECKPOINT = "celeba_ldm_unet_checkpoint_epoch_1.pt"
 
 
 @pytest.fixture
-def machine(
-    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., Experiment]]:
+def machine(start: Callable[..., Experiment], tmp_path: Path) -> Callable[..., Experiment]:
     """Opens the run on a machine of this name, whose disk is its own; the mirror is shared."""
-    made: list[Experiment] = []
 
     def boot(name: str, **changes: object) -> Experiment:
-        for earlier in made:
-            earlier.close()
-        AcceleratorState._reset_state(reset_partial_state=True)
-        monkeypatch.setattr(config_module, "ROOT", tmp_path / name)
-        settings = {"mixed_precision": "no", "tracker": None, "mirror": str(tmp_path / "drive")}
-        training = dataclasses.replace(tiny_config.training, **(settings | changes))
-        made.append(Experiment(dataclasses.replace(tiny_config, training=training)))
-        return made[-1].open_all()
+        return start(home=name, **({"mirror": str(tmp_path / "drive")} | changes)).open_all()
 
-    yield boot
-    for opened in made:
-        opened.close()
+    return boot
 
 
 def test_a_fresh_machine_goes_on_from_the_mirror(

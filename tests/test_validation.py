@@ -1,15 +1,13 @@
 """The loss of held-out faces: the same samples every time, and it decides which epoch is best."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
-import config as config_module
 from config import Config
 from custom_datasets.captions import describe
 from custom_datasets.celeba_hq_dataset import CelebAHQ, to_model_range
@@ -27,26 +25,14 @@ HELD_OUT = 6  # of the drawn faces
 
 
 @pytest.fixture
-def opening(
-    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Opening]:
-    """Opens an experiment that validates, as a fresh process would."""
-    monkeypatch.setattr(config_module, "ROOT", tmp_path)
-    made: list[Experiment] = []
+def opening(start: Opening, tiny_config: Config) -> Opening:
+    """Opens a run of this name that validates."""
 
-    def make(folder: str = "run", **changes: object) -> Experiment:
-        for earlier in made:
-            earlier.close()
-        AcceleratorState._reset_state(reset_partial_state=True)
-        values = {"mixed_precision": "no", "validation_faces": 256} | changes
-        training = dataclasses.replace(tiny_config.training, **values)
-        config = dataclasses.replace(tiny_config, training=training)
-        made.append(Experiment(config, tmp_path / folder).open_all())
-        return made[-1]
+    def make(name: str = "run", **changes: object) -> Experiment:
+        values = dataclasses.replace(tiny_config, name=name)
+        return start(values, **({"validation_faces": 256} | changes)).open_all()
 
-    yield make
-    for opened in made:
-        opened.close()
+    return make
 
 
 def test_it_is_the_loss_of_the_averaged_weights_on_val_faces(opening: Opening) -> None:
