@@ -233,3 +233,30 @@ def start(
     yield make
     for opened in made:
         opened.close()
+
+
+COUNT = 26  # faces of `inputs`: three batches of 8 and an incomplete one
+
+
+def caption(position: int, wording: int) -> str:
+    """Of the faces of `inputs`."""
+    return f"a photo of a {'wo' * (position % 2)}man with {['black', 'gray'][wording % 2]} hair"
+
+
+@pytest.fixture
+def inputs(opening: Callable[..., Experiment]) -> Callable[..., Experiment]:
+    """Makes an experiment over `COUNT` made-up latents, as a fresh process would open it."""
+
+    def make(
+        latents: Latents | None = None,
+        folder: str = "run",
+        flip: bool = True,
+        snr_gamma: float = 5.0,
+        **changes: object,
+    ) -> Experiment:
+        opened = opening(latents or Latents(COUNT, 0.5), folder, **changes)
+        settings = {"data.flip": flip, "diffusion.snr_gamma": snr_gamma}
+        opened.config, opened.caption = config.override(opened.config, settings), caption
+        return opened
+
+    return make

@@ -99,14 +99,16 @@ def test_a_replayed_run_is_that_of_a_device_without_graphs(
 ) -> None:
     """Whose rate is a Python number, and whose host reads norms: equal but for rounding."""
     replayed = opening(name="a", **BASE)
+    begun = torch.cat([x.flatten() for x in replayed.state.averages])
     losses = [step.loss for step in train(replayed)]
     monkeypatch.setattr(loop, "open_recorder", lambda device: None)
     monkeypatch.setattr(loop, "_reads_for_free", lambda value: True)
     plain = opening(name="b", **BASE)
     assert [step.loss for step in train(plain)] == pytest.approx(losses, rel=1e-4)
     assert recorders[0].replays == STEPS - PLAIN_STEPS
-    for one, other in zip(replayed.state.averages, plain.state.averages, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+    ends = (torch.cat([x.flatten() for x in run.state.averages]) for run in (replayed, plain))
+    one, other = (end - begun for end in ends)
+    assert (one - other).norm() < 0.01 * one.norm() > 0
 
 
 def test_a_device_without_streams_trains_without_graphs(

@@ -129,9 +129,8 @@ def load_checkpoint(path: Path, map_memory: bool = True) -> Checkpoint:
         OtherVersion: it is whole, but this version of the code cannot read it.
     """
     values = read_archive(path, "checkpoint", map_memory)
-    missing = [name for name in FIELDS if not isinstance(values, dict) or name not in values]
-    if missing:
-        raise ValueError(f"{path} is no checkpoint of this project: it lacks {', '.join(missing)}")
+    if not isinstance(values, dict) or not values.keys() >= set(FIELDS):
+        raise ValueError(f"{path} is no checkpoint of this project: it lacks some of {FIELDS}")
     version = values.pop("version", 1)
     if version > VERSION:
         raise OtherVersion(
@@ -267,10 +266,9 @@ def find(folder: Path, which: str = "newest") -> Path:
         if path.is_file():
             return path
     there = ", ".join(map(str, sorted(finished))) or "none"
-    lacks = "; none of them was validated" if which == "best" else ""
     raise FileNotFoundError(
-        f"no checkpoint {which!r} in {folder}: there are those of epochs {there}{lacks}. Give the "
-        'number of one, "best" or a path'
+        f"no checkpoint {which!r} in {folder}: there are those of epochs {there}. Give the number "
+        'of one, "best" (where held-out faces were measured) or a path'
     )
 
 
@@ -306,9 +304,6 @@ def superfluous(saved: Path, last: int, every_n_epochs: int, best: int | None) -
     """
     reached = progress_in_name(saved)
     behind = [path for path in checkpoints(saved.parent) if progress_in_name(path) <= reached]
-
-    def is_kept(path: Path) -> bool:
-        epoch, within = progress_in_name(path)
-        return not within and (epoch % every_n_epochs == 0 or epoch == best)
-
-    return [path for path in behind[last:] if not is_kept(path)]
+    finished = finished_epochs(saved.parent).items()
+    kept = [path for epoch, path in finished if epoch % every_n_epochs == 0 or epoch == best]
+    return [path for path in behind[last:] if path not in kept]

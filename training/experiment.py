@@ -1,8 +1,6 @@
 """Opens what a preset names, each part once, and holds its run folder for the whole run.
 
-Parts open in the order of their cost: the lock of the run folder, the faces, the frozen models, the
-training state (from the newest checkpoint), the latents. A notebook takes the parts one by one;
-a script calls `open_all`.
+A notebook takes the parts one by one; a script calls `open_all`, which opens the cheapest first.
 """
 
 import hashlib
@@ -50,10 +48,7 @@ PARTS = ("faces", "held_out_faces", "text_encoder", "vae", "decoder", "state", "
 class Experiment:
     """Everything that training needs. Each part is opened when it is first asked for, once.
 
-    Use it in a `with` block, or call `close`, to release the run folder.
-
-    Args:
-        folder: the run folder; None: the preset's.
+    Use it in a `with` block, or call `close`, to release `folder`, by default the preset's.
 
     Raises:
         files.InUse: another process trains into the folder.
@@ -214,8 +209,8 @@ class Experiment:
         with together(self.accelerator, "comparing checkpoints"):
             if mine != mains:
                 raise ValueError(
-                    f"the main process resumes from {mains}, and this one finds {mine} in "
-                    f"{self.folder}: all machines need the same run folder"
+                    f"the main process resumes from {mains}, and {self.folder} has {mine} here: "
+                    "all machines need the same run folder"
                 )
         return opened
 
@@ -294,14 +289,13 @@ class Experiment:
         if self.state.step >= steps:
             yield (
                 f"this run has finished its {training.num_epochs} epochs, and nothing is left to "
-                "train. To train its weights further, start another run: --set name=<another name> "
-                f"--set training.start_from={self.folder}"
+                f"train. To go on: --set name=<a new one> --set training.start_from={self.folder}"
             )
         cards = torch.cuda.device_count() if self.device.type == "cuda" else 1
         if cards > 1 and self.accelerator.num_processes == 1:
             yield (
-                f"this process trains on one of {cards} GPUs. To train on all of them, stop it and "
-                f"run: accelerate launch --multi_gpu train.py --preset {self.config.name}"
+                f"this process trains on one of {cards} GPUs. For all of them: "
+                f"accelerate launch --multi_gpu train.py --preset {self.config.name}"
             )
 
 

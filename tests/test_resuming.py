@@ -1,0 +1,258 @@
+"""Runs that stop and go on: exactly, within what may change, one process at a time."""
+
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from conftest import COUNT, Latents
+from what_is_left import difference, left_in
+
+import config as config_module
+import train
+from config import Config, UNetConfig, override
+from files import InUse
+from models.custom_unet_celeba_ldm import build_unet
+from training import checkpoints, loop, run_folder
+from training import experiment as experiment_module
+from training.experiment import Experiment
+from training.processes import stop_on_signal
+from training.state import changed_settings, check_resume
+from training.tracking import Step
+
+Inputs = Callable[..., Experiment]
+
+
+def other_unet(config: UNetConfig) -> torch.nn.Module:
+    unet = build_unet(config)
+    for parameter in unet.parameters():
+        parameter.data.add_(1.0)
+    return unet
+
+
+def finish(arguments: Experiment) -> list[Step]:
+    return list(loop.train(arguments))
+
+
+def stop_after(arguments: Experiment, steps: int, number: int) -> None:
+    """Train until a real signal, sent to this process after `steps` steps, ends it."""
+    with pytest.raises(KeyboardInterrupt, match=f"step {arguments.state.step + steps + 1}"):
+        for done, _ in enumerate(loop.train(arguments), start=1):
+            if done == steps:
+                signal.raise_signal(number)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize(("steps", "number"), [(1, signal.SIGINT), (3, signal.SIGTERM)])
+def test_going_on_is_as_never_having_stopped(
+    inputs: Inputs, precision: str, steps: int, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"mixed_precision": precision, "lr_decay": "cosine", "checkpoint_every_n_epochs": 9}
+    whole = inputs(folder="whole", **options)
+    finish(whole)
+    stopped = inputs(folder="stopped", **options)
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    stop_after(stopped, steps, number)
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+    name = f"celeba_ldm_unet_checkpoint_epoch_{(steps + 1) // 3}_step_{steps + 1}.pt"
+    assert [p.name for p in stopped.folder.glob("*.pt")] == [name]
+    monkeypatch.setattr(experiment_module, "build_unet", other_unet)  # which must be replaced
+    resumed = inputs(folder="stopped", **options)
+    assert resumed.state.step == steps + 1
+    numbers = [step.number for step in loop.train(resumed)]
+    assert numbers == list(range(steps + 2, 7))
+    assert difference(left_in(resumed.folder), left_in(whole.folder)) == ""
+    _, last = checkpoints.open_newest(whole.folder)
+    assert (last.step, last.epoch) == (6, 2)
+    assert difference(dict(last.ema), dict(resumed.state.ema_unet.state_dict())) == ""
+
+
+def test_a_finished_run_has_nothing_left_to_do_and_may_be_made_longer(inputs: Inputs) -> None:
+    finish(inputs(lr_decay="constant"))
+    again = inputs(lr_decay="constant")
+    before = left_in(again.folder)
+    assert finish(again) == [] and difference(left_in(again.folder), before) == ""
+    longer = inputs(num_epochs=3, lr_decay="constant")
+    assert [step.number for step in loop.train(longer)] == [7, 8, 9]
+
+
+def test_the_step_at_which_a_run_stops_is_yielded_too(inputs: Inputs) -> None:
+    """Or the end of an epoch would have no grid of samples."""
+    seen: list[int] = []
+    with pytest.raises(KeyboardInterrupt):
+        for step in loop.train(inputs()):
+            seen.append(step.number)
+            if step.number == 2:
+                signal.raise_signal(signal.SIGTERM)
+    assert seen == [1, 2, 3]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no closed terminals on Windows")
+def test_a_closed_terminal_stops_no_run_under_nohup() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup starts a process
+    try:
+        with stop_on_signal() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop.is_set() and signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_the_second_signal_acts_at_once(inputs: Inputs) -> None:
+    steps = loop.train(inputs())
+    next(steps)
+    signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        signal.raise_signal(signal.SIGINT)
+    assert "stopped after" not in str(caught.value)
+    steps.close()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+# --- refusals ---
+
+
+def test_a_run_begun_with_another_fingerprint_is_refused(inputs: Inputs) -> None:
+    """Other faces would change the order of all of them; other frozen models, the latents."""
+    finish(inputs())
+    with pytest.raises(ValueError, match=f"faces.*{COUNT} in the checkpoint, {COUNT + 8} now"):
+        finish(inputs(Latents(COUNT + 8, 0.5)))
+    other = inputs()
+    other.text_fingerprint = "other"
+    with pytest.raises(ValueError, match=r"frozen-frozen.*other-frozen"):
+        finish(other)
+    assert finish(inputs()) == []
+
+
+def test_a_run_folder_is_held_from_the_opening_to_the_end(inputs: Inputs) -> None:
+    opened = inputs()
+    with pytest.raises(InUse, match="process"), run_folder.hold(opened.folder):
+        pass
+    next(loop.train(opened))
+    with pytest.raises(InUse), run_folder.hold(opened.folder):
+        pass
+    opened.close()
+    with run_folder.hold(opened.folder):
+        pass
+
+
+def test_opening_a_run_again_in_one_process_replaces_the_earlier_opening(inputs: Inputs) -> None:
+    """As a notebook's cell that is run a second time."""
+    opened = inputs()
+    again = Experiment(opened.config, opened.folder)
+    opened.close()
+    with pytest.raises(InUse), run_folder.hold(again.folder):
+        pass
+    again.close()
+
+
+FIXED_CHANGES = {
+    "diffusion.prediction_type": "epsilon",
+    "unet.widths": (64, 64),
+    "models.text_encoder": "another/model",
+}
+
+
+def after_one_epoch(inputs: Inputs) -> Experiment:
+    opened = inputs()
+    steps = loop.train(opened)
+    for _ in range(3):
+        next(steps)
+    steps.close()
+    return opened
+
+
+@pytest.mark.parametrize("name", FIXED_CHANGES)
+def test_changed_settings_are_refused_by_name(inputs: Inputs, name: str) -> None:
+    opened = after_one_epoch(inputs)
+    changed = override(opened.config, {name: FIXED_CHANGES[name]})
+    found = checkpoints.open_newest(opened.folder)
+    with pytest.raises(ValueError, match=rf"epoch_1\.pt.*{name}: "):
+        check_resume(*found, changed, opened.fingerprint)
+
+
+def test_the_micro_batch_may_change_on_resume_and_the_batch_may_not(inputs: Inputs) -> None:
+    whole = inputs(folder="whole")
+    finish(whole)
+    after_one_epoch(inputs)
+    resumed = inputs(micro_batch_size=3)
+    assert [step.number for step in loop.train(resumed)] == [4, 5, 6]
+    assert run_folder.read_changes(resumed.folder) == []
+    weights = zip(whole.state.weights, resumed.state.weights, strict=True)
+    rounding = torch.cat([(one - other).flatten() for one, other in weights])
+    assert rounding.square().mean().sqrt() < 0.01 * 6 * 7e-4  # of what six steps move a weight
+    with pytest.raises(ValueError, match=r"training\.batch_size: 8 in the checkpoint, 4 now"):
+        _ = inputs(batch_size=4).state
+
+
+def test_a_lower_learning_rate_is_taken_said_aloud_and_recorded(
+    inputs: Inputs, capsys: pytest.CaptureFixture
+) -> None:
+    """It is what the product itself advises after a loss that is not finite."""
+    after_one_epoch(inputs)
+    lower = inputs(learning_rate=1e-5)
+    steps = finish(lower)
+    change = "training.learning_rate: 0.0007 in the checkpoint, 1e-05 now"
+    assert f"changed after step 3: {change}" in capsys.readouterr().out
+    assert [step.number for step in steps] == [4, 5, 6] and steps[0].learning_rate < 1e-4
+    assert run_folder.read_changes(lower.folder) == [{"step": 3, "changed": [change]}]
+    again = inputs(learning_rate=1e-5)  # nothing changes any more, and the record stays
+    assert finish(again) == [] and len(run_folder.read_changes(again.folder)) == 1
+
+
+def test_what_does_not_shape_the_weights_may_change(tiny_config: Config) -> None:
+    free = {
+        "data.source": "elsewhere",
+        "data.cache_latents": False,
+        "training.checkpoint_every_n_epochs": 7,
+        "training.keep_last": 9,
+        "sampling.sampler": "ddim",
+    }
+    assert changed_settings(tiny_config, override(tiny_config, free)) == ([], [])
+
+
+@pytest.mark.parametrize(("decay", "free"), [("constant", True), ("cosine", False)])
+def test_a_run_may_be_made_longer_unless_its_rate_falls_towards_the_end(
+    tiny_config: Config, decay: str, free: bool
+) -> None:
+    before = override(tiny_config, {"training.lr_decay": decay})
+    refused, _ = changed_settings(before, override(before, {"training.num_epochs": 99}))
+    assert refused == ([] if free else ["training.num_epochs: 2 in the checkpoint, 99 now"])
+
+
+# --- train.py ---
+
+
+def test_every_epoch_has_its_grid_of_samples_wherever_a_run_was_stopped(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first step after a resume ends an epoch, and so does the step at which it stops."""
+    monkeypatch.setattr(config_module, "ROOT", tmp_path)
+    monkeypatch.setattr(train, "config_from", lambda arguments: tiny_config)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    append, stops = run_folder.append_lines, [1, 5]  # the step after these is the last one
+
+    def append_and_stop(path: Path, lines: list[dict[str, Any]]) -> None:
+        append(path, lines)
+        if path.name == run_folder.LOSSES and lines[0]["step"] in stops:
+            stops.remove(lines[0]["step"])
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(run_folder, "append_lines", append_and_stop)
+    for _ in range(2):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        with pytest.raises(SystemExit):
+            train.main()
+    grids = sorted((tmp_path / "checkpoints" / "test" / "samples").iterdir())
+    assert [path.name for path in grids] == ["step_0000003.png", "step_0000006.png"]
+
+
+def test_a_stored_config_and_a_preset_are_not_both_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", "--config=config.json", "--preset=demo"])
+    with pytest.raises(SystemExit, match="2"):
+        train.main()
