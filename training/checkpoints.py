@@ -36,11 +36,7 @@ class OtherVersion(ValueError):
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What a run depends on apart from its settings; "" where it was not recorded.
-
-    A run does not resume with another number of faces or other frozen models. Other images or
-    captions are announced.
-    """
+    """What a run depends on apart from its settings; "" where it was not recorded."""
 
     faces: int  # in the training set
     frozen: str  # autoencoder and text encoder, `models.loading.fingerprint`
@@ -112,7 +108,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         reason = error.__context__ if isinstance(error.__context__, OSError) else error
         raise OSError(
             f"cannot save {path}: {reason}. What was saved before is intact: make room on the "
-            "disk and start the run again, it resumes from there."
+            "disk and start the run again."
         ) from error
 
 
@@ -120,8 +116,8 @@ def load_checkpoint(path: Path, map_memory: bool = True) -> Checkpoint:
     """Verify and open a checkpoint.
 
     Args:
-        map_memory: hold in memory only what is used, as sampling does. A run that resumes
-            reads all: a mapped file would occupy the disk even after it is deleted.
+        map_memory: hold in memory only what is used, as sampling does. A run that resumes reads
+            all: a mapped file would occupy the disk even after it is deleted.
 
     Raises:
         FileNotFoundError: it is not there, or no longer: a run that trains meanwhile prunes.
@@ -133,9 +129,7 @@ def load_checkpoint(path: Path, map_memory: bool = True) -> Checkpoint:
         raise ValueError(f"{path} is no checkpoint of this project: it lacks some of {FIELDS}")
     version = values.pop("version", 1)
     if version > VERSION:
-        raise OtherVersion(
-            f"{path} has version {version}, this code reads up to {VERSION}: update the code"
-        )
+        raise OtherVersion(f"{path} has version {version}, not {VERSION}: update the code")
     try:
         if version == 1:
             values = _from_version_1(values)
@@ -149,16 +143,15 @@ def load_checkpoint(path: Path, map_memory: bool = True) -> Checkpoint:
 
 
 def _from_version_1(values: dict[str, Any]) -> dict[str, Any]:
-    """The values of a version 1 file as version 2 has them. Its digest of the frozen models, which
-    depends on the names that a release of transformers gives, is dropped.
+    """The values of a version 1 file as version 2 has them; its digest of the frozen models, which
+    depends on the release of transformers, is dropped.
     """
     circumstances = values["circumstances"]
     config = {key: values["config"][key] for key in ("name", *STORED_SECTIONS)}
-    training = config["training"]
-    batch_size = training["batch_size"] * circumstances["processes"]
+    batch_size = config["training"]["batch_size"] * circumstances["processes"]
     average = {name.removeprefix("module."): value for name, value in values["ema"].items()}
     return values | {
-        "config": config | {"training": training | {"batch_size": batch_size}},
+        "config": config | {"training": config["training"] | {"batch_size": batch_size}},
         "circumstances": {"faces": circumstances["faces"], "frozen": ""},
         "updates": int(average.pop("n_averaged")),
         "ema": average,
@@ -278,10 +271,7 @@ def require_checkpoint(folder: Path) -> Path:
         return opened[0]
     if (folder / WEIGHTS_FILE).is_file():
         return folder / WEIGHTS_FILE
-    raise FileNotFoundError(
-        f"no {CHECKPOINT_PATTERN} in {folder}: run the notebook train1 (or train.py) with "
-        "this preset first"
-    )
+    raise FileNotFoundError(f"no {CHECKPOINT_PATTERN} in {folder}: run train1 or train.py first")
 
 
 def best_epoch(folder: Path) -> int | None:

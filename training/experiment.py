@@ -171,11 +171,7 @@ class Experiment:
     @cached_property
     def state(self) -> TrainingState:
         """The UNet with the weights of the newest checkpoint; in a new run those of
-        `training.start_from`, or random ones of the preset's seed.
-
-        Raises:
-            FileNotFoundError: `training.start_from` names no weights.
-            ValueError: the checkpoint is another run's (names the settings), or all are damaged.
+        `training.start_from`, or random ones of the preset's seed. See `check_resume`.
         """
         torch.manual_seed(self.config.training.seed)
         unet = build_unet(self.config.unet).to(self.device)
@@ -216,11 +212,7 @@ class Experiment:
 
     @cached_property
     def latents(self) -> LatentSource:
-        """The latent cache, or encoding on the fly, as the preset says.
-
-        Raises:
-            ValueError: the faces do not fill a batch, or the batch not all processes.
-        """
+        """The latent cache, or encoding on the fly, as the preset says."""
         data, folder = self.config.data, self.config.cache_folder / "latents"
         count, batch = len(self.faces), self.config.training.batch_size
         if not self.accelerator.num_processes <= batch <= count:
