@@ -5,9 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-import transformers
 from diffusers import StableDiffusionPipeline
 
 from diffusion.objective import TARGETS
@@ -19,6 +17,7 @@ from models.text_encoder import save_text_weights, save_tokenizer
 
 # Of an evaluation, for the card.
 LEADING = ("FID", "frechet_distance", "recall", "clip_score", "balanced_accuracy")
+PROTOCOL = ("n", "sampler", "steps", "guidance_scale", "precision", "reference", "split")
 CARD = """---
 library_name: diffusers
 pipeline_tag: text-to-image
@@ -39,7 +38,7 @@ pipeline = StableDiffusionPipeline.from_pretrained("this folder")
 image = pipeline("{prompt}", num_inference_steps={steps}, guidance_scale={scale}).images[0]
 ```
 
-Written with {versions}; opens with diffusers 0.35 and transformers 4.56 or newer.
+Opens with diffusers 0.35 and transformers 4.56 or newer.
 
 ## Recipe
 
@@ -105,19 +104,16 @@ def export(model: TextToFace, out: Path, evaluations: Path) -> None:
 
 def model_card(model: TextToFace, evaluations: Path, has_encoder: bool) -> str:
     """The page that goes with an exported model: data, recipe, numbers and protocol, limits."""
-    config, libraries = model.config, (torch, diffusers, transformers)
+    config = model.config
     values, source = config.to_dict(), config.data.source
     if config.data.is_drawn:
         data, licence, limits = "drawn faces", "mit", DRAWN
     elif source is None:
-        licence = "other\nlicense_name: non-commercial-research"
         data, limits = "CelebA-HQ (train split)", REAL
+        licence = "other\nlicense_name: non-commercial-research"
     else:
-        data, licence, limits = (
-            f"`{Path(source).name}`",
-            "other\nlicense_name: of-the-pictures",
-            OWN,
-        )
+        data, limits = f"`{Path(source).name}`", OWN
+        licence = "other\nlicense_name: of-the-pictures"
     return CARD.format(
         licence=licence,
         name=config.name,
@@ -134,7 +130,6 @@ def model_card(model: TextToFace, evaluations: Path, has_encoder: bool) -> str:
         prompt=config.sampling.prompts[0],
         steps=config.sampling.steps,
         scale=config.sampling.guidance_scale,
-        versions=", ".join(f"{each.__name__} {each.__version__}" for each in libraries),
         recipe=json.dumps({name: values[name] for name in ("diffusion", "training")}, indent=2),
         measured=measured(evaluations, model),
         limits=limits,
@@ -143,12 +138,12 @@ def model_card(model: TextToFace, evaluations: Path, has_encoder: bool) -> str:
 
 def measured(evaluations: Path, model: TextToFace) -> str:
     """The leading numbers of the newest evaluation whose pictures were made as the pipeline makes
-    them, with their protocol.
+    them.
     """
-    how = model.settings()
+    how = model.config.sampling
     exported = {
         "model": model.identity,
-        "decoder": model.vae.decoder_key if model.config.models.decoder else None,
+        "decoder": model.decoder_key if model.config.models.decoder else None,
         "sampler": how.sampler,
         "steps": how.steps,
         "guidance_scale": how.guidance_scale,
@@ -158,8 +153,8 @@ def measured(evaluations: Path, model: TextToFace) -> str:
         protocol = json.loads(path.read_text(encoding="utf-8"))
         if all(protocol.get(name) == value for name, value in exported.items()):
             rows = json.loads((path.parent / "metrics.json").read_text(encoding="utf-8"))
-            facts = ", ".join(f"{key}: {value}" for key, value in protocol.items())
-            return "\n".join([*_table(rows), "", facts])
+            facts = [f"{name} {protocol[name]}" for name in PROTOCOL if name in protocol]
+            return "\n".join([*_table(rows), "", f"Pictures: {', '.join(facts)}."])
     return "Nothing: run the notebook `metrics1` with these weights and settings, export again."
 
 

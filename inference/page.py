@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
 from config import SamplingConfig
-from custom_datasets.captions import join_words, unknown_words
+from custom_datasets.captions import join_words
 from diffusion.sampling import MAX_SEED, SAMPLERS
 from inference.text_to_face import TextToFace
 from models.device import freed_memory_kept
@@ -50,7 +50,7 @@ def build_page(model: TextToFace) -> gr.Blocks:
             if other:
                 for second, line in pictures_of(model, other, seeds, how, negative):
                     yield first, second, f"other prompt, {line}"
-            unknown = ", ".join(unknown_words(f"{prompt} {other} {negative}"))
+            unknown = ", ".join(model.unknown_words(prompt, other, negative))
             hint = f"; no caption of CelebA's attributes has: {unknown}" if unknown else ""
             yield first, second, f"done{hint}"
         except (ValueError, FloatingPointError) as error:

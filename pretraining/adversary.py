@@ -37,7 +37,7 @@ class Perception(nn.Module):
     taught. The judge's features, of a network that saw faces only, do not.
 
     Raises:
-        ImportError: one of its two packages is not installed; names both.
+        ImportError: one of its two packages is not installed.
     """
 
     def __init__(self) -> None:
