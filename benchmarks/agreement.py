@@ -117,12 +117,12 @@ def agreeing(
     return {"way": way} | compared(found, plain.setdefault(precision, found), HALF)
 
 
-def in_float32() -> Steps:
+def in_float32(count: int = STEPS) -> Steps:
     """Steps of a quick model with all of the specified experiment's kinds of layers."""
     config = get_config("smoke")
     config = replace(config, unet=replace(config.unet, widths=(64, 128)))
     changes = {"learning_rate": 1e-3, "warmup_steps": 0, "mixed_precision": "no"}
-    return steps_of(config, compile=False, **changes)
+    return steps_of(config, count, compile=False, **changes)
 
 
 def with_cpu(device: torch.device) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from config import ROOT
 
 OUT = ROOT / "outputs" / "bench"
 WORKER = Path(__file__).with_name("worker.py")
+MIN_SECONDS = 3.0  # of a block
 BAR = "{desc} |{bar}| {n:.0f} of {total:.0f} s{postfix}"
 Block = dict[str, float]  # mean seconds of a call, by the "clock" and of the "processor"
 
@@ -78,9 +79,7 @@ class Worker(AbstractContextManager["Worker"]):
         self.messages.close()
 
 
-def alternate(
-    workers: Mapping[str, Worker], minutes: float, what: str, min_seconds: float = 3.0
-) -> dict[str, list[Block]]:
+def alternate(workers: Mapping[str, Worker], minutes: float, what: str) -> dict[str, list[Block]]:
     """Time the workers in turn until the minutes are over, in two rounds at least.
 
     The first block of each, in which it gets ready, counts for the minutes and for nothing else.
@@ -91,7 +90,7 @@ def alternate(
         while number < 3 or time.perf_counter() - begin < 60 * minutes:
             for name, worker in workers.items():
                 bar.set_postfix_str(f"{name}, round {number}" if number else f"{name} gets ready")
-                rounds[name].append(worker.block(min_seconds))
+                rounds[name].append(worker.block(MIN_SECONDS))
                 bar.n = min(bar.total, round(time.perf_counter() - begin))
             number += 1
     return {name: blocks[1:] for name, blocks in rounds.items()}

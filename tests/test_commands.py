@@ -13,9 +13,10 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as transforms
 
 import config
+import export
 import sample
 import train
-from command_line import command
+from command_line import command, path
 from custom_datasets.captions import unknown_words
 from inference import opening
 from inference.text_to_face import TextToFace
@@ -58,6 +59,20 @@ def test_a_wrong_word_is_answered_before_torch_is_imported(script: str) -> None:
     assert not any(f"| {name}\n" in ended.stderr for name in ("torch", "diffusers", "gradio"))
 
 
+@pytest.mark.parametrize("name", ["a bad name/with/slashes", "nobody/reachable"])
+def test_a_repository_that_cannot_be_made_is_refused_before_the_export(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TextToFace, "from_run", None)
+    monkeypatch.setattr(sys, "argv", ["export.py", "--preset=smoke", f"--push-to-hub={name}"])
+    with pytest.raises(SystemExit, match="1"):
+        export.main()
+
+
+def test_no_folder_is_named_by_a_tilde() -> None:
+    assert path("~/x") == Path.home() / "x"
+
+
 # --- train.py ---
 
 
@@ -81,7 +96,7 @@ def home(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (home / "checkpoints").mkdir(parents=True)
     (home / "checkpoints" / "smoke").symlink_to(run)
     monkeypatch.setattr(config, "ROOT", home)
-    monkeypatch.setattr(opening, "ROOT", home)
+    monkeypatch.setattr(opening, "CODE", home)
     return home
 
 
@@ -109,9 +124,8 @@ def facts(file: Path) -> dict[str, object]:
 def test_each_picture_is_a_file_that_tells_how_it_was_made(
     call: Callable[..., list[Path]], run: Path
 ) -> None:
-    made = call(
-        PROMPT, "--count=3", "--seed=7", "--set=sampling.steps=2", "--negative-prompt=a man"
-    )
+    how = ("--set=sampling.steps=2", "--negative-prompt=a man")
+    made = call(PROMPT, "--count=3", "--seed=7", *how)
     assert [facts(file)["seed"] for file in made] == [7, 8, 9]
     told = {"prompt": PROMPT, "negative_prompt": "a man", "steps": 2, "sampler": "dpm++"}
     assert told.items() <= facts(made[0]).items()
