@@ -15,6 +15,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from config import SamplingConfig
 from custom_datasets.captions import join_words
 from diffusion.sampling import MAX_SEED, SAMPLERS
+from inference.picture_sets import facts_of
 from inference.text_to_face import TextToFace
 from models.device import freed_memory_kept
 
@@ -102,7 +103,7 @@ def pictures_of(
         ValueError: too long a prompt, or a number of steps that the sampler does not take.
     """
     model.require_fit([prompt, negative_prompt], how)
-    facts = [model.facts(prompt, seed, how, negative_prompt) for seed in seeds]
+    facts = [facts_of(model, prompt, seed, how, negative_prompt) for seed in seeds]
     predict = model.predictor([prompt] * len(seeds), how.guidance_scale, negative_prompt)
     every = max(1, how.steps // PREVIEWS)
     with freed_memory_kept(model.device):

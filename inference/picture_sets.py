@@ -121,14 +121,14 @@ def make_missing(
     make: Make,
     paths: Sequence[Path],
     batch_size: int = BATCH,
-    facts_of: Callable[[int], Mapping[str, object]] = lambda slot: {},
+    facts: Sequence[Mapping[str, object]] = (),
 ) -> None:
     """Make the pictures whose files are not there.
 
     Batches are dealt out to the processes whole, so that any number of them makes the same bytes.
 
     Args:
-        facts_of: what the file of a slot tells of its picture.
+        facts: what the file of each slot tells of its picture; empty: nothing.
     """
     processes = PartialState()
     missing = {slot for slot, path in enumerate(paths) if not path.is_file()}
@@ -141,7 +141,7 @@ def make_missing(
         batch = range(start, min(start + batch_size, len(paths)))
         for slot, picture in zip(batch, make(batch), strict=True):
             if slot in missing:
-                save_picture(picture, paths[slot], facts_of(slot))
+                save_picture(picture, paths[slot], facts[slot] if facts else {})
     processes.wait_for_everyone()
 
 
@@ -162,7 +162,7 @@ def sample_files(
     how = model.settings()
     model.require_fit([*prompts, negative_prompt], how)
     facts = [
-        model.facts(prompt, seed, how, negative_prompt)
+        facts_of(model, prompt, seed, how, negative_prompt)
         for prompt, seed in zip(prompts, seeds, strict=True)
     ]
     paths = [
@@ -174,8 +174,27 @@ def sample_files(
         some = [prompts[slot] for slot in slots], [seeds[slot] for slot in slots]
         return model.generate(*some, negative_prompt=negative_prompt)
 
-    make_missing(make, paths, facts_of=facts.__getitem__)
+    make_missing(make, paths, facts=facts)
     return paths
+
+
+def facts_of(
+    model: TextToFace, prompt: str, seed: int, how: SamplingConfig, negative_prompt: str = ""
+) -> dict[str, object]:
+    """All that decides a picture, as its file tells."""
+    return {
+        "prompt": prompt,
+        "negative_prompt": negative_prompt,
+        "seed": seed,
+        "sampler": how.sampler,
+        "steps": how.steps,
+        "guidance_scale": how.guidance_scale,
+        "preset": model.config.name,
+        "weights": model.identity,
+        "decoder": f"{model.config.models.decoder} {model.decoder_key}",
+        "precision": model.precision,
+        "device": model.device.type,
+    }
 
 
 def words_of(prompt: str) -> str:

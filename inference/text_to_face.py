@@ -176,24 +176,6 @@ class TextToFace:
         changed = {name: value for name, value in given.items() if value is not None}
         return replace(self.config.sampling, **changed)
 
-    def facts(
-        self, prompt: str, seed: int, how: SamplingConfig, negative_prompt: str = ""
-    ) -> dict[str, object]:
-        """All that decides a picture, as its file tells."""
-        return {
-            "prompt": prompt,
-            "negative_prompt": negative_prompt,
-            "seed": seed,
-            "sampler": how.sampler,
-            "steps": how.steps,
-            "guidance_scale": how.guidance_scale,
-            "preset": self.config.name,
-            "weights": self.identity,
-            "decoder": f"{self.config.models.decoder} {self.decoder_key}",
-            "precision": self.precision,
-            "device": self.device.type,
-        }
-
     def require_fit(self, prompts: Sequence[str], how: SamplingConfig) -> None:
         """Refuse prompts that are too long, and a number of steps that the sampler cannot take."""
         sampling.set_timesteps(sampling.build_sampler(how.sampler, self.objective), how.steps)
