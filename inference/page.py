@@ -48,6 +48,7 @@ def build_page(model: TextToFace) -> gr.Blocks:
         galleries: list[list[Image]] = [[], []]
         try:
             how = model.settings(scale, steps, sampler)
+            yield [*galleries, "begins"]  # without the pictures before
             for place, text in enumerate([prompt, other] if other else [prompt]):
                 for pictures, line in pictures_of(model, text, seeds, how, negative):
                     changed: list[Any] = [gr.skip(), gr.skip()]
