@@ -24,17 +24,16 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from torch.nn import functional
 
 from benchmarks import agreement, gpu_leg, runs, timing
 from benchmarks.agreement import WAYS, agreeing, switched, ways
+from benchmarks.ceilings import ceilings
 from benchmarks.worker import text_encoder
 from command_line import command, parser, path
 from config import get_config
 from files import write_json
-from models.custom_unet_celeba_ldm import build_unet, training_operations
+from models.custom_unet_celeba_ldm import training_operations
 from models.device import (
-    PRECISIONS,
     can_compile,
     choose_device,
     choose_precision,
@@ -150,7 +149,11 @@ def measure(report: Report, case: Case, reserve: float) -> None:
     device, names = report.device, list(ways(report.device))
     best, plain = choose_precision("auto", device), {}
     tune_kernels(device)
-    report.add("ceilings", partial(ceilings, case, device), reserve)
+    report.add(
+        "ceilings",
+        partial(ceilings, case.preset, case.batches[0], case.matrix_size, device),
+        reserve,
+    )
     rate = report.rows[0].get(f"{best}_tflops")
     with compiling_ahead(case, device) as compiling:
         report.add("float32 as a CPU", partial(agreement.with_cpu, device), reserve)
@@ -197,65 +200,6 @@ def wait(compiling: list[futures.Future[dict[str, float]]], seconds: float) -> d
     done, _ = futures.wait(compiling, timeout=seconds)
     errors = [str(future.exception()) for future in done if future.exception()]
     return {"batches": len(done) - len(errors), "of": len(compiling), "errors": errors}
-
-
-def ceilings(case: Case, device: torch.device) -> dict[str, float]:
-    """10^12 operations a second of matrix products, and of the UNet's largest convolutions forward
-    and backward; 10^12 bytes a second of a copy.
-    """
-    found, size, best = {}, case.matrix_size, choose_precision("auto", device)
-    for name in dict.fromkeys(("no", best, *(["fp16"] if device.type == "cuda" else []))):
-        pair = torch.randn(2, size, size, device=device).to(PRECISIONS.get(name, torch.float32))
-        found[f"{name}_tflops"] = rate(2 * size**3, partial(torch.matmul, *pair), device)
-    source = torch.ones(size, size, device=device)
-    copy = partial(torch.empty_like(source).copy_, source)
-    found["copy_terabytes"] = rate(8 * size**2, copy, device)
-    dtype, batch = PRECISIONS.get(best, torch.float32), case.batches[0]
-    for (inputs, weight, stride), operations in largest_convolutions(case.preset):
-        given = [
-            torch.randn(*shape, device=device, dtype=dtype, requires_grad=True)
-            for shape in ((batch, *inputs), weight)
-        ]
-
-        def both(given: list[torch.Tensor] = given, stride: object = stride) -> None:
-            images = given[0].to(memory_format=torch.channels_last)
-            output = functional.conv2d(images, given[1], stride=stride, padding=1)
-            torch.autograd.grad(output, given, output.detach())
-
-        name = f"{weight[1]}->{weight[0]}, {inputs[1]}x{inputs[1]}"
-        found[name] = rate(3 * batch * operations, both, device)
-    return found
-
-
-def largest_convolutions(preset: str, count: int = 8) -> list[tuple[Any, int]]:
-    """Shapes of input and weight, stride; operations of a sample's forward pass."""
-    found: dict[Any, int] = {}
-
-    def note(module: torch.nn.Conv2d, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
-        shapes = (tuple(inputs[0].shape[1:]), tuple(module.weight.shape), module.stride[0])
-        found[shapes] = 2 * output.numel() * module.weight[0].numel()
-
-    shape = get_config(preset).unet
-    with torch.device("meta"), torch.no_grad():
-        unet = build_unet(shape)
-        for module in unet.modules():
-            if isinstance(module, torch.nn.Conv2d) and module.padding == (1, 1):
-                module.register_forward_hook(note)
-        latents = torch.empty(1, shape.latent_channels, shape.latent_size, shape.latent_size)
-        unet(latents, torch.empty(1), torch.empty(1, 8, shape.text_width))
-    return sorted(found.items(), key=lambda item: item[1], reverse=True)[:count]
-
-
-def rate(work: float, call: Callable[[], object], device: torch.device) -> float:
-    """10^12 operations or bytes a second of a call that does so many."""
-    module, rounds = torch.get_device_module(device), 10
-    call()
-    module.synchronize()
-    start = time.perf_counter()
-    for _ in range(rounds):
-        call()
-    module.synchronize()
-    return work * rounds / (time.perf_counter() - start) / 1e12
 
 
 @contextmanager
