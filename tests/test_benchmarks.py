@@ -20,13 +20,6 @@ from custom_datasets.captions import describe
 from custom_datasets.celeba_files import ATTRIBUTES
 from training import loop, state
 
-
-@pytest.fixture(autouse=True)
-def results(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Results go to a folder of the test's own."""
-    monkeypatch.setattr(timing, "OUT", tmp_path / "bench")
-
-
 # --- the clock ---
 
 
