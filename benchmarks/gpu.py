@@ -14,8 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from concurrent import futures
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -33,17 +32,10 @@ from command_line import command, parser, path
 from config import get_config
 from files import write_json
 from models.custom_unet_celeba_ldm import training_operations
-from models.device import (
-    can_compile,
-    choose_device,
-    choose_precision,
-    require_accelerator,
-    tune_kernels,
-)
+from models.device import choose_device, choose_precision, require_accelerator, tune_kernels
 from training.environment import describe_environment
 from training.loop import train
 
-LARGE = 60e9  # bytes of a card on which several batches find room at once
 OVERFLOWING = {"count": 10, "scale": 2.0**28}  # steps, with a float16 scale too large at first
 
 
@@ -155,18 +147,13 @@ def measure(report: Report, case: Case, reserve: float) -> None:
         reserve,
     )
     rate = report.rows[0].get(f"{best}_tflops")
-    with compiling_ahead(case, device) as compiling:
-        report.add("float32 as a CPU", partial(agreement.with_cpu, device), reserve)
-        for way in names:
-            if WAYS[way][0] and compiling:
-                limit = 0.6 * (report.left() - reserve)
-                report.add("compilation", partial(wait, compiling, limit), reserve)
-                compiling = []
-            call = partial(agreeing, case.preset, best, way, plain)
-            report.add(f"{best}, {way}, as {names[0]}", call, reserve)
-            if device.type == "cuda" and not WAYS[way][0]:
-                call = partial(agreeing, case.preset, "fp16", way, plain, **OVERFLOWING)
-                report.add(f"fp16 that overflows, {way}", call, reserve)
+    report.add("float32 as a CPU", partial(agreement.with_cpu, device), reserve)
+    for way in names:
+        call = partial(agreeing, case.preset, best, way, plain)
+        report.add(f"{best}, {way}, as {names[0]}", call, reserve)
+        if device.type == "cuda" and not WAYS[way][0]:
+            call = partial(agreeing, case.preset, "fp16", way, plain, **OVERFLOWING)
+            report.add(f"fp16 that overflows, {way}", call, reserve)
     for batch in case.batches:
         for way in names:
             call = partial(speed, case, batch, way, rate)
@@ -175,31 +162,6 @@ def measure(report: Report, case: Case, reserve: float) -> None:
     for batch in (case.batches[0], case.batches[-1]):
         call = partial(kernels, case, batch, way)
         report.add(f"kernels, {batch} samples, {way}", call, reserve)
-
-
-@contextmanager
-def compiling_ahead(
-    case: Case, device: torch.device
-) -> Iterator[list[futures.Future[dict[str, float]]]]:
-    """Compile for each batch in a process of its own, which leaves kernels in Inductor's cache.
-
-    At the end of the block the processes end.
-    """
-    batches = case.batches if can_compile(device) else ()
-    if batches and torch.cuda.get_device_properties(device).total_memory < LARGE:
-        batches = batches[:1]
-    with ExitStack() as stack:
-        jobs = [("training_step", case.preset, batch) for batch in batches]
-        workers = [stack.enter_context(timing.Worker(*job, device=device.type)) for job in jobs]
-        pool = futures.ThreadPoolExecutor()
-        yield [pool.submit(worker.block, 0.0) for worker in workers]
-
-
-def wait(compiling: list[futures.Future[dict[str, float]]], seconds: float) -> dict[str, Any]:
-    """How many batches were compiled in time."""
-    done, _ = futures.wait(compiling, timeout=seconds)
-    errors = [str(future.exception()) for future in done if future.exception()]
-    return {"batches": len(done) - len(errors), "of": len(compiling), "errors": errors}
 
 
 @contextmanager

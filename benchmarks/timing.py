@@ -31,7 +31,6 @@ class Worker(AbstractContextManager["Worker"]):
     Args:
         checkout: the copy of this repository whose code the job measures.
         threads: of its computations; None: PyTorch's own choice.
-        device: on which it computes.
     """
 
     def __init__(
@@ -40,9 +39,8 @@ class Worker(AbstractContextManager["Worker"]):
         *arguments: object,
         checkout: Path = ROOT,
         threads: int | None = None,
-        device: str = "cpu",
     ) -> None:
-        own = {"LDM_DEVICE": device} | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+        own = {"LDM_DEVICE": "cpu"} | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
         # How threads wait is for each checkout's config.py to say.
         others = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
         self.messages = tempfile.TemporaryFile("w+")  # noqa: SIM115, closed with the worker
