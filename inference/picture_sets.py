@@ -97,9 +97,7 @@ def generate_set(
     def make(slots: Sequence[int]) -> Tensor:
         prompts = [request.prompts[slot] for slot in slots]
         seeds = [request.seeds[slot] for slot in slots]
-        return model.generate(
-            prompts, seeds, how.guidance_scale, how.steps, how.sampler, batch_size=batch_size
-        )
+        return model.generate(prompts, seeds, how.guidance_scale, how.steps, how.sampler)
 
     return make_set(make, len(request.prompts), folder, request.key(), batch_size)
 

@@ -102,7 +102,7 @@ class TextToFace:
         """A sampler over an experiment's averaged weights as they are now.
 
         Its graph goes with it: kept, the graph would take memory from training all the time, and
-        recording it takes no longer than a few steps of sampling.
+        to record it again takes two forward passes.
         """
         models = (experiment.state.ema_unet, experiment.text_encoder, experiment.drawing_vae)
         return cls(experiment.config, *models, experiment.precision)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as transforms
 
+import app
 import config
 import export
 import sample
@@ -51,12 +53,25 @@ def test_what_users_cause_is_one_line_and_our_own_faults_keep_their_traceback(
         main()
 
 
-@pytest.mark.parametrize("script", ["app.py", "train.py"])
+@pytest.mark.parametrize("script", ["app", "evaluate", "export", "sample", "train"])
 def test_a_wrong_word_is_answered_before_torch_is_imported(script: str) -> None:
-    words = ["-X", "importtime", str(ROOT / script), "--preset", "dem"]
+    words = ["-X", "importtime", str(ROOT / f"{script}.py"), "--preset", "dem"]
+    words += [PROMPT] if script == "sample" else []
     ended = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
     assert ended.returncode == 1 and "error: unknown preset 'dem'" in ended.stderr
     assert not any(f"| {name}\n" in ended.stderr for name in ("torch", "diffusers", "gradio"))
+
+
+def test_a_page_without_gradio_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "inference.page", raising=False)
+    monkeypatch.setattr(os, "environ", dict(os.environ))  # which the command changes
+    monkeypatch.setattr(sys, "argv", ["app.py", "--preset=smoke"])
+    with pytest.raises(SystemExit, match="1"):
+        app.main()
+    assert "pip install" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["a bad name/with/slashes", "nobody/reachable"])

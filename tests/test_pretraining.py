@@ -51,12 +51,10 @@ def steps_for_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def training(
-    vae: VAEWrapper, images: Tensor, pictures: Tensor | None = None, **settings: object
+    vae: VAEWrapper, images: Tensor, sampled: Tensor | None = None, **settings: object
 ) -> Iterator[DecoderTraining]:
-    sampled = settings.pop("sampled", None)
     config = DecoderConfig(**{"batch_size": 4, **settings})
-    pictures = images if pictures is None else pictures
-    return train_decoder(vae, images, pictures, config, CPU, sampled)
+    return train_decoder(vae, images, images, config, CPU, sampled)
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *words: object) -> dict[str, object]:
