@@ -270,8 +270,8 @@ class TextToFace:
         pictures = torch.cat([image.cpu() for image in images])
         if not pictures.isfinite().all():
             raise FloatingPointError(
-                f"a picture is not finite (precision {self.precision}): lower guidance_scale, or "
-                "open an older checkpoint if these weights diverged"
+                f"a picture of preset {self.config.name} is not finite (precision {self.precision})"
+                ": lower guidance_scale, or open an older checkpoint if these weights diverged"
             )
         return pictures
 
