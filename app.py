@@ -30,8 +30,7 @@ def main() -> None:
         from inference.text_to_face import TextToFace
 
         run, which = find_run(config), arguments.checkpoint
-        model = TextToFace.from_run(run, None, arguments.changes, which)
-        page = build_page(model)
+        page = build_page(TextToFace.from_run(run, None, arguments.changes, which))
         try:
             page.launch(
                 server_name=arguments.host,

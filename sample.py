@@ -21,18 +21,16 @@ def main() -> None:
     out = arguments.out or config.output_folder / "samples"
     out.mkdir(parents=True, exist_ok=True)
     # torch takes seconds to import: a wrong word is answered before that.
-    from custom_datasets.captions import unknown_words
     from files import replacing
     from inference.opening import find_run
     from inference.picture_sets import PictureFiles, key_of, sample_files
     from inference.text_to_face import TextToFace
     from plotting import show_images
 
-    unknown = unknown_words(" ".join([*prompts, arguments.negative_prompt]))
-    if unknown:
+    run = find_run(config)
+    model = TextToFace.from_run(run, changes=arguments.changes, checkpoint=arguments.checkpoint)
+    if unknown := model.unknown_words(*prompts, arguments.negative_prompt):
         print(f"no caption of CelebA's attributes has: {', '.join(unknown)}", file=sys.stderr)
-    run, which = find_run(config), arguments.checkpoint
-    model = TextToFace.from_run(run, None, arguments.changes, which)
     seeds = range(arguments.seed, arguments.seed + len(prompts))
     paths = sample_files(model, prompts, seeds, out, arguments.negative_prompt)
     pictures = list(PictureFiles(paths[:IN_GRID], ""))

@@ -7,10 +7,9 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -21,17 +20,40 @@ from torch import Tensor
 from benchmarks import runs
 from benchmarks.worker import text_encoder
 from config import ROOT, Config, get_config
-from models.device import choose_precision, tune_kernels
+from models.device import can_compile, tune_kernels
 from training.loop import train
 
+WAYS = {  # name -> compiled, as one graph
+    "eager": (False, False),
+    "graph": (False, True),
+    "compiled": (True, False),
+    "compiled, graph": (True, True),
+}
 STEPS = 5  # of which a graph replays the last two
-OVERFLOWING, OVERFLOW_STEPS = 2.0**28, 10  # a float16 scale that is too large at first
-Switched = Callable[[str], AbstractContextManager[bool]]
 # Of the length of what is compared, in float32 and in half precision. float32 keeps 1e-7; a step
 # adds thousands of values up, in another order on each device, a graph has its learning rate in
 # float32, and AdamW makes steps of small gradients as long as of large ones.
 EXACT = {"losses": 1e-4, "gradient": 1e-3, "update": 2e-2}
 HALF = {"losses": 1e-2, "gradient": 3e-2, "update": 2e-1}
+
+
+def ways(device: torch.device) -> list[str]:
+    """Those that this device has, the plain one first."""
+    has_graphs, compiles = device.type == "cuda", can_compile(device)
+    return [
+        name
+        for name, (is_compiled, is_graph) in WAYS.items()
+        if is_compiled <= compiles and is_graph <= has_graphs
+    ]
+
+
+@contextmanager
+def switched(way: str) -> Iterator[bool]:
+    """Graphs on or off within the block; whether to compile."""
+    is_compiled, is_graph = WAYS[way]
+    torch.compiler.reset()
+    with mock.patch.dict(os.environ, {"LDM_GRAPHS": str(int(is_graph))}):
+        yield is_compiled
 
 
 @dataclass(frozen=True)
@@ -45,14 +67,6 @@ class Steps:
     moved: int  # steps that changed the weights
 
 
-def small() -> Config:
-    """A quick model with all of the specified experiment's kinds of layers, in float32."""
-    config = get_config("smoke")
-    unet = replace(config.unet, widths=(64, 128))
-    training = replace(config.training, learning_rate=1e-3, warmup_steps=0)
-    return replace(config, unet=unet, training=training)
-
-
 def steps_of(
     config: Config, count: int = STEPS, scale: float | None = None, **changes: Any
 ) -> Steps:
@@ -64,18 +78,14 @@ def steps_of(
     """
     config = runs.timed(config, **changes)
     with runs.experiment(config, text_encoder(config), 2 * config.training.batch_size) as opened:
-        state, losses, moved = opened.state, [], 0
+        state = opened.state
         if scale is not None:
             state.scaler.load_state_dict(state.scaler.state_dict() | {"scale": scale})
-        before = _flat(state.weights)
-        run = train(opened)
-        for number in range(count):
-            step = next(run)
-            losses.append(step.loss)
-            moved += step.moved
-            if number == 0:
-                moments = [state.optimizer.state[weight]["exp_avg"] for weight in state.weights]
-                gradient = _flat(moments)
+        before, run = _flat(state.weights), train(opened)
+        steps = [next(run)]
+        gradient = _flat([state.optimizer.state[weight]["exp_avg"] for weight in state.weights])
+        steps += [next(run) for _ in range(count - 1)]
+        losses, moved = [step.loss for step in steps], sum(step.moved for step in steps)
         run.close()
         update, scale = _flat(state.weights) - before, float(state.scaler.get_scale())
         return Steps(torch.tensor(losses), gradient, update, scale, moved)
@@ -97,51 +107,39 @@ def compared(ours: Steps, wanted: Steps, allowed: dict[str, float]) -> dict[str,
     return found | {"scale": ours.scale, "moved": ours.moved, "agrees": agrees}
 
 
-def stages(
-    device: torch.device, ways: Sequence[str], preset: str, switched: Switched
-) -> list[tuple[str, Callable[[], dict[str, Any]]]]:
-    """The comparisons: name and call; those that compile come last.
+def agreeing(
+    preset: str, precision: str, way: str, plain: dict[str, Steps], **options: Any
+) -> dict[str, Any]:
+    """The steps of a way beside those of the first one, which `plain` keeps by precision."""
+    with switched(way) as is_compiled:
+        changes = {"mixed_precision": precision, "compile": is_compiled}
+        found = steps_of(get_config(preset), **options, **changes)
+    return {"way": way} | compared(found, plain.setdefault(precision, found), HALF)
 
-    Args:
-        ways: of a step; the first is the plain one.
-        switched: a block in which steps are taken in a way; gives whether to compile.
-    """
-    config, plain = get_config(preset), {}
 
-    def compare(precision: str, way: str, **options: Any) -> dict[str, Any]:
-        with switched(way) as is_compiled:
-            found = steps_of(config, mixed_precision=precision, compile=is_compiled, **options)
-        return {"way": way} | compared(found, plain.setdefault(precision, found), HALF)
-
-    best = choose_precision("auto", device)
-    found = [("float32 as a CPU", partial(with_cpu, device))]
-    found += [(f"{best}, {way}, as {ways[0]}", partial(compare, best, way)) for way in ways]
-    if device.type == "cuda":  # float16 whose scale is too large, so that the first steps overflow
-        options = {"count": OVERFLOW_STEPS, "scale": OVERFLOWING}
-        found += [
-            (f"fp16 that overflows, {way}", partial(compare, "fp16", way, **options))
-            for way in ways
-            if "compiled" not in way
-        ]
-    return sorted(found, key=lambda stage: "compiled" in stage[0])
+def in_float32(count: int = STEPS) -> Steps:
+    """Steps of a quick model with all of the specified experiment's kinds of layers."""
+    config = get_config("smoke")
+    config = replace(config, unet=replace(config.unet, widths=(64, 128)))
+    changes = {"learning_rate": 1e-3, "warmup_steps": 0, "mixed_precision": "no"}
+    return steps_of(config, count, compile=False, **changes)
 
 
 def with_cpu(device: torch.device) -> dict[str, Any]:
-    """The steps in float32, without TF32, beside a CPU's; the plain way."""
+    """The steps in float32, without TF32 and graphs, beside a CPU's."""
     exact = {"LDM_EXACT": "1", "LDM_GRAPHS": "0"}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "steps.pt"
-        environment = os.environ | exact | {"LDM_DEVICE": "cpu"}
         command = [sys.executable, "-m", "benchmarks.agreement", str(path)]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"the CPU's steps failed:\n{done.stderr[-2000:]}")
+        subprocess.run(
+            command, cwd=ROOT, env=os.environ | exact | {"LDM_DEVICE": "cpu"}, check=True
+        )
         wanted = Steps(**torch.load(path, weights_only=True))
     with mock.patch.dict(os.environ, exact):
-        found = steps_of(small(), mixed_precision="no", compile=False)
+        found = in_float32()
     tune_kernels(device)
     return compared(found, wanted, EXACT)
 
 
 if __name__ == "__main__":
-    torch.save(vars(steps_of(small(), mixed_precision="no", compile=False)), sys.argv[1])
+    torch.save(vars(in_float32()), sys.argv[1])

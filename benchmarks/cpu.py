@@ -7,19 +7,24 @@ checkout, such as `git worktree add ../before f1dcb11`.
 """
 
 import argparse
-from collections.abc import Iterable, Iterator
+import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks import timing
-from command_line import command
+from command_line import command, path
 from config import ROOT
+from files import write_json
+from training.run_folder import describe_environment
 
 BATCH = 32
 PEER = "benchmarks.diffusers_peer"
 SETTINGS = {"DDIM, 50 steps": ("ddim", 50), "DPM-Solver++, 20 steps": ("dpm++", 20)}
 PRESETS = {"demo": 32, "laptop": 32, "celeba_hq": 8}  # for --against, with their batches
+Jobs = dict[str, tuple[tuple[object, ...], Path]]  # name -> job and checkout, of two
 
 
 @command
@@ -27,77 +32,63 @@ def main() -> None:
     """Measure, print a table, write `outputs/bench/cpu.json` or `against.json`."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--minutes", type=float, default=10, help="in all (default: 10)")
-    options.add_argument(
-        "--preset", default="celeba_hq", help="beside diffusers: this one's shapes"
-    )
-    options.add_argument("--against", type=Path, help="another checkout of this repository")
+    options.add_argument("--preset", default="celeba_hq", help="beside diffusers: of its shapes")
+    options.add_argument("--against", type=path, help="another checkout of this repository")
     options.add_argument("--threads", type=int, help="of each process; default: PyTorch's choice")
     arguments = options.parse_args()
-    if arguments.against:
-        checkout = arguments.against.resolve()
-        write("against", against(checkout, arguments.minutes, arguments.threads))
-    else:
-        write("cpu", beside_diffusers(arguments.preset, arguments.minutes, arguments.threads))
+    other = arguments.against
+    comparisons = against(other.resolve()) if other else beside_diffusers(arguments.preset)
+    print(f"about {arguments.minutes:.3g} minutes: {', '.join(comparisons)}")
+    first, second = ("this", other.name) if other else ("ours", "diffusers")
+    print(f"| what | {first}, s | {second}, s | times longer | of processor time |")
+    print("|---|---|---|---|---|")
+    rows: list[dict[str, Any]] = []
+    for what, jobs in comparisons.items():
+        rows.append(compared(what, jobs, arguments.minutes / len(comparisons), arguments.threads))
+        print(f"| {' | '.join(rows[-1]['row'])} |", flush=True)
+        write(timing.OUT / f"{'against' if other else 'cpu'}.json", rows)
 
 
-def beside_diffusers(preset: str, minutes: float, threads: int | None) -> Iterator[dict[str, Any]]:
-    """Rows for training and for each sampler's setting; training takes half of the time."""
-    print(f"about {minutes:.3g} minutes: a training step of {BATCH} and a picture of {preset}")
+def beside_diffusers(preset: str) -> dict[str, Jobs]:
+    """A training step, and a picture by each sampler's setting."""
     ours, peer = ("training_step", preset, BATCH), (f"{PEER}:training_step", preset, BATCH)
-    jobs = {"ours": (ours, ROOT), "diffusers": (peer, ROOT)}
-    yield compared(f"training step, batch {BATCH}", jobs, minutes / 2, threads)
+    found = {f"training step, batch {BATCH}": {"ours": (ours, ROOT), "diffusers": (peer, ROOT)}}
     for what, setting in SETTINGS.items():
         names = {"ours": "our_sampling", "diffusers": "pipeline_sampling"}
         jobs = {who: ((f"{PEER}:{job}", preset, *setting), ROOT) for who, job in names.items()}
-        yield compared(f"picture, {what}", jobs, minutes / 2 / len(SETTINGS), threads)
+        found[f"picture, {what}"] = jobs
+    return found
 
 
-def against(checkout: Path, minutes: float, threads: int | None) -> Iterator[dict[str, Any]]:
-    """A row for the training step of each preset."""
-    print(f"about {minutes:.3g} minutes: training steps of {', '.join(PRESETS)}, beside {checkout}")
+def against(checkout: Path) -> dict[str, Jobs]:
+    """The training step of each preset."""
+    found = {}
     for preset, batch in PRESETS.items():
         job = ("training_step", preset, batch)
         jobs = {"this": (job, ROOT), "other": (job, checkout)}
-        what = f"training step of {preset}, batch {batch}"
-        yield compared(what, jobs, minutes / len(PRESETS), threads)
+        found[f"training step of {preset}, batch {batch}"] = jobs
+    return found
 
 
-def compared(
-    what: str,
-    jobs: dict[str, tuple[tuple[object, ...], Path]],
-    minutes: float,
-    threads: int | None,
-) -> dict[str, Any]:
-    """Seconds of two jobs, each of a checkout, and how many times longer the second takes."""
+def compared(what: str, jobs: Jobs, minutes: float, threads: int | None) -> dict[str, Any]:
+    """Seconds of two jobs in each round, and the row that tells them."""
     with ExitStack() as stack:
         workers = {
             name: stack.enter_context(timing.Worker(*job, checkout=checkout, threads=threads))
             for name, (job, checkout) in jobs.items()
         }
         times = timing.alternate(workers, minutes, what)
-    kinds = {kind: timing.ratio(*times.values(), kind) for kind in ("clock", "processor")}
-    return {"what": what, "threads": threads, "seconds": times, "times_longer": kinds}
+    seconds = [f"{timing.median(blocks):.3g}" for blocks in times.values()]
+    longer = [timing.ratio(*times.values(), kind) for kind in ("clock", "processor")]
+    return {"row": [what, *seconds, *longer], "threads": threads, "seconds": times}
 
 
-def write(name: str, rows: Iterable[dict[str, Any]]) -> None:
-    """Print rows as a table in Markdown and keep them, each as soon as it is known."""
-    kept: list[dict[str, Any]] = []
-    for row in rows:
-        if not kept:
-            first, second = row["seconds"]
-            print(f"| what | {first}, s | {second}, s | times longer | of processor time |")
-            print("|---|---|---|---|---|")
-        medians = " | ".join(f"{times.median:.3g}" for times in row["seconds"].values())
-        clock, processor = (show(row["times_longer"][kind]) for kind in ("clock", "processor"))
-        print(f"| {row['what']} | {medians} | {clock} | {processor} |", flush=True)
-        kept.append(row)
-        path = timing.write(name, {"rows": kept})
-    print(f"-> {path}")
-
-
-def show(found: dict[str, float]) -> str:
-    """A ratio with the range of its rounds."""
-    return f"{found['ratio']:.3g} [{found['min']:.3g}, {found['max']:.3g}]"
+def write(file: Path, rows: list[dict[str, Any]]) -> None:
+    """Keep what is known so far, with versions, commit and machine."""
+    # macOS and Windows do not tell which cores a process may use.
+    mine = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
+    machine = describe_environment(torch.device("cpu")) | {"cores": len(mine)}
+    write_json(file, {"machine": machine, "rows": rows})
 
 
 if __name__ == "__main__":

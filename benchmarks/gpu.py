@@ -14,43 +14,29 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from concurrent import futures
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import diffusers
 import torch
 import transformers
-from torch.nn import functional
 
 from benchmarks import agreement, gpu_leg, runs, timing
+from benchmarks.agreement import WAYS, agreeing, switched, ways
+from benchmarks.ceilings import ceilings
 from benchmarks.worker import text_encoder
-from command_line import command, parser
-from config import Config, get_config
+from command_line import command, parser, path
+from config import get_config
 from files import write_json
-from models.custom_unet_celeba_ldm import build_unet, training_operations
-from models.device import (
-    PRECISIONS,
-    can_compile,
-    choose_device,
-    choose_precision,
-    require_accelerator,
-    tune_kernels,
-)
+from models.custom_unet_celeba_ldm import training_operations
+from models.device import choose_device, choose_precision, require_accelerator, tune_kernels
 from training.loop import train
 from training.run_folder import describe_environment
 
-WAYS = {  # name -> compiled, as one graph
-    "eager": (False, False),
-    "graph": (False, True),
-    "compiled": (True, False),
-    "compiled, graph": (True, True),
-}
-LARGE = 60e9  # bytes of a card on which several batches find room at once
+OVERFLOWING = {"count": 10, "scale": 2.0**28}  # steps, with a float16 scale too large at first
 
 
 @dataclass(frozen=True)
@@ -62,11 +48,6 @@ class Case:
     matrix_size: int
     warm_up: int  # steps before the clock starts; a graph is recorded within them
     steps: int  # timed, twice
-
-    @property
-    def config(self) -> Config:
-        """The preset."""
-        return get_config(self.preset)
 
 
 FULL = Case("celeba_hq", (32, 64, 256), 8192, 6, 20)
@@ -108,7 +89,12 @@ class Report:
         self.rows.append(row)
         machine = describe_environment(self.device)
         write_json(self.folder / "results.json", {"machine": machine, "rows": self.rows})
-        print(f"| {stage} | {shown(row)} |", flush=True)
+        told = [
+            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in row.items()
+            if isinstance(value, int | float | str) and name not in ("stage", "traceback", "way")
+        ]
+        print(f"| {stage} | {', '.join(told)} |", flush=True)
 
     def best_way(self) -> str:
         """The fastest that agrees with the plain one, at the largest batch that was timed."""
@@ -122,32 +108,22 @@ class Report:
         return [row["stage"] for row in self.rows if "failed" in row or row.get("agrees") is False]
 
 
-def shown(row: Mapping[str, Any]) -> str:
-    """Numbers and texts of a row for people; its tables stay in the file."""
-    parts = [
-        f"{name.replace('_', ' ')} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in row.items()
-        if isinstance(value, int | float | str) and name not in ("stage", "traceback", "way")
-    ]
-    return ", ".join(parts)
-
-
 @command
 def main() -> None:
     """Run the stages."""
     options = parser(__doc__)
     options.add_argument("--minutes", type=float, default=15, help="in all (default: 15)")
     options.add_argument("--quick", action="store_true", help="small models, for a CPU too")
-    options.add_argument("--out", type=Path, default=timing.OUT / "gpu", help="folder of results")
+    options.add_argument("--out", type=path, default=timing.OUT / "gpu", help="folder of results")
     gpu_leg.add_options(options)
     arguments = options.parse_args()
     for library in (diffusers, transformers):  # the table is all there is to read
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
     case, device = QUICK if arguments.quick else FULL, choose_device()
-    require_accelerator(device, case.config.data.image_size)
+    require_accelerator(device, get_config(case.preset).data.image_size)
     os.environ["LDM_DEVICE"] = device.type  # a rehearsal on a CPU is meant
-    leg = gpu_leg.plan(arguments, case.config)
+    leg = gpu_leg.plan(arguments, get_config(case.preset))
     report = Report(arguments.out, device, arguments.minutes)
     print(f"about {arguments.minutes:.3g} minutes on {describe_environment(device)['device']}\n")
     print("| stage | result |\n|---|---|")
@@ -162,140 +138,37 @@ def main() -> None:
 
 def measure(report: Report, case: Case, reserve: float) -> None:
     """All stages but the training leg, which needs `reserve` seconds."""
-    device, best = report.device, choose_precision("auto", report.device)
+    device, names = report.device, list(ways(report.device))
+    best, plain = choose_precision("auto", device), {}
     tune_kernels(device)
-    report.add("ceilings", partial(ceilings, case, device), reserve)
+    report.add(
+        "ceilings",
+        partial(ceilings, case.preset, case.batches[0], case.matrix_size, device),
+        reserve,
+    )
     rate = report.rows[0].get(f"{best}_tflops")
-    comparisons = agreement.stages(device, list(ways(device)), case.preset, switched)
-    with compiling_ahead(case, device) as compiling:
-        for stage, call in comparisons:
-            if "compiled" in stage and compiling:
-                limit = 0.6 * (report.left() - reserve)
-                report.add("compilation", partial(wait, compiling, limit), reserve)
-                compiling = []
-            report.add(stage, call, reserve)
+    report.add("float32 as a CPU", partial(agreement.with_cpu, device), reserve)
+    for way in names:
+        call = partial(agreeing, case.preset, best, way, plain)
+        report.add(f"{best}, {way}, as {names[0]}", call, reserve)
+        if device.type == "cuda" and not WAYS[way][0]:
+            call = partial(agreeing, case.preset, "fp16", way, plain, **OVERFLOWING)
+            report.add(f"fp16 that overflows, {way}", call, reserve)
     for batch in case.batches:
-        for way in ways(device):
+        for way in names:
             call = partial(speed, case, batch, way, rate)
             report.add(f"{batch} samples, {way}", call, reserve)
     way = report.best_way()
-    for batch in dict.fromkeys((case.batches[0], case.batches[-1])):
+    for batch in (case.batches[0], case.batches[-1]):
         call = partial(kernels, case, batch, way)
         report.add(f"kernels, {batch} samples, {way}", call, reserve)
-
-
-# --- the ways of a step ---
-
-
-def ways(device: torch.device) -> Iterator[str]:
-    """Those that this device has, the plain one first."""
-    for name, (is_compiled, is_graph) in WAYS.items():
-        if (can_compile(device) or not is_compiled) and (device.type == "cuda" or not is_graph):
-            yield name
-
-
-@contextmanager
-def switched(way: str) -> Iterator[bool]:
-    """Graphs on or off within the block; whether to compile."""
-    is_compiled, is_graph = WAYS[way]
-    torch.compiler.reset()
-    with mock.patch.dict(os.environ, {"LDM_GRAPHS": str(int(is_graph))}):
-        yield is_compiled
-
-
-@contextmanager
-def compiling_ahead(
-    case: Case, device: torch.device
-) -> Iterator[list[futures.Future[dict[str, float]]]]:
-    """Compile for each batch in a process of its own, which leaves kernels in Inductor's cache.
-
-    At the end of the block the processes end.
-    """
-    if not can_compile(device):
-        yield []
-        return
-    is_large = torch.cuda.get_device_properties(device).total_memory > LARGE
-    batches = case.batches if is_large else case.batches[:1]
-    with futures.ThreadPoolExecutor(len(batches)) as pool, ExitStack() as stack:
-        jobs = [("training_step", case.preset, batch) for batch in batches]
-        workers = [stack.enter_context(timing.Worker(*job, device=device.type)) for job in jobs]
-        yield [pool.submit(worker.block, 0.0) for worker in workers]
-
-
-def wait(compiling: list[futures.Future[dict[str, float]]], seconds: float) -> dict[str, Any]:
-    """How many batches were compiled in time."""
-    done, _ = futures.wait(compiling, timeout=seconds)
-    errors = [str(future.exception()) for future in done if future.exception()]
-    return {"batches": len(done) - len(errors), "of": len(compiling), "errors": errors}
-
-
-# --- stages ---
-
-
-def ceilings(case: Case, device: torch.device) -> dict[str, float]:
-    """10^12 operations a second of matrix products, and of the UNet's largest convolutions forward
-    and backward; 10^12 bytes a second of a copy.
-    """
-    found, size, best = {}, case.matrix_size, choose_precision("auto", device)
-    for name in dict.fromkeys(("no", best, *(["fp16"] if device.type == "cuda" else []))):
-        dtype = PRECISIONS.get(name, torch.float32)
-        left, right = torch.randn(2, size, size, device=device).to(dtype)
-        product = partial(torch.matmul, left, right)
-        found[f"{name}_tflops"] = rate(2 * size**3, product, device)
-    source = torch.ones(size, size, device=device)
-    copy = partial(torch.empty_like(source).copy_, source)
-    found["copy_terabytes"] = rate(8 * size**2, copy, device)
-    for (inputs, weight, stride), operations in largest_convolutions(case.config):
-        dtype, batch = PRECISIONS.get(best, torch.float32), case.batches[0]
-        images = torch.randn(batch, *inputs, device=device, dtype=dtype, requires_grad=True)
-        images = images.to(memory_format=torch.channels_last)
-        kernel = torch.randn(weight, device=device, dtype=dtype, requires_grad=True)
-
-        def both(x: torch.Tensor = images, w: torch.Tensor = kernel, s: int = stride) -> None:
-            output = functional.conv2d(x, w, stride=s, padding=1)
-            torch.autograd.grad(output, (x, w), output.detach())
-
-        name = f"{weight[1]}->{weight[0]}, {inputs[1]}x{inputs[1]}"
-        found[name] = rate(3 * batch * operations, both, device)
-    return found
-
-
-def largest_convolutions(config: Config, count: int = 8) -> list[tuple[Any, int]]:
-    """Shapes of input and weight, stride; operations of a sample's forward pass."""
-    found: dict[Any, int] = {}
-
-    def note(module: torch.nn.Conv2d, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
-        shapes = (tuple(inputs[0].shape[1:]), tuple(module.weight.shape), module.stride[0])
-        found[shapes] = 2 * output.numel() * module.weight[0].numel()
-
-    shape = config.unet
-    with torch.device("meta"), torch.no_grad():
-        unet = build_unet(shape)
-        for module in unet.modules():
-            if isinstance(module, torch.nn.Conv2d) and module.padding == (1, 1):
-                module.register_forward_hook(note)
-        latents = torch.empty(1, shape.latent_channels, shape.latent_size, shape.latent_size)
-        unet(latents, torch.empty(1), torch.empty(1, 8, shape.text_width))
-    return sorted(found.items(), key=lambda item: item[1], reverse=True)[:count]
-
-
-def rate(work: float, call: Callable[[], object], device: torch.device) -> float:
-    """10^12 operations or bytes a second of a call that does so many."""
-    module, rounds = torch.get_device_module(device), 10
-    call()
-    module.synchronize()
-    start = time.perf_counter()
-    for _ in range(rounds):
-        call()
-    module.synchronize()
-    return work * rounds / (time.perf_counter() - start) / 1e12
 
 
 @contextmanager
 def warm_steps(case: Case, batch: int, way: str) -> Iterator[Callable[[], Any]]:
     """The real loop over random latents: a call is a step, which the host waits for."""
     with switched(way) as is_compiled:
-        config = runs.timed(case.config, batch_size=batch, compile=is_compiled)
+        config = runs.timed(get_config(case.preset), batch_size=batch, compile=is_compiled)
         with runs.experiment(config, text_encoder(config), 2 * batch) as opened:
             run = train(opened)
             for _ in range(case.warm_up):
@@ -317,7 +190,7 @@ def speed(case: Case, batch: int, way: str, best: float | None) -> dict[str, Any
                 done = step()
             rounds.append((time.perf_counter() - start) / case.steps)
     taken = min(rounds)
-    tflops = batch * training_operations(case.config.unet) / taken / 1e12
+    tflops = batch * training_operations(get_config(case.preset).unet) / taken / 1e12
     return {
         "way": way,
         "batch": batch,

@@ -45,10 +45,8 @@ def main() -> None:
     folder = ROOT / "outputs" / "recipes" / get_config(arguments.preset).name
     if arguments.leg:
         run_leg(arguments, folder / f"{arguments.leg}.json")
-    for line in table_lines(
-        [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    ):
-        print(line)
+    legs = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    print("\n".join(table_lines(legs)))
 
 
 def run_leg(arguments: argparse.Namespace, path: Path) -> dict[str, Any]:
@@ -92,8 +90,7 @@ def planned_epochs(config: Config, minutes: float, images: int | None) -> int:
 
 def seconds_a_step(experiment: Experiment) -> float:
     """The mean of some steps, after a few that do not count."""
-    steps = train(experiment.open_all())
-    started = time.perf_counter()
+    steps, started = train(experiment.open_all()), time.perf_counter()
     for step in steps:
         if step.number == WARM_UP:
             started = time.perf_counter()
@@ -110,8 +107,8 @@ def pace(config: Config) -> dict[str, float]:
     images = batch * len(lines)
     return {
         "images": images,
-        "minutes": round(seconds / 60, 2),
-        "images_per_second": round(images / seconds, 2) if seconds else 0.0,
+        "minutes": round(seconds / 60, 1),
+        "images_per_second": round(images / seconds, 1),
     }
 
 
@@ -133,35 +130,27 @@ def table_lines(legs: Sequence[dict[str, Any]]) -> list[str]:
     done = [leg for leg in legs if "numbers" in leg]
     if not done:
         return ["no leg was run: name one with --leg"]
-    done.sort(key=lambda leg: leg["numbers"][0]["value"])
-    cells = [
-        [
-            leg["leg"],
-            ", ".join(f"`{change}`" for change in leg["changes"]) or "–",
-            leg["seed"],
-            f"{leg['minutes']:.1f}",
-            f"{leg['images_per_second']:.1f}",
-            f"{leg['images']:,}",
-            f"{leg['numbers'][0]['n']} of {leg['pixels']} px, {leg['numbers'][0]['space']}",
-            *(
-                cell(leg["numbers"], question, of)
-                for question in (leg["numbers"][0]["question"], "recall", "balanced_accuracy")
-                for of in (GENERATED, REAL)
-            ),
-        ]
-        for leg in done
-    ]
     heads = ["leg", "changes", "seed", "minutes", "images/s", "images", "pictures"]
     for name in ("distance", "recall", "consistency"):
         heads += [name, "of real faces"]
-    return [f"| {' | '.join(map(str, row))} |" for row in [heads, ["---"] * len(heads), *cells]]
+    done.sort(key=lambda leg: leg["numbers"][0]["value"])
+    rows = [heads, ["---"] * len(heads), *map(cells, done)]
+    return [f"| {' | '.join(map(str, row))} |" for row in rows]
 
 
-def cell(numbers: Sequence[dict[str, Any]], question: str, of: str) -> str:
-    """A number of a set with its interval."""
-    found = (row for row in numbers if (row["question"], row["set"]) == (question, of))
-    row = next(found, None)
-    return f"{row['value']:.3g} [{row['low']:.3g}, {row['high']:.3g}]" if row else "–"
+def cells(leg: dict[str, Any]) -> list[object]:
+    """A leg's line: what it was, and each number with its interval beside that of real faces."""
+    first = leg["numbers"][0]
+    numbers = {
+        (row["question"], row["set"]): f"{row['value']:.3g} [{row['low']:.3g}, {row['high']:.3g}]"
+        for row in leg["numbers"]
+    }
+    questions = (first["question"], "recall", "balanced_accuracy")
+    changes = ", ".join(f"`{change}`" for change in leg["changes"]) or "–"
+    pace = [leg[name] for name in ("seed", "minutes", "images_per_second", "images")]
+    pictures = f"{first['n']} of {leg['pixels']} px, {first['space']}"
+    found = [numbers.get((name, of), "–") for name in questions for of in (GENERATED, REAL)]
+    return [leg["leg"], changes, *pace, pictures, *found]
 
 
 if __name__ == "__main__":

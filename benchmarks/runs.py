@@ -1,9 +1,9 @@
-"""Runs of the real loop over random latents, in a run folder that is thrown away."""
+"""Runs of the real loop over given or random latents, in a run folder that is thrown away."""
 
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +12,32 @@ import torch
 
 from benchmarks import full_size
 from config import Config
-from custom_datasets.latent_cache import LatentSource
 from models.text_encoder import TextEncoder
 from models.vae_wrapper import Posterior
 from training.experiment import Experiment
 
 
-class RandomLatents:
-    """A latent cache of random values, the same ones every time."""
+@dataclass(frozen=True)
+class GivenLatents:
+    """A latent cache in memory; its faces cannot be mirrored."""
 
-    def __init__(self, count: int, channels: int, size: int) -> None:
-        generator = torch.Generator().manual_seed(0)
-        self.mean = torch.randn(count, channels, size, size, generator=generator)
+    values: np.ndarray  # (N, C, h, w)
+    unit: float = 1.0  # of a latent, in values
 
     def __len__(self) -> int:
-        return len(self.mean)
+        return len(self.values)
 
     def fetch(self, faces: np.ndarray, flipped: np.ndarray) -> Posterior:
         """See `LatentSource.fetch`."""
-        mean = self.mean[torch.from_numpy(faces)]
+        mean = torch.from_numpy(self.values[faces]).float() / self.unit
         return Posterior(mean, torch.zeros_like(mean))
+
+
+def random_latents(config: Config, count: int) -> GivenLatents:
+    """Random values of a UNet's size, the same ones every time."""
+    size = config.unet.latent_size
+    shape = (count, config.unet.latent_channels, size, size)
+    return GivenLatents(np.random.default_rng(0).standard_normal(shape, np.float32))
 
 
 def timed(config: Config, **changes: Any) -> Config:
@@ -49,23 +55,22 @@ def timed(config: Config, **changes: Any) -> Config:
 def experiment(
     config: Config,
     text_encoder: TextEncoder,
-    faces: int | LatentSource,
+    faces: int | GivenLatents,
     folder: Path | None = None,
     caption: Callable[[int, int], str] = full_size.caption,
 ) -> Iterator[Experiment]:
-    """An experiment over so many made-up faces, on the device that `choose_device` names.
+    """An experiment over made-up faces, on the device that `choose_device` names.
 
     Args:
-        faces: their number, or given latents.
+        faces: their latents, or the number of random ones.
         folder: the run folder, which stays; None: one that is thrown away.
         caption: (face, wording) -> its caption.
     """
+    latents = random_latents(config, faces) if isinstance(faces, int) else faces
     with (
         tempfile.TemporaryDirectory() as temporary,
         Experiment(config, folder or Path(temporary)) as opened,
     ):
-        shape = config.unet.latent_channels, config.unet.latent_size
-        latents = RandomLatents(faces, *shape) if isinstance(faces, int) else faces
         opened.faces = opened.latents = latents
         opened.held_out_faces = None
         opened.text_encoder = text_encoder.to(opened.device)

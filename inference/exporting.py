@@ -1,13 +1,9 @@
 """Writes a model as a folder that diffusers' `StableDiffusionPipeline` opens, with a model card."""
 
 import json
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import diffusers
 import torch
-import transformers
 from diffusers import StableDiffusionPipeline
 
 from diffusion.objective import TARGETS
@@ -19,27 +15,35 @@ from models.text_encoder import save_text_weights, save_tokenizer
 
 # Of an evaluation, for the card.
 LEADING = ("FID", "frechet_distance", "recall", "clip_score", "balanced_accuracy")
+HEAD = ("| number | set | value | 95% | n |", "|---|---|---|---|---|")
+LINE = "| {question} ({space}) | {set} | {value:.3f} | {low:.3f} to {high:.3f} | {n} |"
+PROTOCOL = ("n", "sampler", "steps", "guidance_scale", "precision", "reference", "split")
 CARD = """---
 library_name: diffusers
 pipeline_tag: text-to-image
 license: {licence}
 tags: [text-to-image, latent-diffusion, faces]
 ---
-# Text-to-face latent diffusion, preset `{name}`
+# Text-to-face latent diffusion, preset `{config.name}`
 
-A UNet of {parameters:.1f}M parameters, trained to predict {target} on the latents of {data} at
-{size} px, under captions made from the 40 attributes of CelebA. The weights are the moving average
-of `{weights}`. Frozen parts: autoencoder `{autoencoder}`, text encoder `{text_encoder}`, decoder
-`{decoder}`, which makes pictures of {picture_size} px.{encoder}
+A UNet of {parameters:.1f}M parameters, trained to predict {target} on latents of {data}.
+The weights are the moving average of `{weights}`.
+
+| part | what |
+|---|---|
+| autoencoder | `{config.models.autoencoder}`, at {config.data.image_size} px{encoder} |
+| decoder | `{decoder}`, which makes pictures of {config.picture_size} px |
+| text encoder | `{config.models.text_encoder}` |
 
 ```python
 from diffusers import StableDiffusionPipeline
 
 pipeline = StableDiffusionPipeline.from_pretrained("this folder")
-image = pipeline("{prompt}", num_inference_steps={steps}, guidance_scale={scale}).images[0]
+image = pipeline("{how.prompts[0]}", num_inference_steps={how.steps},
+                 guidance_scale={how.guidance_scale}).images[0]
 ```
 
-Written with {versions}; opens with diffusers 0.35 and transformers 4.56 or newer.
+Opens with diffusers 0.35 and transformers 4.56 or newer.
 
 ## Recipe
 
@@ -55,8 +59,7 @@ Written with {versions}; opens with diffusers 0.35 and transformers 4.56 or newe
 
 {limits}
 """
-NO_ENCODER = """ The autoencoder's encoder is not in this folder: its weights are NaN, and
-image-to-image pipelines do not work."""
+NO_ENCODER = "; its encoder is not here: the weights are NaN, and image-to-image does not work"
 DRAWN = """The faces are drawings (Avataaars by Pablo Stanley), and the frozen models know nothing
 else. This model shows that a pipeline works; it is of no other use."""
 OWN = """The pictures that it was trained on decide who may use it and for what. It repeats what
@@ -105,36 +108,27 @@ def export(model: TextToFace, out: Path, evaluations: Path) -> None:
 
 def model_card(model: TextToFace, evaluations: Path, has_encoder: bool) -> str:
     """The page that goes with an exported model: data, recipe, numbers and protocol, limits."""
-    config, libraries = model.config, (torch, diffusers, transformers)
+    config = model.config
     values, source = config.to_dict(), config.data.source
     if config.data.is_drawn:
-        data, licence, limits = "drawn faces", "mit", DRAWN
+        data, limits = "drawn faces, under captions of their attributes", DRAWN
+        licence = "mit"
     elif source is None:
+        data, limits = "CelebA-HQ (train split), under captions of its 40 attributes", REAL
         licence = "other\nlicense_name: non-commercial-research"
-        data, limits = "CelebA-HQ (train split)", REAL
     else:
-        data, licence, limits = (
-            f"`{Path(source).name}`",
-            "other\nlicense_name: of-the-pictures",
-            OWN,
-        )
+        data, limits = f"`{Path(source).name}`, under its captions", OWN
+        licence = "other\nlicense_name: of-the-pictures"
     return CARD.format(
         licence=licence,
-        name=config.name,
+        config=config,
+        how=config.sampling,
         parameters=sum(value.numel() for value in model.unet.parameters()) / 1e6,
         target=TARGETS[config.diffusion.prediction_type].description,
         data=data,
-        size=config.data.image_size,
         weights=model.identity,
-        autoencoder=config.models.autoencoder,
-        text_encoder=config.models.text_encoder,
         decoder=config.models.decoder or config.models.autoencoder,
-        picture_size=config.picture_size,
         encoder="" if has_encoder else NO_ENCODER,
-        prompt=config.sampling.prompts[0],
-        steps=config.sampling.steps,
-        scale=config.sampling.guidance_scale,
-        versions=", ".join(f"{each.__name__} {each.__version__}" for each in libraries),
         recipe=json.dumps({name: values[name] for name in ("diffusion", "training")}, indent=2),
         measured=measured(evaluations, model),
         limits=limits,
@@ -143,12 +137,12 @@ def model_card(model: TextToFace, evaluations: Path, has_encoder: bool) -> str:
 
 def measured(evaluations: Path, model: TextToFace) -> str:
     """The leading numbers of the newest evaluation whose pictures were made as the pipeline makes
-    them, with their protocol.
+    them.
     """
-    how = model.settings()
+    how = model.config.sampling
     exported = {
         "model": model.identity,
-        "decoder": model.vae.decoder_key if model.config.models.decoder else None,
+        "decoder": model.decoder_key if model.config.models.decoder else None,
         "sampler": how.sampler,
         "steps": how.steps,
         "guidance_scale": how.guidance_scale,
@@ -158,15 +152,7 @@ def measured(evaluations: Path, model: TextToFace) -> str:
         protocol = json.loads(path.read_text(encoding="utf-8"))
         if all(protocol.get(name) == value for name, value in exported.items()):
             rows = json.loads((path.parent / "metrics.json").read_text(encoding="utf-8"))
-            facts = ", ".join(f"{key}: {value}" for key, value in protocol.items())
-            return "\n".join([*_table(rows), "", facts])
+            lines = [LINE.format(**row) for row in rows if row["question"] in LEADING]
+            facts = [f"{name} {protocol[name]}" for name in PROTOCOL if name in protocol]
+            return "\n".join([*HEAD, *lines, "", f"Pictures: {', '.join(facts)}."])
     return "Nothing: run the notebook `metrics1` with these weights and settings, export again."
-
-
-def _table(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    yield from ("| number | set | value | 95% | n |", "|---|---|---|---|---|")
-    for row in rows:
-        if row["question"] in LEADING:
-            value, low, high = (f"{row[name]:.3f}" for name in ("value", "low", "high"))
-            name = f"{row['question']} ({row['space']})"
-            yield f"| {name} | {row['set']} | {value} | {low} to {high} | {row['n']} |"

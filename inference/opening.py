@@ -1,11 +1,12 @@
-"""Opens what trained weights describe: the UNet, and the frozen models."""
+"""Finds trained weights, and opens what they describe: the UNet, and the frozen models."""
 
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
 
-from config import ROOT, Config
+from config import CODE, FREE, Changes, Config, override
 from models.custom_unet_celeba_ldm import build_unet
 from models.decoder import is_alone, open_decoder
 from models.device import choose_precision, has_bfloat16
@@ -19,11 +20,32 @@ from training.weights import load_weights
 
 def find_run(config: Config) -> Path:
     """The folder whose weights make a preset's pictures: its run, or what ships, which is said."""
-    own, shipped = config.run_folder, ROOT / "assets" / config.name
+    own, shipped = config.run_folder, CODE / "assets" / config.name
     if checkpoints.checkpoints(own) or not (shipped / checkpoints.WEIGHTS_FILE).is_file():
         return own
     print(f"{own} holds no run: these are the weights that ship in assets/{config.name}")
     return shipped
+
+
+def sampled_otherwise(config: Config, changes: Changes) -> Config:
+    """The settings of a trained model that makes its pictures in another way.
+
+    Args:
+        changes: of `sampling`, or of settings that are free on resume; "name=..." does nothing.
+
+    Raises:
+        ValueError: a change of a setting that shapes the weights.
+    """
+    changed = override(config, changes)
+    for section in ("data", "models", "unet", "diffusion", "training"):
+        before, after = getattr(config, section), getattr(changed, section)
+        for name in (each.name for each in fields(before) if each.metadata["resume"] != FREE):
+            if getattr(before, name) != getattr(after, name):
+                raise ValueError(
+                    f"{section}.{name}: the model was trained with {getattr(before, name)!r}; "
+                    "another value needs another training"
+                )
+    return replace(changed, name=config.name)
 
 
 def open_averaged_unet(path: Path, weights: Weights) -> UNet2DConditionModel:

@@ -5,6 +5,7 @@ Each PNG stores the settings it was made with.
 
 import json
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import gradio as gr
 from PIL.Image import Image
@@ -12,8 +13,9 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
 from config import SamplingConfig
-from custom_datasets.captions import join_words, unknown_words
+from custom_datasets.captions import join_words
 from diffusion.sampling import MAX_SEED, SAMPLERS
+from inference.picture_sets import facts_of
 from inference.text_to_face import TextToFace
 from models.device import freed_memory_kept
 
@@ -39,20 +41,23 @@ def build_page(model: TextToFace) -> gr.Blocks:
         sampler: str | None,
         seed: int | None,
         count: int | None,
-    ) -> Iterator[tuple[list[Image], list[Image], str]]:
+    ) -> Iterator[list[Any]]:
         """Both galleries and the line of progress; a cleared field, None, takes its default."""
         prompt, other, negative = prompt or "", (other or "").strip(), negative or ""
-        seeds, second = range(seed or 0, (seed or 0) + (count or USUAL_PICTURES)), []
+        seeds = range(seed or 0, (seed or 0) + (count or USUAL_PICTURES))
+        galleries: list[list[Image]] = [[], []]
         try:
             how = model.settings(scale, steps, sampler)
-            for first, line in pictures_of(model, prompt, seeds, how, negative):
-                yield first, second, line
-            if other:
-                for second, line in pictures_of(model, other, seeds, how, negative):
-                    yield first, second, f"other prompt, {line}"
-            unknown = ", ".join(unknown_words(f"{prompt} {other} {negative}"))
+            yield [*galleries, "begins"]  # without the pictures before
+            for place, text in enumerate([prompt, other] if other else [prompt]):
+                for pictures, line in pictures_of(model, text, seeds, how, negative):
+                    changed: list[Any] = [gr.skip(), gr.skip()]
+                    if pictures:
+                        galleries[place] = changed[place] = pictures
+                    yield [*changed, line]
+            unknown = ", ".join(model.unknown_words(prompt, other, negative))
             hint = f"; no caption of CelebA's attributes has: {unknown}" if unknown else ""
-            yield first, second, f"done{hint}"
+            yield [*galleries, f"done{hint}"]
         except (ValueError, FloatingPointError) as error:
             raise gr.Error(str(error)) from error
 
@@ -92,21 +97,24 @@ def pictures_of(
     how: SamplingConfig,
     negative_prompt: str = "",
 ) -> Iterator[tuple[list[Image], str]]:
-    """The pictures a few times during sampling and at the end, and a line of progress.
+    """A line of progress after every step, where the Stop button ends it, and a few times the
+    pictures.
 
     Raises:
         ValueError: too long a prompt, or a number of steps that the sampler does not take.
     """
     model.require_fit([prompt, negative_prompt], how)
+    facts = [facts_of(model, prompt, seed, how, negative_prompt) for seed in seeds]
     predict = model.predictor([prompt] * len(seeds), how.guidance_scale, negative_prompt)
     every = max(1, how.steps // PREVIEWS)
     with freed_memory_kept(model.device):
         for step, latents in enumerate(model.trajectory(predict, seeds, how.sampler, how.steps)):
+            shown = []
             if step % every == 0 or step == how.steps:
-                facts = (model.facts(prompt, seed, how, negative_prompt) for seed in seeds)
-                pairs = zip(model.decode(latents), facts, strict=True)
-                shown = [_with_facts(*pair) for pair in pairs]
-                yield shown, f"step {step} of {how.steps}"
+                shown = [
+                    _with_facts(*pair) for pair in zip(model.decode(latents), facts, strict=True)
+                ]
+            yield shown, f"step {step} of {how.steps}"
 
 
 def _with_facts(picture: Tensor, facts: dict[str, object]) -> Image:

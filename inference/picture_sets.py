@@ -1,6 +1,6 @@
 """Sets of pictures as PNG files: resumable, and shared among processes.
 
-Intact files are kept, so an interrupted set resumes. Whatever decides a picture is in the name of
+Files are written whole, so an interrupted set resumes. Whatever decides a picture is in the name of
 its file or folder. A set is read from its files on access: memory does not grow with it.
 """
 
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate import PartialState
-from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
@@ -23,6 +22,7 @@ from config import SamplingConfig
 from files import replacing
 from inference.text_to_face import TextToFace
 
+Make = Callable[[Sequence[int]], Tensor]  # slots -> pictures (B, 3, H, W) in [0, 1] on the CPU
 BATCH = 32  # pictures that are made together
 # Raise it when a change of the code makes other pictures of the same request, so that fixed code is
 # not measured by its old pictures.
@@ -97,25 +97,17 @@ def generate_set(
     def make(slots: Sequence[int]) -> Tensor:
         prompts = [request.prompts[slot] for slot in slots]
         seeds = [request.seeds[slot] for slot in slots]
-        return model.generate(
-            prompts, seeds, how.guidance_scale, how.steps, how.sampler, batch_size=batch_size
-        )
+        return model.generate(prompts, seeds, how.guidance_scale, how.steps, how.sampler)
 
     return make_set(make, len(request.prompts), folder, request.key(), batch_size)
 
 
 def make_set(
-    make: Callable[[Sequence[int]], Tensor],
-    count: int,
-    folder: Path,
-    key: str,
-    batch_size: int = BATCH,
+    make: Make, count: int, folder: Path, key: str, batch_size: int = BATCH
 ) -> PictureFiles:
-    """Make what is missing of a set of pictures and open all of it.
+    """Make what is missing of a set of pictures, in the folder `key` within `folder`, and open all.
 
     Args:
-        make: slots of the set -> pictures (B, 3, H, W) in [0, 1] on the CPU.
-        folder: holds the set in a folder of its own, named `key`.
         key: names everything that decides the pictures.
     """
     paths = [folder / key / f"{slot:06d}.png" for slot in range(count)]
@@ -124,23 +116,19 @@ def make_set(
 
 
 def make_missing(
-    make: Callable[[Sequence[int]], Tensor],
+    make: Make,
     paths: Sequence[Path],
     batch_size: int = BATCH,
-    facts_of: Callable[[int], Mapping[str, object]] = lambda slot: {},
+    facts: Sequence[Mapping[str, object]] = (),
 ) -> None:
-    """Make the pictures whose files are not there, or damaged.
+    """Make the pictures whose files are not there.
 
     Batches are dealt out to the processes whole, so that any number of them makes the same bytes.
 
     Args:
-        make: slots -> pictures (B, 3, H, W) in [0, 1] on the CPU.
-        facts_of: what the file of a slot tells of its picture.
+        facts: what the file of each slot tells of its picture; empty: nothing.
     """
     processes = PartialState()
-    if processes.is_main_process:
-        _remove_torn(paths)
-    processes.wait_for_everyone()
     missing = {slot for slot, path in enumerate(paths) if not path.is_file()}
     processes.wait_for_everyone()  # all must list the same before any makes one
     starts = sorted({slot - slot % batch_size for slot in missing})
@@ -151,7 +139,7 @@ def make_missing(
         batch = range(start, min(start + batch_size, len(paths)))
         for slot, picture in zip(batch, make(batch), strict=True):
             if slot in missing:
-                save_picture(picture, paths[slot], facts_of(slot))
+                save_picture(picture, paths[slot], facts[slot] if facts else {})
     processes.wait_for_everyone()
 
 
@@ -172,7 +160,7 @@ def sample_files(
     how = model.settings()
     model.require_fit([*prompts, negative_prompt], how)
     facts = [
-        model.facts(prompt, seed, how, negative_prompt)
+        facts_of(model, prompt, seed, how, negative_prompt)
         for prompt, seed in zip(prompts, seeds, strict=True)
     ]
     paths = [
@@ -184,8 +172,27 @@ def sample_files(
         some = [prompts[slot] for slot in slots], [seeds[slot] for slot in slots]
         return model.generate(*some, negative_prompt=negative_prompt)
 
-    make_missing(make, paths, facts_of=facts.__getitem__)
+    make_missing(make, paths, facts=facts)
     return paths
+
+
+def facts_of(
+    model: TextToFace, prompt: str, seed: int, how: SamplingConfig, negative_prompt: str = ""
+) -> dict[str, object]:
+    """All that decides a picture, as its file tells."""
+    return {
+        "prompt": prompt,
+        "negative_prompt": negative_prompt,
+        "seed": seed,
+        "sampler": how.sampler,
+        "steps": how.steps,
+        "guidance_scale": how.guidance_scale,
+        "preset": model.config.name,
+        "weights": model.identity,
+        "decoder": f"{model.config.models.decoder} {model.decoder_key}",
+        "precision": model.precision,
+        "device": model.device.type,
+    }
 
 
 def words_of(prompt: str) -> str:
@@ -205,22 +212,3 @@ def save_picture(picture: Tensor, path: Path, facts: Mapping[str, object]) -> No
     pixels = picture.mul(255).add(0.5).clamp(0, 255).byte()
     with replacing(path) as temporary:
         to_pil_image(pixels).save(temporary, format="png", pnginfo=text)
-
-
-def _remove_torn(paths: Sequence[Path]) -> None:
-    """Delete pictures that a full disk or a power cut left incomplete, so that they are remade."""
-    torn = [path for path in paths if path.is_file() and not _is_whole(path)]
-    for path in torn:
-        path.unlink()
-    if torn:
-        print(f"{len(torn)} pictures are damaged and are made again, such as {torn[0]}")
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether every chunk of a PNG is there and has its CRC; decodes no pixel."""
-    try:
-        with Image.open(path) as image:
-            image.verify()
-    except (UnidentifiedImageError, OSError, SyntaxError):  # PIL's for a chunk that is wrong
-        return False
-    return True

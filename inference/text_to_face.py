@@ -3,9 +3,8 @@
 Shapes: B batch, C latent channels, h x w latents, H x W picture, L tokens, D text width.
 """
 
-import operator
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import fields, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,10 +14,16 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 from torch.nn import functional
 
-from config import FREE, ROOT, Changes, Config, SamplingConfig, override
+from config import ROOT, Changes, Config, SamplingConfig
+from custom_datasets.captions import unknown_words
 from diffusion import sampling
 from diffusion.objective import Objective, build_objective
-from inference.opening import open_averaged_unet, open_frozen_models, sampling_precision
+from inference.opening import (
+    open_averaged_unet,
+    open_frozen_models,
+    sampled_otherwise,
+    sampling_precision,
+)
 from models.decoder import add_encoder
 from models.device import autocast, cast_matrices, choose_device, freed_memory_kept
 from models.graphs import Graphs, graphed_unet
@@ -30,7 +35,6 @@ from training.weights import open_trained
 if TYPE_CHECKING:  # sampling alone does not load the training loop
     from training.experiment import Experiment
 
-HOW_PICTURES_ARE_MADE = ("sampling.", "models.decoder", "data.picture_size")  # settings
 DECODE_BATCH = 8  # at full size each picture takes half a gigabyte in the decoder
 
 
@@ -74,8 +78,8 @@ class TextToFace:
             device: None: `choose_device`.
             changes: see `sampled_otherwise`; made before the decoder is opened.
             checkpoint: which of a run folder, see `checkpoints.find`.
-            for_sampling: keep the UNet's matrices in the precision that it computes in. False keeps
-                them as they were trained.
+            for_sampling: keep the UNet's matrices in the precision that it computes in, and not
+                as they were trained.
 
         Raises:
             FileNotFoundError: no such weights, or their frozen models are not available.
@@ -95,7 +99,11 @@ class TextToFace:
 
     @classmethod
     def of(cls, experiment: "Experiment") -> "TextToFace":
-        """A sampler over an experiment's averaged weights as they are now."""
+        """A sampler over an experiment's averaged weights as they are now.
+
+        Its graph goes with it: kept, the graph would take memory from training all the time, and
+        to record it again takes two forward passes.
+        """
         models = (experiment.state.ema_unet, experiment.text_encoder, experiment.decoder)
         return cls(experiment.config, *models, experiment.precision)
 
@@ -116,6 +124,11 @@ class TextToFace:
         return build_objective(self.config.diffusion)
 
     @cached_property
+    def decoder_key(self) -> str:
+        """What decides the pictures of given latents: fingerprint of the decoder's weights."""
+        return self.vae.decoder_key
+
+    @cached_property
     def null_states(self) -> Tensor:
         """Hidden states (1, L, D) of the empty caption."""
         return self.encode_text("")
@@ -123,7 +136,7 @@ class TextToFace:
     def generate(
         self,
         prompts: str | Sequence[str],
-        seeds: int | Sequence[int],
+        seeds: Sequence[int],
         guidance_scale: float | None = None,
         steps: int | None = None,
         sampler: str | None = None,
@@ -144,12 +157,12 @@ class TextToFace:
         prompts, seeds = paired(prompts, seeds)
         how = self.settings(guidance_scale, steps, sampler)
         self.require_fit([*prompts, negative_prompt], how)
+        parts = [slice(start, start + batch_size) for start in range(0, len(seeds), batch_size)]
         with freed_memory_kept(self.device):
-            pictures = []
-            for start in range(0, len(seeds), batch_size):
-                part = slice(start, start + batch_size)
-                latents = self.sample_latents(prompts[part], seeds[part], how, negative_prompt)
-                pictures.append(self.decode(latents))
+            pictures = [
+                self.decode(self.sample_latents(prompts[part], seeds[part], how, negative_prompt))
+                for part in parts
+            ]
         return torch.cat(pictures)  # (B, 3, H, W)
 
     def settings(
@@ -159,41 +172,20 @@ class TextToFace:
         sampler: str | None = None,
     ) -> SamplingConfig:
         """The run's `SamplingConfig` with what is given, which the config checks."""
-        given: dict[str, object] = {}
-        if guidance_scale is not None:
-            given["guidance_scale"] = float(guidance_scale)  # numpy's and torch's numbers too
-        if steps is not None:
-            given["steps"] = operator.index(steps)
-        if sampler is not None:
-            given["sampler"] = sampler
-        return replace(self.config.sampling, **given)
+        given = {"guidance_scale": guidance_scale, "steps": steps, "sampler": sampler}
+        changed = {name: value for name, value in given.items() if value is not None}
+        return replace(self.config.sampling, **changed)
 
-    def facts(
-        self, prompt: str, seed: int, how: SamplingConfig, negative_prompt: str = ""
-    ) -> dict[str, object]:
-        """All that decides a picture, as its file tells."""
-        return {
-            "prompt": prompt,
-            "negative_prompt": negative_prompt,
-            "seed": seed,
-            "sampler": how.sampler,
-            "steps": how.steps,
-            "guidance_scale": how.guidance_scale,
-            "preset": self.config.name,
-            "weights": self.identity,
-            "decoder": f"{self.config.models.decoder} {self._decoder_key}",
-            "precision": self.precision,
-            "device": self.device.type,
-        }
-
-    @cached_property
-    def _decoder_key(self) -> str:
-        return self.vae.decoder_key
-
-    def require_fit(self, prompts: Iterable[str], how: SamplingConfig) -> None:
+    def require_fit(self, prompts: Sequence[str], how: SamplingConfig) -> None:
         """Refuse prompts that are too long, and a number of steps that the sampler cannot take."""
         sampling.set_timesteps(sampling.build_sampler(how.sampler, self.objective), how.steps)
         self.text_encoder.tokenize(list(dict.fromkeys(prompts)))  # each text once
+
+    def unknown_words(self, *texts: str) -> list[str]:
+        """Words that the model was not taught, as far as that is known: where its captions were
+        made from attributes.
+        """
+        return unknown_words(" ".join(texts)) if self.config.data.source is None else []
 
     def sample_latents(
         self,
@@ -212,9 +204,8 @@ class TextToFace:
     ) -> Iterator[Tensor]:
         """Latents (B, C, h, w) before the first and after every step."""
         scheduler = sampling.build_sampler(sampler, self.objective)
-        yield from sampling.trajectory(
-            predict, scheduler, self.latent_shape, seeds, steps, self.device
-        )
+        shape = self.latent_shape
+        return sampling.trajectory(predict, scheduler, shape, seeds, steps, self.device)
 
     def predictor(
         self,
@@ -238,16 +229,7 @@ class TextToFace:
             return self.text_encoder([prompts] if isinstance(prompts, str) else prompts)
 
     def denoise(self, latents: Tensor, timesteps: Tensor, hidden_states: Tensor) -> Tensor:
-        """One evaluation of the UNet under autocast.
-
-        Raises:
-            ValueError: not one caption a latent.
-        """
-        if len(latents) != len(hidden_states):
-            raise ValueError(
-                f"{len(hidden_states)} captions for {len(latents)} latents (guidance doubles both):"
-                " give the predictor one prompt a seed"
-            )
+        """One evaluation of the UNet under autocast."""
         return self._graphs(latents, timesteps, hidden_states)
 
     @cached_property
@@ -294,7 +276,7 @@ class TextToFace:
         return pictures
 
 
-def paired(prompts: str | Iterable[str], seeds: int | Iterable[int]) -> tuple[list[str], list[int]]:
+def paired(prompts: str | Sequence[str], seeds: Sequence[int]) -> tuple[list[str], list[int]]:
     """One prompt and one seed for each picture; a single text is the prompt of every seed.
 
     >>> paired("a man", range(3))
@@ -302,10 +284,8 @@ def paired(prompts: str | Iterable[str], seeds: int | Iterable[int]) -> tuple[li
 
     Raises:
         ValueError: none, different numbers of both, or a seed out of range.
-        TypeError: a seed is not a whole number.
     """
-    is_one = hasattr(seeds, "__index__") and not getattr(seeds, "ndim", 0)
-    numbers = [operator.index(seed) for seed in ([seeds] if is_one else seeds)]
+    numbers = [int(seed) for seed in seeds]
     texts = [prompts] * len(numbers) if isinstance(prompts, str) else list(prompts)
     if not numbers or len(texts) != len(numbers):
         raise ValueError(
@@ -316,24 +296,3 @@ def paired(prompts: str | Iterable[str], seeds: int | Iterable[int]) -> tuple[li
     if wrong:
         raise ValueError(f"seed {wrong[0]} is out of range: use 0 to {sampling.MAX_SEED}")
     return texts, numbers
-
-
-def sampled_otherwise(config: Config, changes: Changes) -> Config:
-    """The settings of a trained model that makes its pictures in another way.
-
-    Args:
-        changes: of `sampling`, or of settings that are free on resume; "name=..." does nothing.
-
-    Raises:
-        ValueError: a change of a setting that shapes the weights.
-    """
-    changed = override(config, changes)
-    for section in ("data", "models", "unet", "diffusion", "training"):
-        before, after = vars(getattr(config, section)), vars(getattr(changed, section))
-        for each in fields(getattr(config, section)):
-            if each.metadata["resume"] != FREE and before[each.name] != after[each.name]:
-                raise ValueError(
-                    f"{section}.{each.name}: the model was trained with {before[each.name]!r}; "
-                    "another value needs another training"
-                )
-    return replace(changed, name=config.name)

@@ -1,12 +1,10 @@
 """Discriminators that tell decoded pictures from real ones, and the features that they see.
 
 Where latents leave detail open, a loss of pixels is lowest for the mean of all that it could be,
-which is a blur. So discriminators judge patches, and the decoder has to deceive them (hinge loss,
-Miyato et al. 2018). They start from random weights and are thrown away.
-
-They have to learn within minutes, so they see no pixels but the features of `Perception`, mixed
-across channels and sizes by fixed random convolutions, which keep a discriminator from looking at
-a few features only (Sauer et al. 2021, "Projected GANs Converge Faster").
+which is a blur. So discriminators, which start from random weights, judge patches, and the decoder
+has to deceive them (hinge loss, Miyato et al. 2018). To learn within minutes they see no pixels but
+the features of `Perception`, mixed by fixed random convolutions, which keep a discriminator from
+looking at a few features only (Sauer et al. 2021, "Projected GANs Converge Faster").
 
 Shapes: B batch, c channels, h x w features.
 """
@@ -37,7 +35,7 @@ class Perception(nn.Module):
     taught. The judge's features, of a network that saw faces only, do not.
 
     Raises:
-        ImportError: one of its two packages is not installed; names both.
+        ImportError: one of its two packages is not installed.
     """
 
     def __init__(self) -> None:
@@ -122,7 +120,7 @@ class Adversary:
         self.precision = precision
 
     def judge(self, features: list[Tensor]) -> list[Tensor]:
-        """Logits (B, 1, h, w) of pictures with these features, from each discriminator."""
+        """Logits (B, 1, h, w) from each discriminator of pictures with these features."""
         with autocast(self.precision, features[0].device):
             pairs = zip(self.networks, self.mixing(features), strict=True)
             return [network(mixed).float() for network, mixed in pairs]

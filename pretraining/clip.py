@@ -5,7 +5,7 @@ Shapes: N images, B batch, S pixels along a side, L tokens.
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,22 +14,24 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
+from torchvision.transforms.v2.functional import normalize
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from custom_datasets.captions import compose
 from custom_datasets.celeba_files import ATTRIBUTES
-from models.device import autocast, choose_precision
 from models.text_encoder import write_vocabulary
-from pretraining.progress import Progress, learning_rate_at, steps_for
+from pretraining.common import descend
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 # CLIP's own way of cutting text into words.
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+MAX_TOKENS = 77
+BATCH_SIZE, LEARNING_RATE, STATEMENT_WEIGHT = 256, 1e-3, 5.0
 
 
 @dataclass(frozen=True)
 class ClipSettings:
-    """Size and training of the CLIP; the defaults made the demo's."""
+    """Size of a CLIP; the defaults are the demo's."""
 
     text_width: int = 128
     text_layers: int = 3
@@ -37,17 +39,11 @@ class ClipSettings:
     image_layers: int = 3
     patch_size: int = 8
     projection_width: int = 128
-    max_tokens: int = 77
-    minutes: float = 12.0
-    batch_size: int = 256
-    learning_rate: float = 1e-3
-    statement_weight: float = 5.0
-    seed: int = 0
 
 
-def train_tokenizer(captions: list[str], max_tokens: int) -> CLIPTokenizer:
-    """Byte-pair tokenizer of CLIP's construction over the words of `captions`; any other text
-    falls to bytes.
+def train_tokenizer(captions: list[str], max_tokens: int = MAX_TOKENS) -> CLIPTokenizer:
+    """Byte-pair tokenizer of CLIP's construction over the captions' words; other text falls to
+    bytes.
     """
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
@@ -73,7 +69,7 @@ def build_clip(settings: ClipSettings, tokenizer: CLIPTokenizer, image_size: int
     """A CLIPModel with random weights that fits the tokenizer and the image size."""
     text = _tower(settings.text_width, settings.text_layers, settings) | {
         "vocab_size": len(tokenizer),
-        "max_position_embeddings": settings.max_tokens,
+        "max_position_embeddings": tokenizer.model_max_length,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
@@ -104,23 +100,17 @@ def build_image_processor(image_size: int) -> CLIPImageProcessor:
 
 def pixel_values(images: Tensor, processor: CLIPImageProcessor) -> Tensor:
     """uint8 (B, 3, S, S) of the tower's own size -> normalised float, as the processor does it."""
-    mean, std = (
-        torch.tensor(values, device=images.device).view(1, 3, 1, 1)
-        for values in (processor.image_mean, processor.image_std)
-    )
-    return (images.float() / 255 - mean) / std
+    return normalize(images.float() / 255, processor.image_mean, processor.image_std)
 
 
 def train_clip(
     images: Tensor,
     caption: Callable[[int, int], str],
-    settings: ClipSettings,
     tokenizer: CLIPTokenizer,
+    minutes: float,
     device: torch.device,
-    start: CLIPModel | None = None,
-) -> Iterator[Progress]:
-    """Contrastive training (Radford et al. 2021) for the given minutes, from `start` or random
-    weights.
+) -> CLIPModel:
+    """Contrastive training (Radford et al. 2021) from random weights.
 
     A second loss asks the text tower what captions state: pictures alone teach it little about
     words that they show in a few pixels (a smile), or not at all (makeup).
@@ -129,40 +119,31 @@ def train_clip(
         images: uint8 (N, 3, S, S).
         caption: (image, step) -> the caption of that image.
     """
-    torch.manual_seed(settings.seed)
-    model = (start or build_clip(settings, tokenizer, images.shape[-1])).to(device).train()
+    torch.manual_seed(0)
+    settings, size = ClipSettings(), images.shape[-1]
+    model = build_clip(settings, tokenizer, size).to(device).train()
     readout = torch.nn.Linear(settings.text_width, 2 * len(ATTRIBUTES)).to(device)
-    parameters = [*model.parameters(), *readout.parameters()]
-    optimizer = torch.optim.AdamW(parameters, weight_decay=0.05)
-    processor, all_statements = build_image_processor(images.shape[-1]), statements(tokenizer)
-    precision = choose_precision("auto", device)
-    for step, done in steps_for(settings.minutes):
-        optimizer.param_groups[0]["lr"] = learning_rate_at(settings.learning_rate, step, done)
-        chosen = torch.randperm(len(images))[: settings.batch_size]
+    processor, all_statements = build_image_processor(size), statements(tokenizer)
+
+    def loss(step: int) -> Tensor:
+        model.logit_scale.data.clamp_(max=math.log(100))
+        chosen = torch.randperm(len(images))[:BATCH_SIZE]
         pixels = images[chosen] if step % 2 else images[chosen].flip(-1)
         texts = [caption(image, step) for image in chosen.tolist()]
-        some = torch.randint(len(all_statements[0]), (settings.batch_size,))
+        given = tokenizer(texts, padding=True, truncation=True, return_tensors="pt").to(device)
+        given["pixel_values"] = pixel_values(pixels, processor).to(device)
+        some = torch.randint(len(all_statements[0]), (BATCH_SIZE,))
         words, stated = (part[some].to(device) for part in all_statements)
-        with autocast(precision, device):
-            loss = contrastive_loss(model, pixel_values(pixels, processor), texts, tokenizer)
-            told = readout(model.text_model(words).pooler_output).float()
-        loss = loss + settings.statement_weight * F.binary_cross_entropy_with_logits(told, stated)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        model.logit_scale.data.clamp_(max=math.log(100))
-        yield Progress(model, step + 1, {"loss": loss.item()}, done)
+        logits = model(**given).logits_per_text.float()  # (B, B): which caption is whose
+        own = torch.arange(len(logits), device=device)
+        contrast = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+        told = readout(model.text_model(words).pooler_output).float()
+        return contrast + STATEMENT_WEIGHT * F.binary_cross_entropy_with_logits(told, stated)
 
-
-def contrastive_loss(
-    model: CLIPModel, pixels: Tensor, captions: list[str], tokenizer: CLIPTokenizer
-) -> Tensor:
-    """Cross-entropy of which caption belongs to which image, in both directions."""
-    words = tokenizer(captions, padding=True, truncation=True, return_tensors="pt")
-    output = model(pixel_values=pixels.to(model.device), **words.to(model.device))
-    logits = output.logits_per_text.float()  # (B, B)
-    target = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    parameters = [*model.parameters(), *readout.parameters()]
+    optimizer = torch.optim.AdamW(parameters, weight_decay=0.05)
+    descend(loss, optimizer, LEARNING_RATE, minutes, device)
+    return model.eval()
 
 
 def random_people(count: int, seed: int) -> list[list[bool]]:

@@ -19,11 +19,14 @@ from custom_datasets.celeba_hq_dataset import to_model_range
 from models.device import autocast, freed_memory_kept, has_bfloat16, tune_kernels
 from models.vae_wrapper import VAEWrapper
 from pretraining.adversary import Adversary, Perception, perceptual_distance
-from pretraining.progress import Progress, learning_rate_at, steps_for
+from pretraining.common import learning_rate_at, report, steps_for
 
 RISE = 0.1  # share of the time in which the adversary's weight rises from zero
 BETAS = (0.9, 0.99)  # of AdamW
 KEPT_NORM = 0.9  # of the running means of gradients' norms, a step
+EMA_DECAY = 0.998  # ceiling of 1 - (1 + step)^-3/4
+PERCEPTUAL_WEIGHT = 1.0  # in multiples of the pixels' L1
+SAMPLED_SHARE = 0.5  # latents of a diffusion model in a batch, added to `batch_size`
 
 
 @dataclass(frozen=True)
@@ -35,18 +38,10 @@ class DecoderConfig(Section):
     learning_rate: float = setting(4e-4, above=0)
     # Of the discriminators. Where they win by far, the decoder learns nothing from them.
     discriminator_learning_rate: float = setting(2e-4, above=0)
-    # How strongly a loss pulls at the pictures, in multiples of the pixels' L1; 0: not at all.
-    perceptual_weight: float = setting(1.0, min=0)
-    adversarial_weight: float = setting(4.0, min=0)
+    # How strongly the adversary pulls at the pictures, in multiples of the pixels' L1.
+    adversarial_weight: float = setting(4.0, above=0)
     # Share of the time after which the decoder heeds the adversary, which learns from the start.
     adversarial_from: float = setting(0.1, min=0, max=1)
-    # Latents of a diffusion model in each batch, as a share of `batch_size` that is added to it.
-    sampled_share: float = setting(0.5, min=0)
-    ema_decay: float = setting(0.998, min=0, max=1)  # ceiling of 1 - (1 + step)^-3/4
-    # Blocks of each level, coarsest first, where an AutoencoderTiny has fewer: on coarse levels
-    # they cost little, and see the whole face. An AutoencoderKL keeps its own.
-    min_blocks: tuple[int, ...] = setting((9, 6, 4, 2, 1), min=0)
-    seed: int = setting(0, min=0)
 
 
 def train_decoder(
@@ -56,8 +51,8 @@ def train_decoder(
     config: DecoderConfig,
     device: torch.device,
     sampled: Tensor | None = None,
-) -> Iterator[Progress]:
-    """Train the decoder for the given minutes; yields the autoencoder with its averaged weights.
+) -> Iterator["DecoderTraining"]:
+    """Train the decoder for the given minutes; yields the state after each step.
 
     Args:
         vae: stays as it is; a copy is trained.
@@ -66,10 +61,10 @@ def train_decoder(
         sampled: latents (M, C, h, w) of a diffusion model. No picture belongs to them: only the
             adversary sees what the decoder makes of them.
     """
-    torch.manual_seed(config.seed)
+    torch.manual_seed(0)
     tune_kernels(device)
-    training = _Training(vae, config, device)
-    count = 0 if sampled is None else round(config.sampled_share * config.batch_size)
+    training = DecoderTraining(vae, config, device)
+    count = round(SAMPLED_SHARE * config.batch_size)
     with freed_memory_kept(device):
         for step, done in steps_for(config.minutes):
             chosen = torch.randint(len(images), (config.batch_size,))
@@ -79,8 +74,9 @@ def train_decoder(
             if sampled is not None:
                 others = sampled[torch.randint(len(sampled), (count,))].float().to(device)
                 latents = torch.cat([latents, others])  # (B + S, C, h, w)
-            losses = training.take_step(latents, real, done)
-            yield Progress(training.averaged, training.step, losses, done)
+            training.take_step(latents, real, done)
+            report(step, done, training.losses)
+            yield training
 
 
 def _load(images: Tensor, step: int, device: torch.device) -> Tensor:
@@ -88,8 +84,11 @@ def _load(images: Tensor, step: int, device: torch.device) -> Tensor:
     return to_model_range((images.flip(-1) if step % 2 else images).to(device))
 
 
-class _Training:
-    """What a training changes: decoder, average, optimiser and adversary."""
+class DecoderTraining:
+    """What a training changes: decoder, average, optimiser and adversary.
+
+    Its result is `averaged`, the autoencoder with the averaged weights of its decoder.
+    """
 
     def __init__(self, vae: VAEWrapper, config: DecoderConfig, device: torch.device) -> None:
         # float16 is left out: it would need a scaled loss.
@@ -104,8 +103,9 @@ class _Training:
         self.perception = Perception().to(device, memory_format=torch.channels_last)
         self.adversary = Adversary(device, self.precision)
         self.norms: dict[str, Tensor] = {}  # running means, of each loss's gradient
+        self.losses: dict[str, Tensor] = {}  # of the last step
 
-    def take_step(self, latents: Tensor, real: Tensor, done: float) -> dict[str, float]:
+    def take_step(self, latents: Tensor, real: Tensor, done: float) -> None:
         """One update of decoder and average, and of the discriminators.
 
         Args:
@@ -114,30 +114,28 @@ class _Training:
         """
         config = self.config
         rise = min(1.0, max(0.0, (done - config.adversarial_from) / RISE))
-        weights = (1.0, config.perceptual_weight, rise * config.adversarial_weight)
+        weights = (1.0, PERCEPTUAL_WEIGHT, rise * config.adversarial_weight)
+        pulls = dict(zip(("pixels", "perceptual", "adversarial"), weights, strict=True))
         with autocast(self.precision, latents.device):
             decoded = self.vae.decode_unclamped(latents)
         pictures = decoded.detach().requires_grad_(True)
         losses = self._losses(pictures, real, done)
-        pulls = dict(zip(("pixels", "perceptual", "adversarial"), weights, strict=True))
         decoded.backward(self._balanced(losses, pulls, pictures, len(real)))
+        self.losses = {name: loss.detach() for name, loss in losses.items()}
         self._update(done)
-        return {name: loss.item() for name, loss in losses.items()}
 
     def _losses(self, decoded: Tensor, real: Tensor, done: float) -> dict[str, Tensor]:
         """Every loss of the pictures; the discriminators take a step on the way."""
-        config = self.config
-        losses = {"pixels": F.l1_loss(decoded[: len(real)], real)}
         with autocast(self.precision, real.device):
             wanted, seen = self.perception(real), self.perception(decoded)
-        if config.perceptual_weight:
-            paired = [features[: len(real)] for features in seen]
-            losses["perceptual"] = perceptual_distance(paired, wanted)
-        if config.adversarial_weight:
-            rate = learning_rate_at(config.discriminator_learning_rate, self.step, done)
-            losses["discriminator"] = self.adversary.learn(wanted, seen, rate)
-            losses["adversarial"] = self.adversary.loss(seen)
-        return losses
+        paired = [features[: len(real)] for features in seen]
+        rate = learning_rate_at(self.config.discriminator_learning_rate, self.step, done)
+        return {
+            "pixels": F.l1_loss(decoded[: len(real)], real),
+            "perceptual": perceptual_distance(paired, wanted),
+            "discriminator": self.adversary.learn(wanted, seen, rate),
+            "adversarial": self.adversary.loss(seen),
+        }
 
     def _balanced(
         self, losses: dict[str, Tensor], pulls: dict[str, float], pictures: Tensor, paired: int
@@ -161,7 +159,7 @@ class _Training:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
-        weight = max((1 + self.step) ** -0.75, 1 - self.config.ema_decay)
+        weight = max((1 + self.step) ** -0.75, 1 - EMA_DECAY)
         with torch.no_grad():
             torch._foreach_lerp_(self.averages, self.weights, weight)
 

@@ -13,14 +13,15 @@ from torch import nn
 
 from models.vae_wrapper import VAEWrapper
 
+# Blocks of each level, coarsest first, where an AutoencoderTiny has fewer: on coarse levels they
+# cost little, and see the whole face.
+MIN_BLOCKS = (9, 6, 4, 2, 1)
+
 
 def grown(
-    vae: VAEWrapper, image_size: int, picture_size: int, min_blocks: Sequence[int]
+    vae: VAEWrapper, image_size: int, picture_size: int, min_blocks: Sequence[int] = MIN_BLOCKS
 ) -> VAEWrapper:
     """An autoencoder with the same encoder that decodes `image_size` px to `picture_size`.
-
-    Args:
-        min_blocks: see `DecoderConfig`.
 
     Raises:
         ValueError: the sizes do not fit the autoencoder.
@@ -36,24 +37,15 @@ def grown(
         return vae
     levels = [*vae.autoencoder.config.num_decoder_blocks, *([0] if picture_size > own else [])]
     blocks = [max(pair) for pair in zip_longest(levels, min_blocks[: len(levels)], fillvalue=0)]
-    return VAEWrapper(with_blocks(vae.autoencoder, blocks))
-
-
-def with_blocks(autoencoder: AutoencoderTiny, blocks: Sequence[int]) -> AutoencoderTiny:
-    """The same autoencoder whose decoder has so many blocks at each level, coarsest first.
-
-    It may have one level more, and so decode to twice the size. A block costs four times as much as
-    on the level before.
-    """
-    config = dict(autoencoder.config)
+    config = dict(vae.autoencoder.config)
     del config["block_out_channels"]  # the decoder's once more
     widths = config["decoder_block_out_channels"]
     config["num_decoder_blocks"] = tuple(blocks)
     config["decoder_block_out_channels"] = (*widths, widths[-1])[: len(blocks)]
     larger = AutoencoderTiny.from_config(config)
-    larger.encoder.load_state_dict(autoencoder.encoder.state_dict())
-    _copy_decoder(autoencoder.decoder.layers, larger.decoder.layers)
-    return larger
+    larger.encoder.load_state_dict(vae.autoencoder.encoder.state_dict())
+    _copy_decoder(vae.autoencoder.decoder.layers, larger.decoder.layers)
+    return VAEWrapper(larger)
 
 
 def _copy_decoder(old: nn.Sequential, new: nn.Sequential) -> None:
@@ -64,27 +56,28 @@ def _copy_decoder(old: nn.Sequential, new: nn.Sequential) -> None:
     """
     new[0].load_state_dict(old[0].state_dict())
     before, after = _levels(old), _levels(new)
-    for source, target in zip_longest(before, after, fillvalue=([], None)):
-        for block, its in zip_longest(target[0], source[0]):
-            if its is not None:
-                block.load_state_dict(its.state_dict())
+    for (_, blocks), (_, its) in zip_longest(after, before, fillvalue=(None, [])):
+        for number, block in enumerate(blocks):
+            if number < len(its):
+                block.load_state_dict(its[number].state_dict())
             else:  # adds nothing to what it is given
                 nn.init.zeros_(block.conv[-1].weight)
                 nn.init.zeros_(block.conv[-1].bias)
-    for source, target in zip(before[:-1], after, strict=False):
-        target[1].load_state_dict(source[1].state_dict())
-    for _, convolution in after[len(before) - 1 : -1]:
-        nn.init.dirac_(convolution.weight)
-    after[-1][1].load_state_dict(before[-1][1].state_dict())
+    for number, (convolution, _) in enumerate(after[:-1]):
+        if number < len(before) - 1:
+            convolution.load_state_dict(before[number][0].state_dict())
+        else:
+            nn.init.dirac_(convolution.weight)
+    after[-1][0].load_state_dict(before[-1][0].state_dict())
 
 
-def _levels(layers: nn.Sequential) -> list[tuple[list[AutoencoderTinyBlock], nn.Conv2d]]:
-    """Blocks and convolution of each level, behind the first convolution and its activation."""
+def _levels(layers: nn.Sequential) -> list[tuple[nn.Conv2d, list[AutoencoderTinyBlock]]]:
+    """Convolution and blocks of each level, behind the first convolution and its activation."""
     levels, blocks = [], []
     for layer in layers[2:]:
         if isinstance(layer, AutoencoderTinyBlock):
             blocks.append(layer)
         elif isinstance(layer, nn.Conv2d):
-            levels.append((blocks, layer))
+            levels.append((layer, blocks))
             blocks = []
     return levels

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -71,13 +72,37 @@ def test_a_field_that_was_cleared_takes_its_default_and_words_are_hinted_at(addr
 
 @pytest.mark.parametrize(
     ("place", "value"),
-    [(0, "a man with a beard " * 30), (3, 10**9), (6, 1000)],
+    [(0, "a man with a beard " * 30), (2, 1e12), (3, 10**9), (6, 1000)],
 )
 def test_bounds_hold_for_a_client_without_a_browser(address: str, place: int, value: Any) -> None:
     fields = ["", "", 2.0, 4, "ddim", 0, 1]
     fields[place] = value
     with pytest.raises((AppError, ValueError)):
         Client(address, verbose=False).predict("a man", *fields, api_name="/sample")
+
+
+def test_stop_ends_the_run_within_a_step(
+    address: str, model: TextToFace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client's `cancel` is what the Stop button of a browser sends."""
+    begun, real = [], TextToFace.denoise
+
+    def slow(*arguments: Any) -> torch.Tensor:
+        begun.append(time.monotonic())
+        time.sleep(0.2)
+        return real(*arguments)
+
+    monkeypatch.setattr(TextToFace, "denoise", slow)
+    assert any(event["cancels"] for event in page.build_page(model).config["dependencies"])
+    fields = ["", "", 2.0, 100, "ddim", 0, 1]
+    job = Client(address, verbose=False).submit("a man", *fields, api_name="/sample")
+    while len(begun) < 3:
+        time.sleep(0.01)
+    job.cancel()
+    stopped = time.monotonic()
+    while time.monotonic() - begun[-1] < 1:
+        time.sleep(0.05)
+    assert 3 <= len(begun) <= 6 and begun[-1] - stopped < 0.5
 
 
 def test_two_users_at_once_get_their_own_pictures(address: str) -> None:

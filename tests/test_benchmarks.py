@@ -1,10 +1,10 @@
 """What the benchmarks rest on; their timings are never asserted."""
 
 import dataclasses
-import importlib
 import json
 import lzma
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,25 +14,11 @@ import pytest
 import torch
 from tape import TapeRecorder
 
-from benchmarks import agreement, gpu, gpu_leg, timing, worker
+from benchmarks import agreement, cpu, gpu, gpu_leg, timing, worker
 from config import ROOT, get_config
 from custom_datasets.captions import describe
 from custom_datasets.celeba_files import ATTRIBUTES
 from training import loop
-
-MODULES = sorted(f"benchmarks.{path.stem}" for path in (ROOT / "benchmarks").glob("*.py"))
-
-
-@pytest.fixture(autouse=True)
-def results(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Results go to a folder of the test's own."""
-    monkeypatch.setattr(timing, "OUT", tmp_path / "bench")
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_every_benchmark_finds_what_it_measures(name: str) -> None:
-    importlib.import_module(name)
-
 
 # --- the clock ---
 
@@ -54,9 +40,9 @@ def test_jobs_alternate_and_their_first_block_does_not_count() -> None:
     workers = {"a": Counted(turns, "a", 9, 1, 3), "b": Counted(turns, "b", 99, 4, 6)}
     times = timing.alternate(workers, 0, "test")
     assert turns == ["a", "b"] * 3
-    assert times["a"].clock == [1, 3] and times["b"].processor == [8, 12]
-    found = timing.ratio(times["a"], times["b"])
-    assert found == {"ratio": 2.5, "min": 2, "max": 4, "rounds": 2}
+    assert [block["clock"] for block in times["a"]] == [1, 3]
+    assert timing.median(times["b"], "processor") == 10
+    assert timing.ratio(times["a"], times["b"], "clock") == "2.5 [2, 4]"
 
 
 def test_a_block_repeats_its_job_and_gives_the_mean() -> None:
@@ -65,6 +51,45 @@ def test_a_block_repeats_its_job_and_gives_the_mean() -> None:
         taken = [sleeper.block(0.2)["clock"] for _ in range(2)]
         assert time.perf_counter() - begin > 0.4
     assert min(taken) > 0.01 and max(taken) < 0.2
+
+
+PARENT = """
+from benchmarks.timing import Worker
+with Worker("sleeping", 60) as worker:
+    print(worker.process.pid, flush=True)
+    worker.block(60)
+"""
+
+
+def is_running(process: int) -> bool:
+    """One that has ended may wait as a zombie for whoever adopted it."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_children_end_with_their_parent() -> None:
+    """Even where a signal that no process can catch ends it, in the middle of a computation."""
+    command = [sys.executable, "-c", PARENT]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
+        child = int(parent.stdout.readline())
+        time.sleep(1)  # the child has begun
+        assert is_running(child)
+        parent.kill()
+    deadline = time.monotonic() + 20
+    while is_running(child):
+        assert time.monotonic() < deadline, "the child goes on"
+        time.sleep(0.05)
+
+
+def test_two_jobs_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "MIN_SECONDS", 0.1)
+    jobs = {"this": (("sleeping", 0.02), ROOT), "other": (("sleeping", 0.04), ROOT)}
+    what, first, second, longer, _ = cpu.compared("sleeping", jobs, 0, 1)["row"]
+    assert what == "sleeping" and float(first) < float(second)
+    assert 1 < float(longer.split()[0]) < 4
 
 
 # --- what is timed ---
@@ -128,9 +153,7 @@ def test_the_best_way_is_the_fastest_at_the_largest_batch_that_agrees(report: gp
 def test_a_device_with_a_wrong_kernel_does_not_agree(
     kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = {"count": 2, "mixed_precision": "no", "batch_size": 2}
-    wanted = agreement.steps_of(agreement.small(), **options)
-    again = agreement.steps_of(agreement.small(), **options)
+    wanted, again = agreement.in_float32(2), agreement.in_float32(2)
     assert agreement.compared(again, wanted, agreement.EXACT)["agrees"]
     real = getattr(torch.nn.functional, kernel)
 
@@ -138,7 +161,7 @@ def test_a_device_with_a_wrong_kernel_does_not_agree(
         return real(values, *others, **named) * (1.0 if values.is_contiguous() else 1.01)
 
     monkeypatch.setattr(torch.nn.functional, kernel, wrong)
-    found = agreement.steps_of(agreement.small(), **options)
+    found = agreement.in_float32(2)
     assert not agreement.compared(found, wanted, agreement.EXACT)["agrees"]
 
 
@@ -173,18 +196,18 @@ def encoded_faces(tmp_path: Path) -> list[str]:
 
 
 def test_given_latents_are_read_with_their_own_captions(encoded_faces: list[str]) -> None:
-    latents = gpu_leg.GivenLatents.read(Path(encoded_faces[1]))
-    attributes = gpu_leg.read_attributes(Path(encoded_faces[3]))
+    latents, indices = gpu_leg.read_latents(Path(encoded_faces[1]))
+    _, attributes = gpu_leg.read_attributes(Path(encoded_faces[3]))
     posterior = latents.fetch(np.array([3, 0]), np.zeros(2, bool))
     assert torch.equal(posterior.mean[1] * 31.75, torch.from_numpy(latents.values[0]).float())
     assert not posterior.std.any()
-    leg = gpu_leg.Leg(get_config("smoke"), latents, attributes, 1.0, None)
+    leg = gpu_leg.Leg(get_config("smoke"), latents, indices, attributes, 1.0, None)
     assert leg.caption(3) == describe(attributes[6], 6, 0, leg.config.training.seed)
     odd = {
         describe(attributes[i], i, 0, gpu_leg.CAPTION_SEED)
         for i in (*range(1, 32, 2), *range(32, 40))
     }
-    assert set(leg.unseen_captions(99)) == odd
+    assert set(leg.unseen_captions()) == odd
 
 
 def test_the_rehearsal_runs_every_stage(

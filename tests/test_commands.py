@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -12,10 +13,12 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as transforms
 
+import app
 import config
+import export
 import sample
 import train
-from command_line import command
+from command_line import command, path
 from custom_datasets.captions import unknown_words
 from inference import opening
 from inference.text_to_face import TextToFace
@@ -50,12 +53,39 @@ def test_what_users_cause_is_one_line_and_our_own_faults_keep_their_traceback(
         main()
 
 
-@pytest.mark.parametrize("script", ["app.py", "train.py"])
+@pytest.mark.parametrize("script", ["app", "evaluate", "export", "sample", "train"])
 def test_a_wrong_word_is_answered_before_torch_is_imported(script: str) -> None:
-    words = ["-X", "importtime", str(ROOT / script), "--preset", "dem"]
+    words = ["-X", "importtime", str(ROOT / f"{script}.py"), "--preset", "dem"]
+    words += [PROMPT] if script == "sample" else []
     ended = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
     assert ended.returncode == 1 and "error: unknown preset 'dem'" in ended.stderr
     assert not any(f"| {name}\n" in ended.stderr for name in ("torch", "diffusers", "gradio"))
+
+
+def test_a_page_without_gradio_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "inference.page", raising=False)
+    monkeypatch.setattr(os, "environ", dict(os.environ))  # which the command changes
+    monkeypatch.setattr(sys, "argv", ["app.py", "--preset=smoke"])
+    with pytest.raises(SystemExit, match="1"):
+        app.main()
+    assert "pip install" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["a bad name/with/slashes", "nobody/reachable"])
+def test_a_repository_that_cannot_be_made_is_refused_before_the_export(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TextToFace, "from_run", None)
+    monkeypatch.setattr(sys, "argv", ["export.py", "--preset=smoke", f"--push-to-hub={name}"])
+    with pytest.raises(SystemExit, match="1"):
+        export.main()
+
+
+def test_no_folder_is_named_by_a_tilde() -> None:
+    assert path("~/x") == Path.home() / "x"
 
 
 # --- train.py ---
@@ -81,7 +111,7 @@ def home(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (home / "checkpoints").mkdir(parents=True)
     (home / "checkpoints" / "smoke").symlink_to(run)
     monkeypatch.setattr(config, "ROOT", home)
-    monkeypatch.setattr(opening, "ROOT", home)
+    monkeypatch.setattr(opening, "CODE", home)
     return home
 
 
@@ -109,9 +139,8 @@ def facts(file: Path) -> dict[str, object]:
 def test_each_picture_is_a_file_that_tells_how_it_was_made(
     call: Callable[..., list[Path]], run: Path
 ) -> None:
-    made = call(
-        PROMPT, "--count=3", "--seed=7", "--set=sampling.steps=2", "--negative-prompt=a man"
-    )
+    how = ("--set=sampling.steps=2", "--negative-prompt=a man")
+    made = call(PROMPT, "--count=3", "--seed=7", *how)
     assert [facts(file)["seed"] for file in made] == [7, 8, 9]
     told = {"prompt": PROMPT, "negative_prompt": "a man", "steps": 2, "sampler": "dpm++"}
     assert told.items() <= facts(made[0]).items()

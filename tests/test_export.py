@@ -60,6 +60,7 @@ def test_no_file_tells_where_the_models_lay(run: Path, exported: Path) -> None:
         assert Path(place).is_absolute()
         named = [path.name for path in exported.rglob("*.json") if place in path.read_text()]
         assert not named, place
+    assert all(file.stat().st_mode & 0o044 == 0o044 for file in exported.rglob("*.*"))  # for others
 
 
 def test_diffusers_alone_finds_the_same_pictures(run: Path, exported: Path, tmp_path: Path) -> None:
@@ -123,7 +124,8 @@ def test_the_card_tells_what_was_measured_of_these_pictures_alone(
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "metrics.json").write_text(rows)
         (folder / "protocol.json").write_text(json.dumps(protocol | difference))
-    assert "| 12.346 | 11.000 to 13.000 | 400 |" in model_card(model, evaluations, True)
+    card = model_card(model, evaluations, True)
+    assert "| 12.346 | 11.000 to 13.000 | 400 |" in card and "guidance_scale" in card
 
 
 def test_the_pipeline_keeps_the_timesteps_of_epsilon(run: Path, tmp_path: Path) -> None:

@@ -96,8 +96,6 @@ def test_a_single_text_is_the_prompt_of_every_seed(text_to_face: TextToFace) -> 
     want = text_to_face.generate(["a man"] * 3, [5, 6, 7])
     for seeds in (range(5, 8), np.arange(5, 8), torch.arange(5, 8)):
         assert torch.equal(text_to_face.generate("a man", seeds), want)
-    few = text_to_face.generate("a man", 5, torch.tensor(2.0), np.int64(2))
-    assert torch.equal(few, text_to_face.generate(["a man"], [5], 2.0, 2))
 
 
 def test_a_seed_that_another_would_equal_is_refused(text_to_face: TextToFace) -> None:
@@ -105,10 +103,10 @@ def test_a_seed_that_another_would_equal_is_refused(text_to_face: TextToFace) ->
     last = sampling.MAX_SEED
     a, b = (torch.Generator().manual_seed(seed) for seed in (3, 3 + last + 1))
     assert torch.equal(torch.randn(9, generator=a), torch.randn(9, generator=b))
-    text_to_face.generate("a man", last, steps=1)
+    text_to_face.generate("a man", [last], steps=1)
     for seed in (last + 1, -1):
         with pytest.raises(ValueError, match=str(seed)):
-            text_to_face.generate("a man", seed)
+            text_to_face.generate("a man", [seed])
 
 
 @pytest.mark.parametrize(
@@ -131,12 +129,6 @@ def test_what_cannot_be_used_is_refused_before_any_work(
         text_to_face.generate(
             **({"prompts": PROMPTS[:2], "seeds": [0, 1], "batch_size": 1} | given)
         )
-
-
-def test_one_prompt_for_several_seeds_is_refused_by_a_predictor(text_to_face: TextToFace) -> None:
-    predict = text_to_face.predictor("a man", 1.0)
-    with pytest.raises(ValueError, match="latents"):
-        list(text_to_face.trajectory(predict, [1, 2], "dpm++", 4))
 
 
 def test_a_picture_that_is_not_finite_is_an_error(text_to_face: TextToFace) -> None:
@@ -167,6 +159,13 @@ def test_casting_the_matrices_once_changes_no_bit(run: Path) -> None:
         for value in (False, True)
     ]
     assert torch.equal(*pictures)
+
+
+def test_words_are_known_where_captions_are_made_from_attributes(text_to_face: TextToFace) -> None:
+    assert text_to_face.unknown_words("a cat, smiling") == ["cat"]
+    data = dataclasses.replace(text_to_face.config.data, source="own/photographs")
+    text_to_face.config = dataclasses.replace(text_to_face.config, data=data)
+    assert text_to_face.unknown_words("a cat, smiling") == []
 
 
 def test_how_pictures_are_made_may_change_and_what_was_trained_may_not(run: Path) -> None:
