@@ -82,8 +82,12 @@ class _Draft:
     def wants(self, name: str, chance: float = SAY_EACH) -> bool:
         return name in self.shown and self.rng.random() < chance
 
-    def say(self, name: str, value: bool = True) -> None:
-        self.stated[name] = value
+    def says(self, name: str, chance: float = SAY_EACH) -> bool:
+        """Whether it is said; if so it is stated."""
+        if self.wants(name, chance):
+            self.stated[name] = True
+            return True
+        return False
 
     def pick(self, options: Sequence[str]) -> str | None:
         """Of values that exclude each other, say at most one."""
@@ -91,7 +95,7 @@ class _Draft:
         if not present or self.rng.random() >= SAY_EACH:
             return None
         choice = self.rng.choice(present)
-        self.say(choice)
+        self.stated[choice] = True
         return choice
 
 
@@ -131,28 +135,22 @@ def describe(attributes: Sequence[bool], index: int, wording: int = 0, seed: int
 
 
 def _opening(draft: _Draft) -> str:
-    if draft.wants("Blurry"):
-        draft.say("Blurry")
+    if draft.says("Blurry"):
         return draft.rng.choice(("a blurry photo of ", "a blurry picture of "))
     return draft.rng.choice(OPENINGS)
 
 
 def _subject(draft: _Draft) -> tuple[str, str]:
     """("an attractive young woman", "woman"); "person" where the sex is left unsaid."""
-    adjectives = []
-    for name, word in (("Attractive", "attractive"), ("Chubby", "chubby")):
-        if draft.wants(name):
-            draft.say(name)
-            adjectives.append(word)
+    adjectives = [name.lower() for name in ("Attractive", "Chubby") if draft.says(name)]
     if draft.rng.random() < SAY_EACH:
-        draft.say("Young", "Young" in draft.shown)
+        draft.stated["Young"] = "Young" in draft.shown
         adjectives.append("young" if "Young" in draft.shown else "older")
-    if draft.wants("Bald"):
-        draft.say("Bald")
+    if draft.says("Bald"):
         adjectives.append("bald")
     noun = "person"
     if draft.rng.random() < 0.9:
-        draft.say("Male", "Male" in draft.shown)
+        draft.stated["Male"] = "Male" in draft.shown
         noun = "man" if "Male" in draft.shown else "woman"
     words = " ".join([*adjectives, noun])
     return ("an " if words[0] in "aeiou" else "a ") + words, noun
@@ -163,14 +161,10 @@ def _hair(draft: _Draft) -> list[str]:
         return []
     texture, color = draft.pick(tuple(HAIR_TEXTURES)), draft.pick(tuple(HAIR_COLORS))
     words = [
-        *filter(None, (HAIR_TEXTURES.get(texture or ""), HAIR_COLORS.get(color or ""))),
-        "hair",
+        table[name] for table, name in ((HAIR_TEXTURES, texture), (HAIR_COLORS, color)) if name
     ]
-    phrases = [" ".join(words)] if len(words) > 1 else []
-    if draft.wants("Bangs"):
-        draft.say("Bangs")
-        phrases.append("bangs")
-    return phrases
+    phrases = [" ".join([*words, "hair"])] if words else []
+    return [*phrases, "bangs"] if draft.says("Bangs") else phrases
 
 
 def _brows(draft: _Draft) -> list[_Phrase]:
@@ -222,28 +216,24 @@ def _wears(draft: _Draft) -> list[str]:
     worn = [name for name in WORN if draft.wants(name, 0.9)]
     draft.rng.shuffle(worn)
     worn = worn[:MAX_WORN]
-    for name in worn:
-        draft.say(name)
+    draft.stated |= dict.fromkeys(worn, True)
     return [draft.rng.choice(WORN[name]) for name in worn]
 
 
 def _does(draft: _Draft) -> tuple[list[str], list[str]]:
     """What the face does and, apart, what it does not do, as participles."""
-    done, not_done = [], []
+    done: list[str] = []
+    not_done: list[str] = []
     smiling = "Smiling" in draft.shown
     if draft.rng.random() < (0.9 if smiling else 2 * SAY_ABSENT):
-        draft.say("Smiling", smiling)
-        (done if smiling else not_done).append("smiling" if smiling else "not smiling")
-    if done and draft.wants("Mouth_Slightly_Open", 0.6):
-        draft.say("Mouth_Slightly_Open")
+        draft.stated["Smiling"] = smiling
+        done, not_done = (["smiling"], []) if smiling else ([], ["not smiling"])
+    if done and draft.says("Mouth_Slightly_Open", 0.6):
         done = ["smiling with the mouth slightly open"]
-    for name, phrase in (
-        ("Eyeglasses", "not wearing glasses"),
-        ("Wearing_Hat", "not wearing a hat"),
-    ):
+    for name, word in (("Eyeglasses", "glasses"), ("Wearing_Hat", "a hat")):
         if name not in draft.shown and draft.rng.random() < SAY_ABSENT / 2:
-            draft.say(name, False)
-            not_done.append(phrase)
+            draft.stated[name] = False
+            not_done.append(f"not wearing {word}")
     return done, not_done
 
 

@@ -1,8 +1,9 @@
-"""The 40 attributes, by name: CelebAMask-HQ's annotation file, and tables with a column for each.
+"""The files that faces come in: CelebAMask-HQ's annotation file, tables of pictures, pictures.
 
-Columns go by their names, never by their place.
+The 40 attributes go by their names, never by their place.
 """
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,7 +13,9 @@ import pandas as pd
 
 IMAGE_FOLDER = "CelebA-HQ-img"
 ATTRIBUTE_FILE = "CelebAMask-HQ-attribute-anno.txt"
+METADATA_FILES = ("metadata.csv", "metadata.jsonl")  # as `datasets`' image folders have them
 OFFICIAL_COUNT = 30_000
+CAPTION_COLUMNS = ("caption", "text")
 
 ATTRIBUTES: tuple[str, ...] = tuple(
     (
@@ -36,8 +39,12 @@ def attribute_columns(where: object, columns: Iterable[str]) -> list[str]:
     Raises:
         ValueError: some of the 40 are there, and others are not.
     """
-    found = {_plain(name): name for name in columns}
-    missing = [name for name in ATTRIBUTES if _plain(name) not in found]
+
+    def plain(name: str) -> str:
+        return re.sub(r"[\s-]+", "_", name.replace("'", "")).lower()
+
+    found = {plain(name): name for name in columns}
+    missing = [name for name in ATTRIBUTES if plain(name) not in found]
     if len(missing) == len(ATTRIBUTES):
         return []
     if missing:
@@ -45,11 +52,12 @@ def attribute_columns(where: object, columns: Iterable[str]) -> list[str]:
             f"{where} has {len(ATTRIBUTES) - len(missing)} of CelebA's 40 attributes, and lacks "
             f"{', '.join(missing)}. Add these columns, or a column `caption` in their place."
         )
-    return [found[_plain(name)] for name in ATTRIBUTES]
+    return [found[plain(name)] for name in ATTRIBUTES]
 
 
-def _plain(name: str) -> str:
-    return re.sub(r"[\s-]+", "_", name.replace("'", "")).lower()
+def caption_column(columns: Iterable[str]) -> str | None:
+    """The column that holds captions; None where there is none."""
+    return next((name for name in CAPTION_COLUMNS if name in columns), None)
 
 
 def as_attributes(where: object, values: np.ndarray) -> np.ndarray:
@@ -81,7 +89,7 @@ def read_attributes(path: Path) -> tuple[list[str], np.ndarray]:
     try:
         table = pd.read_csv(path, sep=r"\s+", skiprows=1)  # the first column has no header
         columns = attribute_columns(path, table.columns)
-    except (ValueError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if not columns or announced != str(len(table)):
         raise ValueError(f"{path} announces {announced!r} faces, {len(table)} follow")
@@ -89,7 +97,7 @@ def read_attributes(path: Path) -> tuple[list[str], np.ndarray]:
 
 
 def write_metadata(folder: Path, names: Sequence[str], attributes: np.ndarray) -> None:
-    """Write the table of a folder of pictures, as `datasets`' image folders have it.
+    """Write the table of a folder of pictures.
 
     Args:
         names: paths from the folder, such as "train/0.jpg".
@@ -98,3 +106,36 @@ def write_metadata(folder: Path, names: Sequence[str], attributes: np.ndarray) -
     table = pd.DataFrame(attributes.astype(int), columns=list(ATTRIBUTES))
     table.insert(0, "file_name", list(names))
     table.to_csv(folder / "metadata.csv", index=False, lineterminator="\n")
+
+
+def list_files(folder: Path) -> list[str]:
+    """The files below a folder by their paths from it, sorted; hidden ones, such as the "._7.jpg"
+    that macOS adds, are left out.
+    """
+    names: list[str] = []
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
+        below = "" if Path(place) == folder else f"{Path(place).relative_to(folder).as_posix()}/"
+        names += [below + name for name in files if not name.startswith(".")]
+    return sorted(names)
+
+
+def read_metadata(folder: Path, path: Path) -> pd.DataFrame:
+    """A table whose `file_name` is the path from the folder."""
+    try:
+        if path.suffix == ".csv":  # "NA" may be a word of a caption
+            table = pd.read_csv(path, encoding="utf-8-sig", keep_default_na=False, na_values=[""])
+        else:
+            table = pd.read_json(path, lines=True)
+    except ValueError as error:  # not text in UTF-8, or another number of cells in a row
+        raise ValueError(f"{path}: {error}") from error
+    if "file_name" not in table.columns:
+        raise ValueError(f"{path} has no column file_name, but {', '.join(map(str, table))}")
+    place = path.parent.relative_to(folder)
+    return table.assign(file_name=[(place / str(n)).as_posix() for n in table["file_name"]])
+
+
+def image_number(name: str) -> int:
+    """The number of an image file: 7 for "7.jpg" or "00007.PNG"; -1 for other names."""
+    found = re.fullmatch(r"0*([0-9]{1,9})\.\w+", name.rpartition("/")[2])
+    return int(found[1]) if found else -1

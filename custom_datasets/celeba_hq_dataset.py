@@ -4,7 +4,6 @@ A thin class over one `datasets.Dataset`; `sources` opens every form that faces 
 """
 
 import copy
-import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,11 +15,11 @@ import torch
 from torch.utils.data import Dataset
 
 from custom_datasets.captions import Caption, compose
-from custom_datasets.images import ImageFile, read_image, to_model_range, to_rgb
-from custom_datasets.sources import open_source
+from custom_datasets.images import ImageFile, image_file, read_image, to_model_range, to_rgb
+from custom_datasets.sources import FaceTable, open_source
 from custom_datasets.splits import SPLITS
 
-__all__ = ["CelebAHQ", "Face", "Images", "read_image", "to_model_range", "to_rgb"]
+__all__ = ["CelebAHQ", "Face", "read_image", "to_model_range", "to_rgb"]
 
 
 @dataclass(frozen=True)
@@ -50,19 +49,20 @@ class CelebAHQ(Dataset):
     """
 
     def __init__(self, source: str | Path, split: str | None, image_size: int) -> None:
-        table = open_source(source)
-        self.source, self.split, self.image_size = table.source, None, image_size
-        self.split_kind, self.pictures = table.split_kind, table.pictures
-        self.rows, self.names, self.indices = table.rows, table.names, table.indices
-        self.splits, self.attributes = table.splits, table.attributes
-        self.given_captions = table.captions
-        self.digests: np.ndarray | None = None  # uint8 (N, 16), by the screening
-        self.counts = {name: int((table.splits == i).sum()) for i, name in enumerate(SPLITS)}
+        self.image_size = image_size
+        self.split: str | None = None
+        self._hold(open_source(source))
+        self.counts = {name: int((self.splits == i).sum()) for i, name in enumerate(SPLITS)}
         if split is not None:
             vars(self).update(vars(self.of_split(split)))
 
+    def _hold(self, table: FaceTable) -> None:
+        self.table, self.source, self.split_kind = table, table.source, table.split_kind
+        self.names, self.indices, self.splits = table.names, table.indices, table.splits
+        self.attributes, self.given_captions = table.attributes, table.captions
+
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.names)
 
     def __getitem__(self, position: int) -> Face:
         attributes = None if self.attributes is None else self.attributes[position]
@@ -81,31 +81,35 @@ class CelebAHQ(Dataset):
         if self.given_captions is not None:
             given = self.given_captions[position]
             return Caption(given[wording % len(given)], {})
-        return compose(self.attributes[position], int(self.indices[position]), wording, seed)
-
-    def label_fingerprint(self) -> str:
-        """Sixteen hex digits of attributes and captions, in the order of the faces."""
-        digest = hashlib.sha256(b"" if self.attributes is None else self.attributes.tobytes())
-        if self.given_captions is not None:
-            digest.update(repr(self.given_captions).encode())
-        return digest.hexdigest()[:16]
+        assert self.attributes is not None  # a source has one or the other
+        return compose(
+            self.attributes[position].tolist(), int(self.indices[position]), wording, seed
+        )
 
     def file(self, position: int) -> ImageFile:
         """The image's file, as Pillow opens it: a path, or its content."""
-        return self.pictures.file(int(self.rows[position]))
+        return image_file(self.table.pictures, int(self.table.rows[position]))
 
     def image(self, position: int) -> torch.Tensor:
         """The image, uint8 (3, S, S)."""
         name = f"{self.names[position]} of {self.source}"
         return read_image(self.file(position), self.image_size, name)
 
-    def images(self, workers: int = 4) -> "Images":
-        """The images alone, read when they are asked for."""
-        return Images(self, workers)
+    def images(self, which: Any = slice(None), workers: int = 4) -> torch.Tensor:
+        """The images at these positions, any index of a numpy array, uint8 (n, 3, S, S)."""
+        positions = np.arange(len(self))[which].tolist()
+        images = torch.empty((len(positions), 3, *[self.image_size] * 2), dtype=torch.uint8)
+
+        def read(slot: int) -> None:
+            images[slot] = self.image(positions[slot])
+
+        with ThreadPoolExecutor(max(1, workers)) as readers:
+            list(readers.map(read, range(len(positions))))  # the list raises what a reader raised
+        return images
 
     def all_images(self, workers: int = 4) -> torch.Tensor:
         """All images in memory, uint8 (N, 3, S, S)."""
-        return self.images(workers)[:]
+        return self.images(workers=workers)
 
     def of_split(self, split: str | None) -> "CelebAHQ":
         """The faces of one split; None: all.
@@ -124,18 +128,11 @@ class CelebAHQ(Dataset):
         chosen.split = split
         return chosen
 
-    def without(self, positions: Sequence[int]) -> "CelebAHQ":
+    def without(self, positions: Sequence[int] | np.ndarray) -> "CelebAHQ":
         """The same faces but those at these positions."""
         fewer = copy.copy(self)
-        fewer._keep(np.setdiff1d(np.arange(len(self)), positions))
+        fewer._hold(self.table.only(np.setdiff1d(np.arange(len(self)), positions)))
         return fewer
-
-    def _keep(self, kept: np.ndarray) -> None:
-        for name in ("rows", "names", "indices", "splits", "attributes", "digests"):
-            values = getattr(self, name)
-            setattr(self, name, None if values is None else values[kept])
-        if self.given_captions is not None:
-            self.given_captions = [self.given_captions[position] for position in kept]
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{count} {name}" for name, count in self.counts.items())
@@ -143,37 +140,3 @@ class CelebAHQ(Dataset):
             f"CelebAHQ({self.source!r}, split={self.split!r}): {len(self)} faces at "
             f"{self.image_size} px; the source holds {counts}"
         )
-
-
-class Images:
-    """The images of some faces as a sequence that reads only the requested ones into memory.
-
-    `images[i]` is uint8 (3, S, S); `images[[3, 1]]`, `images[10:20]` and `images[mask]` are
-    uint8 (n, 3, S, S).
-    """
-
-    def __init__(self, faces: CelebAHQ, workers: int) -> None:
-        self.faces, self.workers = faces, max(1, workers)
-
-    def __len__(self) -> int:
-        return len(self.faces)
-
-    def __getitem__(self, which: Any) -> torch.Tensor:
-        """Read these images; takes any index of a numpy array.
-
-        Raises:
-            IndexError: there is no such image.
-            ValueError: see `read_image`.
-        """
-        chosen = np.arange(len(self.faces))[which]
-        size = self.faces.image_size
-        if chosen.ndim == 0:
-            return self.faces.image(int(chosen))
-        images = torch.empty((len(chosen), 3, size, size), dtype=torch.uint8)
-
-        def read(slot: int) -> None:
-            images[slot] = self.faces.image(int(chosen[slot]))
-
-        with ThreadPoolExecutor(self.workers) as readers:
-            list(readers.map(read, range(len(chosen))))  # the list raises what a reader raised
-        return images

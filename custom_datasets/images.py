@@ -1,18 +1,47 @@
 """Reads image files as RGB pixels, whatever their orientation, mode or colour profile."""
 
+import contextlib
+import hashlib
 import io
-from functools import lru_cache
+import os
 from pathlib import Path
 from typing import BinaryIO
 
+import datasets
 import numpy as np
 import torch
 from PIL import Image, ImageCms, ImageOps, features
 from torchvision.transforms.v2 import functional as transforms
 
 # Pillow's other decoders stay closed to unknown files. AVIF came with Pillow 11.3.
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", *(["AVIF"] * features.check("avif")))
+AVIF = ("AVIF",) if features.check("avif") else ()
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", *AVIF)
 ImageFile = Path | BinaryIO  # a file on disk, or its content in memory
+
+
+def image_file(pictures: datasets.Dataset, row: int) -> ImageFile:
+    """The file of a picture. It is decoded by `to_rgb` wherever it lies.
+
+    Args:
+        pictures: with a column "image" of `datasets.Image(decode=False)`.
+    """
+    entry = pictures[row]["image"]
+    return Path(entry["path"]) if entry["bytes"] is None else io.BytesIO(entry["bytes"])
+
+
+def stamp(pictures: datasets.Dataset) -> str:
+    """A hash of paths, sizes and times of change: while it is the same, so are the files.
+
+    It holds on this machine alone. The time of change of the entry counts too, which no program can
+    set back.
+    """
+    arrow = [file["filename"] for file in pictures.cache_files]
+    digest = hashlib.sha256(str(len(pictures)).encode())
+    for path in arrow or [entry["path"] for entry in pictures["image"]]:
+        about = os.stat(path) if os.path.exists(path) else None  # noqa: PTH110, PTH116
+        facts = about and (about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino)
+        digest.update(f"{path}/{facts};".encode())
+    return digest.hexdigest()[:16]
 
 
 def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
@@ -39,25 +68,19 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     elif image.mode == "P":
         image = image.convert("RGB")
-    to_srgb = _transform(profile, image.mode) if profile else None
-    return ImageCms.applyTransform(image, to_srgb) if to_srgb else image.convert("RGB")
+    if profile:
+        # A profile that is damaged, or of another mode, is passed over.
+        with contextlib.suppress(ImageCms.PyCMSError, OSError):
+            source, target = io.BytesIO(profile), ImageCms.createProfile("sRGB")
+            image = ImageCms.profileToProfile(image, source, target, outputMode="RGB") or image
+    return image.convert("RGB")
 
 
-@lru_cache(maxsize=16)
-def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """From a colour profile to sRGB; None where the profile is damaged or is of another mode."""
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
-    except (ImageCms.PyCMSError, OSError):
-        return None
-
-
-def open_rgb(file: ImageFile, least_side: int = 0) -> Image.Image:
+def open_rgb(file: ImageFile, min_side: int = 0) -> Image.Image:
     """The decoded picture.
 
     Args:
-        least_side: pixels that are enough: JPEG is decoded at a fraction of its size, which is
+        min_side: pixels that are enough: JPEG is decoded at a fraction of its size, which is
             quicker. 0: all.
 
     Raises:
@@ -65,8 +88,8 @@ def open_rgb(file: ImageFile, least_side: int = 0) -> Image.Image:
     """
     try:
         with Image.open(file, formats=IMAGE_FORMATS) as image:
-            if least_side:
-                image.draft("RGB", (least_side, least_side))
+            if min_side:
+                image.draft("RGB", (min_side, min_side))
             return to_rgb(image)
     # A damaged file makes Pillow's decoders raise almost anything: OSError, ValueError ("too much
     # text"), SyntaxError, struct.error, zlib.error. Whatever it is, this file is the cause.

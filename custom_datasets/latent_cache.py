@@ -7,16 +7,14 @@ simply be mirrored).
 """
 
 import hashlib
-import json
 import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import chain, pairwise
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -26,13 +24,12 @@ from tqdm import tqdm
 from custom_datasets.celeba_hq_dataset import CelebAHQ
 from custom_datasets.images import to_model_range
 from custom_datasets.screening import fingerprint
-from files import locked, write_json
+from files import locked, replacing
 from models.device import autocast, choose_precision, freed_memory_kept
 from models.vae_wrapper import Posterior, VAEWrapper
 
 CACHE_VERSION = 3
 BATCH_PIXELS = 2**20  # in one pass of the autoencoder; a few small images would leave cores idle
-CHUNK = 256  # faces between two records of how far an encode has come
 
 
 class LatentSource(Protocol):
@@ -119,8 +116,6 @@ class LatentCache:
     def fetch(self, positions: np.ndarray, flipped: np.ndarray) -> Posterior:
         """See `LatentSource.fetch`."""
         side = np.asarray(flipped).astype(int)
-        if side.any() and self.values.shape[1] == 1:
-            raise ValueError(f"{self.path} holds no mirrored faces; encode again with flip=True")
         rows = torch.from_numpy(self.values[np.asarray(positions), side].astype(np.float32))
         return Posterior(rows[:, 0], rows[:, 1])
 
@@ -149,128 +144,52 @@ def open_latent_cache(
     An interrupted encode resumes where it stopped, with any number of processes; each encodes a
     share. A second run waits for the first. A cache that is cut short is named and made again.
 
+    The unfinished file has its full size from the beginning, so that its room is the program's, and
+    is filled with NaN: faces without NaN are done, whatever interrupted the rest.
+
     Args:
         frozen: fingerprint of the autoencoder.
 
     Raises:
         FloatingPointError: the autoencoder gives values that are not finite; names the image.
-        OSError: the disk has no room for the cache; says how much is missing.
+        OSError: the disk has no room for the cache; nothing is encoded yet.
     """
     key = cache_key(faces, vae, frozen, flip, precision)
     path = folder / f"latents_{faces.split or 'all'}_{faces.image_size}_{key}.npy"
     latent, sides = faces.image_size // vae.downsampling, 2 if flip else 1
     shape = (len(faces), sides, 2, vae.latent_channels, latent, latent)
-    encode = _Encode(path, shape)
     batch_size = batch_size or max(1, BATCH_PIXELS // faces.image_size**2)
-    source = ImageLatents(faces, vae, workers, precision)
+    source, unfinished = ImageLatents(faces, vae, workers, precision), _unfinished(path)
     with locked(path.with_suffix(".lock")) if shard.index == 0 else nullcontext():
         if shard.index == 0:
-            encode.prepare()
-        shard.wait()  # all begin from the same records
+            _prepare(path, shape)
+        shard.wait()  # all begin from the same file
         if not path.is_file():
-            encode.run(source, shard, batch_size)
+            missing = _missing(unfinished, batch_size)
+            shard.wait()  # nobody writes before all have looked
+            _encode(source, unfinished, missing[shard.index :: shard.count], shard.index > 0)
             shard.wait()
             if shard.index == 0:
-                encode.finish()
+                unfinished.replace(path)
         shard.wait()
     return LatentCache(path)
 
 
-class _Encode:
-    """An encode under way: a file of the full size, and which chunks of it are done."""
-
-    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
-        self.path, self.shape = path, shape
-        self.partial = path.with_suffix(".partial.npy")
-        self.bytes_a_face = int(np.prod(shape[1:])) * np.dtype(np.float16).itemsize
-
-    def prepare(self) -> None:
-        """Remove incomplete files, and reserve room for the rest."""
-        if self.path.is_file() and not _is_whole(self.path, self.shape):
-            print(f"{self.path} is not whole: encoding again")
-            self.path.unlink()
-        if self.path.is_file() or _is_whole(self.partial, self.shape):
-            return
-        for record in self._records():
-            record.unlink()  # left by an encode whose file is gone
-        self.partial.unlink(missing_ok=True)
-        _reserve(self.partial, self.shape)
-
-    def run(self, source: ImageLatents, shard: Shard, batch_size: int) -> None:
-        """Encode this process's share of the chunks that are missing."""
-        done = self._done()
-        chunks = [c for c in range(-(-self.shape[0] // CHUNK)) if c not in done]
-        mine = chunks[shard.index :: shard.count]
-        shard.wait()  # nobody records a chunk before all have counted
-        record = self.path.with_suffix(f".progress{shard.index}.json")
-        recorded = _read_record(record)
-        bar = tqdm(mine, "encoding latents", mininterval=5, leave=False, disable=shard.index > 0)
-        device = next(source.vae.parameters()).device
-        with freed_memory_kept(device), self.partial.open("r+b") as file:
-            for chunk in bar:
-                self._encode_chunk(source, chunk, batch_size, file)
-                file.flush()
-                os.fsync(file.fileno())
-                recorded.append(chunk)
-                write_json(record, recorded)
-
-    def _encode_chunk(
-        self, source: ImageLatents, chunk: int, batch_size: int, file: BinaryIO
-    ) -> None:
-        faces = np.arange(chunk * CHUNK, min((chunk + 1) * CHUNK, self.shape[0]))
-        batches = (faces[i : i + batch_size] for i in range(0, len(faces), batch_size))
-        for positions, images in _read_ahead(source, batches):
-            sides = [
-                torch.stack(source.encode(images, np.full(len(positions), bool(side))), dim=1)
-                for side in range(self.shape[1])
-            ]
-            values = _finite(torch.stack(sides, dim=1), source.faces, positions)
-            file.seek(self._start + int(positions[0]) * self.bytes_a_face)
-            file.write(values.tobytes())
-
-    @property
-    def _start(self) -> int:
-        """Where the values begin, behind numpy's header."""
-        return self.partial.stat().st_size - self.shape[0] * self.bytes_a_face
-
-    def finish(self) -> None:
-        """Give the finished file its name."""
-        self.partial.replace(self.path)
-        for record in self._records():
-            record.unlink()
-
-    def _records(self) -> list[Path]:
-        return list(self.path.parent.glob(f"{self.path.stem}.progress*.json"))
-
-    def _done(self) -> set[int]:
-        return {chunk for record in self._records() for chunk in _read_record(record)}
+def _unfinished(path: Path) -> Path:
+    return path.with_suffix(".encoding.npy")
 
 
-def _read_record(record: Path) -> list[int]:
-    """The chunks of a record; none where it is absent or a power cut emptied it."""
-    try:
-        return list(json.loads(record.read_text()))
-    except (OSError, ValueError):
-        return []
-
-
-def _reserve(path: Path, shape: tuple[int, ...]) -> None:
-    """Make a file of its full size, whose blocks are the program's before work begins: a disk that
-    fills up under a memory map ends a process with a bus error.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    needed = int(np.prod(shape)) * np.dtype(np.float16).itemsize
-    free = shutil.disk_usage(path.parent).free
-    if needed > free:
-        raise OSError(
-            f"the latents need {needed / 1e9:.2f} GB in {path.parent}, where {free / 1e9:.2f} GB "
-            f"are free: {(needed - free) / 1e9:.2f} GB are missing. Make room, or set "
-            "data.cache_latents=false, which encodes every batch again"
-        )
-    np.lib.format.open_memmap(path, "w+", np.float16, shape).flush()
-    if hasattr(os, "posix_fallocate"):
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+def _prepare(path: Path, shape: tuple[int, ...]) -> None:
+    """Remove incomplete files, and reserve room for what is to be encoded."""
+    if path.is_file() and not _is_whole(path, shape):
+        print(f"{path} is not whole: encoding again")
+        path.unlink()
+    if path.is_file() or _is_whole(_unfinished(path), shape):
+        return
+    with replacing(_unfinished(path)) as temporary, temporary.open("wb") as file:
+        empty = np.broadcast_to(np.float16(np.nan), shape)
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(empty))
+        file.writelines(face.tobytes() for face in empty)
 
 
 def _is_whole(path: Path, shape: tuple[int, ...]) -> bool:
@@ -281,13 +200,36 @@ def _is_whole(path: Path, shape: tuple[int, ...]) -> bool:
     return values.shape == shape and values.dtype == np.float16
 
 
-def _read_ahead(
-    source: ImageLatents, batches: Iterable[np.ndarray]
-) -> Iterator[tuple[np.ndarray, Tensor]]:
-    """Positions and images of each batch, while those of the next are being read."""
-    begun = ((positions, source.start_reading(positions)) for positions in batches)
-    for (positions, images), _ in pairwise(chain(begun, [None])):
-        yield positions, torch.stack(list(images))
+def _missing(path: Path, batch_size: int) -> list[np.ndarray]:
+    """The batches of positions that are not encoded whole. They are the same after an interruption,
+    as the size of a batch decides the last bits of what comes out.
+    """
+    values = np.load(path, mmap_mode="r")
+    batches = np.split(np.arange(len(values)), range(batch_size, len(values), batch_size))
+    return [batch for batch in batches if not np.isfinite(values[batch[0] : batch[-1] + 1]).all()]
+
+
+def _encode(source: ImageLatents, path: Path, batches: list[np.ndarray], is_quiet: bool) -> None:
+    """Encode these faces into the unfinished file, through a file: of a memory map, processes on
+    several machines would overwrite each other's pages.
+    """
+    values = np.load(path, mmap_mode="r")
+    device = next(source.vae.parameters()).device
+    bar = tqdm(batches, "encoding latents", mininterval=5, leave=False, disable=is_quiet)
+    with freed_memory_kept(device), path.open("r+b") as file:
+        reading = deque(map(source.start_reading, batches[:1]))
+        for number, batch in enumerate(bar, start=1):
+            reading.extend(map(source.start_reading, batches[number : number + 1]))  # the next one
+            images = torch.stack(list(reading.popleft()))
+            sides = [
+                torch.stack(source.encode(images, np.full(len(batch), bool(side))), dim=1)
+                for side in range(values.shape[1])
+            ]
+            latents = _finite(torch.stack(sides, dim=1), source.faces, batch)
+            file.seek(values.offset + int(batch[0]) * values[0].nbytes)
+            file.write(latents.tobytes())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _finite(latents: Tensor, faces: CelebAHQ, positions: np.ndarray) -> np.ndarray:

@@ -7,12 +7,13 @@ import config as config_module
 from config import Config, DataConfig
 from custom_datasets.celeba_hq_dataset import CelebAHQ
 from custom_datasets.drawn_faces import write_drawn_faces
-from custom_datasets.forms import is_at_hand, is_path
 from custom_datasets.screening import screen
+from custom_datasets.sources import is_at_hand
+from files import is_hub_id
 
 KAGGLE_INPUT = Path("/kaggle/input")  # where Kaggle mounts the data sets of a notebook
-KAGGLE_NAME = "CelebAMask-HQ"
-KAGGLE_DEPTH = 3  # folders between the two: celebamaskhq, or datasets/ipythonx/celebamaskhq
+# Of ipythonx/celebamaskhq, in celebamaskhq/ or in datasets/ipythonx/celebamaskhq/.
+KAGGLE_PLACES = [f"{'*/' * depth}CelebAMask-HQ" for depth in range(4)]
 
 
 def locate(data: DataConfig) -> str:
@@ -22,23 +23,19 @@ def locate(data: DataConfig) -> str:
     else CELEBA_HQ_DIR, `data/celeba_hq`, what Kaggle mounts, and the hub. Paths are relative to the
     repository.
     """
+    root = config_module.ROOT
     if data.source:
-        path = config_module.ROOT / Path(data.source).expanduser()
-        return str(path) if path.exists() or is_path(Path(data.source)) else data.source
+        path = root / Path(data.source).expanduser()
+        return data.source if is_hub_id(data.source, root) and not path.exists() else str(path)
     if data.drawn_counts:
-        return str(config_module.ROOT / "data" / "drawn" / "-".join(map(str, data.drawn_counts)))
+        return str(root / "data" / "drawn" / "-".join(map(str, data.drawn_counts)))
     if named := os.environ.get("CELEBA_HQ_DIR"):
-        return str(config_module.ROOT / Path(named).expanduser())
-    home = config_module.ROOT / "data" / "celeba_hq"
+        return str(root / Path(named).expanduser())
+    home = root / "data" / "celeba_hq"
     if home.is_dir() and any(home.iterdir()):
         return str(home)
-    return str(mounted_by_kaggle(KAGGLE_INPUT) or config_module.CELEBA_HQ)
-
-
-def mounted_by_kaggle(place: Path) -> Path | None:
-    """The official folder among the data sets that Kaggle mounts, such as ipythonx/celebamaskhq."""
-    depths = (place.glob("*/" * depth + KAGGLE_NAME) for depth in range(KAGGLE_DEPTH + 1))
-    return next((found for depth in depths for found in sorted(depth)), None)
+    mounted = (found for place in KAGGLE_PLACES for found in sorted(KAGGLE_INPUT.glob(place)))
+    return str(next(mounted, config_module.CELEBA_HQ))
 
 
 def open_faces(config: Config, split: str | None, image_size: int | None = None) -> CelebAHQ:

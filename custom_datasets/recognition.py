@@ -9,20 +9,28 @@ Attributes are not shipped. `recognition/attribute_digests.npy` holds eight bits
 each face's 40, which tell whether attributes that came with a copy are those of its faces.
 """
 
+import os
 import zlib
-from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
+import datasets
 import imagehash
 import numpy as np
 from tqdm import tqdm
 
 import config
-from custom_datasets.celeba_files import OFFICIAL_COUNT
-from custom_datasets.images import ImageFile, open_rgb
+from custom_datasets.celeba_files import (
+    ATTRIBUTE_FILE,
+    ATTRIBUTES,
+    OFFICIAL_COUNT,
+    as_attributes,
+    image_number,
+    read_attributes,
+)
+from custom_datasets.images import ImageFile, image_file, open_rgb, stamp
 from files import replacing
 
 MAX_DISTANCE = 32  # bits of 256
@@ -31,7 +39,7 @@ SHARE_OF_COPY = 0.5  # of the sample that is recognised in a copy of CelebA-HQ, 
 SHARE_OF_CLAIMED = 0.95  # of the sample that is what its name or row claims, where names are right
 ENOUGH_PIXELS = 128  # along a side, for the hash
 WORKERS = 4
-UNKNOWN = -1  # in place of an index
+UNKNOWN = -1  # in place of an index, or of an attribute
 _TABLES = Path(__file__).parent / "recognition"
 
 
@@ -59,73 +67,91 @@ def perceptual_hash(file: ImageFile) -> np.ndarray | None:
         image = open_rgb(file, ENOUGH_PIXELS)
     except ValueError:  # the screening tells why
         return None
-    bits = imagehash.phash(image, hash_size=16).hash.reshape(-1)
-    return np.packbits(bits).view(np.uint64)
+    return np.packbits(imagehash.phash(image, hash_size=16).hash).view(np.uint64)
 
 
 def recognise(found: np.ndarray | None) -> int:
     """The official index of a perceptual hash, or `UNKNOWN`."""
     if found is None:
         return UNKNOWN
-    distances = _distances(known_hashes(), found)
+    distances = np.bitwise_count(known_hashes() ^ found).sum(axis=1)
     nearest = int(distances.argmin())
     return nearest if distances[nearest] <= MAX_DISTANCE else UNKNOWN
 
 
-def _distances(known: np.ndarray, found: np.ndarray) -> np.ndarray:
-    return np.bitwise_count(known ^ found).sum(axis=1)
-
-
-def official_indices(
-    file: Callable[[int], ImageFile],
-    count: int,
-    claimed: np.ndarray | None,
-    stamp: Callable[[], str],
-) -> np.ndarray | None:
+def official_indices(pictures: datasets.Dataset, claimed: np.ndarray) -> np.ndarray | None:
     """The official index of each picture, `UNKNOWN` of those that are no face of CelebA-HQ.
 
     A sample is looked at first. If its faces are what names or rows claim, all are believed. If
     they are CelebA-HQ's in another order, all pictures are looked at, once: the result is kept.
 
     Args:
-        file: opens a picture by its number.
-        claimed: official indices, (N,), as far as they can be such; None: nothing is claimed.
-        stamp: gives what identifies the files.
+        claimed: int (N,), whatever names or rows are; no claim where one cannot be an index.
 
     Returns:
         int (N,), or None: these are other pictures than CelebA-HQ's.
     """
+    count = len(pictures)
     sample = np.unique(np.linspace(0, count - 1, min(SAMPLE, count)).astype(int))
-    hashes = [perceptual_hash(file(int(number))) for number in sample]
-    seen = [(number, bits) for number, bits in zip(sample, hashes, strict=True) if bits is not None]
+    hashes = ((i, perceptual_hash(image_file(pictures, i))) for i in sample.tolist())
+    seen = {number: bits for number, bits in hashes if bits is not None}
     if not seen:
         return None
-    if claimed is not None and _are_claimed(seen, claimed):
-        return claimed
-    if np.mean([recognise(bits) != UNKNOWN for _, bits in seen]) < SHARE_OF_COPY:
+    numbers, bits = list(seen), np.stack(list(seen.values()))
+    if claimed.min() >= 0 and claimed.max() < OFFICIAL_COUNT:
+        distances = np.bitwise_count(known_hashes()[claimed[numbers]] ^ bits).sum(axis=1)
+        if np.mean(distances <= MAX_DISTANCE) >= SHARE_OF_CLAIMED:
+            return claimed
+    if np.mean([recognise(each) != UNKNOWN for each in bits]) < SHARE_OF_COPY:
         return None
-    return _recognise_all(file, count, stamp())
+    return _recognise_all(pictures)
 
 
-def _are_claimed(seen: Sequence[tuple[int, np.ndarray]], claimed: np.ndarray) -> bool:
-    if claimed.min() < 0 or claimed.max() >= OFFICIAL_COUNT:
-        return False
-    known = known_hashes()
-    near = [
-        _distances(known[claimed[number]][None], bits)[0] <= MAX_DISTANCE for number, bits in seen
-    ]
-    return np.mean(near) >= SHARE_OF_CLAIMED
-
-
-def _recognise_all(file: Callable[[int], ImageFile], count: int, stamp: str) -> np.ndarray:
-    key = sha256(f"{stamp}/{count}/{MAX_DISTANCE}".encode()).hexdigest()[:16]
+def _recognise_all(pictures: datasets.Dataset) -> np.ndarray:
+    key = sha256(f"{stamp(pictures)}/{MAX_DISTANCE}".encode()).hexdigest()[:16]
     record = config.ROOT / "data" / "recognised" / f"{key}.npy"
     if record.is_file():
         return np.load(record)
+
+    def look(number: int) -> int:
+        return recognise(perceptual_hash(image_file(pictures, number)))
+
     with ThreadPoolExecutor(WORKERS) as readers:
-        hashes = readers.map(lambda number: perceptual_hash(file(number)), range(count))
-        bar = tqdm(hashes, "recognising faces", count, mininterval=1)
-        indices = np.array([recognise(bits) for bits in bar])
+        found = readers.map(look, range(len(pictures)))
+        indices = np.array(list(tqdm(found, "recognising faces", len(pictures), mininterval=1)))
     with replacing(record) as temporary, temporary.open("wb") as opened:
         np.save(opened, indices)
     return indices
+
+
+def official_attributes(annotation: Path | None = None) -> np.ndarray:
+    """The attributes of the 30,000 official faces, int8 (30000, 40), 0 and 1, `UNKNOWN` of faces
+    that the file lacks: from an annotation file on this machine, else the column of the hub's data
+    set alone, without its pictures, kept.
+
+    Raises:
+        ConnectionError: there is no such file, and the hub does not answer.
+        ValueError: they are of other faces.
+    """
+    homes = [os.environ.get("CELEBA_HQ_DIR"), config.ROOT / "data" / "celeba_hq"]
+    places = [annotation, *(Path(home) / ATTRIBUTE_FILE for home in homes if home)]
+    if place := next((place for place in places if place and place.is_file()), None):
+        names, found = read_attributes(place)
+        values = np.full((OFFICIAL_COUNT, len(ATTRIBUTES)), UNKNOWN, np.int8)
+        values[[image_number(name) for name in names]] = found
+        return values
+    record = config.ROOT / "data" / "celeba_hq_attributes.npy"
+    values = np.load(record) if record.is_file() else _fetch_attributes(record)
+    return values.astype(np.int8)
+
+
+def _fetch_attributes(record: Path) -> np.ndarray:
+    rows = datasets.load_dataset(
+        config.CELEBA_HQ, split="train", streaming=True, columns=["attributes"]
+    )
+    values = as_attributes(config.CELEBA_HQ, np.array([row["attributes"] for row in rows]))
+    if not np.array_equal(attribute_digests(values), known_digests()):
+        raise ValueError(f"{config.CELEBA_HQ} is no longer in CelebA-HQ's order")
+    with replacing(record) as temporary, temporary.open("wb") as opened:
+        np.save(opened, values)
+    return values

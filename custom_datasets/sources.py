@@ -1,200 +1,298 @@
 """One door to faces: whatever form they come in, they become one table.
 
+The forms: the official CelebAMask-HQ folder; a folder of pictures with `metadata.csv` or `.jsonl`,
+or of pictures alone; a data set on the hub or in parquet files. What tells what pictures show is a
+caption, 40 columns of attributes, or a list of 40.
+
 Faces of CelebA-HQ are recognised by their content in any form, get their attributes by their
 official index where the form has none, and are divided by identity as CelebA is. Others are divided
 as their source divides them, else by chance.
 """
 
-import os
-from dataclasses import dataclass
+import dataclasses
+import functools
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
 import numpy as np
+import pandas as pd
 
 import config
 from custom_datasets.celeba_files import (
     ATTRIBUTE_FILE,
     ATTRIBUTES,
-    OFFICIAL_COUNT,
+    IMAGE_FOLDER,
+    METADATA_FILES,
     as_attributes,
-    read_attributes,
+    attribute_columns,
+    caption_column,
+    image_number,
+    list_files,
+    read_metadata,
 )
-from custom_datasets.forms import (
-    Copy,
-    is_path,
-    open_dataset,
-    open_folder,
-    reasons_in_lines,
-    say_once,
-)
-from custom_datasets.pictures import Pictures, image_number
+from custom_datasets.drawn_faces import MARKER_FILE
 from custom_datasets.recognition import (
     UNKNOWN,
     attribute_digests,
     known_digests,
+    official_attributes,
     official_indices,
 )
-from custom_datasets.splits import NO_SPLIT, official_split, split_by_chance
-from files import replacing
+from custom_datasets.splits import NO_SPLIT, named_splits, official_split, split_by_chance
+from files import is_hub_id
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+UNREAD_SUFFIXES = (".heic", ".heif", ".avif", ".tif", ".tiff", ".bmp", ".gif", ".jfif")
+UNREAD = "not JPEG, PNG or WebP: convert it to one of these"
+CELEBA_RATES = {"Male": 0.42, "Young": 0.77, "Smiling": 0.48, "No_Beard": 0.84}  # HQ's within .05
+RATE_TOLERANCE, ENOUGH = 0.2, 1_000  # faces, below which rates tell nothing
+WAYS = "; name a folder of faces, or a data set on the hub, with data.source: see docs/data.md"
+NAMED = 10  # pictures that are named of those that are left out for one reason
 
 
-@dataclass(frozen=True)
+@dataclass
 class FaceTable:
-    """What a source holds: parallel columns over N faces, in the order of `indices`."""
+    """What a source holds: parallel columns over N faces."""
 
     source: str
-    pictures: Pictures
-    rows: np.ndarray  # int (N,), numbers in `pictures`
+    pictures: datasets.Dataset  # with a column "image", of files
+    rows: np.ndarray  # int (N,), in `pictures`
     names: np.ndarray  # str (N,), for messages
     indices: np.ndarray  # int (N,); CelebA-HQ's own where the faces are recognised
     splits: np.ndarray  # uint8 (N,): 0 train, 1 val, 2 test
     split_kind: str  # of `splits.SPLIT_KINDS`
     attributes: np.ndarray | None  # bool (N, 40)
     captions: list[tuple[str, ...]] | None  # the wordings of each face, as the source has them
+    left_out: dict[str, str] = field(default_factory=dict)  # name -> reason
+    digests: np.ndarray | None = None  # uint8 (N, 16) of the files, by the screening
+
+    def only(self, kept: np.ndarray) -> "FaceTable":
+        """The faces at these positions, in this order."""
+        columns = ("rows", "names", "indices", "splits", "attributes", "digests")
+        chosen = {name: getattr(self, name) for name in columns}
+        chosen = {name: values[kept] for name, values in chosen.items() if values is not None}
+        captions = self.captions and [self.captions[position] for position in kept]
+        return dataclasses.replace(self, captions=captions, **chosen)
+
+    def leave_out(self, which: np.ndarray, reason: str) -> "FaceTable":
+        """The other faces; these, bool (N,), are listed with the reason."""
+        self.left_out |= dict.fromkeys(self.names[which].tolist(), reason)
+        return self.only(np.flatnonzero(~which))
 
 
 def open_source(source: str | Path) -> FaceTable:
-    """Open a folder, or a data set on the hub.
+    """Open a folder, or a data set on the hub; nothing is copied from a folder.
 
     Raises:
         FileNotFoundError: there is no such folder, no picture in it, or no such data set.
         ConnectionError: the hub does not answer.
         ValueError: nothing tells what the pictures show, or a table contradicts itself.
     """
-    path = Path(source)
-    found = open_folder(path) if is_path(path) else open_dataset(str(source))
-    return _identify(found)
-
-
-def _identify(found: Copy) -> FaceTable:
-    """Recognise the faces of CelebA-HQ, and divide the faces."""
-    count, pictures = len(found.names), found.pictures
+    found, annotation = (_open_folder if is_path(source) else _open_dataset)(str(source))
+    if not len(found.rows):
+        raise ValueError(f"{source} holds no face:{reasons_in_lines(found.left_out)}")
     indices = None
-    if not found.is_drawn:
-        indices = official_indices(pictures.file, count, found.claimed, pictures.stamp)
-    opened = _others(found) if indices is None else _official(found, indices)
-    if found.left_out:
-        say_once(
-            f"left out of {opened.source}, {len(found.left_out)} of "
-            f"{len(opened.rows) + len(found.left_out)}:{reasons_in_lines(found.left_out)}"
-        )
+    if found.split_kind != "drawn":
+        indices = official_indices(found.pictures.select(found.rows), found.indices)
+    opened = _others(found) if indices is None else _official(found, indices, annotation)
+    if left_out := opened.left_out:
+        count = len(opened.rows) + len(left_out)
+        say_once(f"left out of {source}, {len(left_out)} of {count}:{reasons_in_lines(left_out)}")
     return opened
 
 
-def _others(found: Copy) -> FaceTable:
+def is_path(source: str | Path) -> bool:
+    """Whether a source is a folder, there or not, and no id of a data set on the hub."""
+    return Path(source).exists() or not is_hub_id(str(source), config.ROOT)
+
+
+def _table(
+    source: str,
+    pictures: datasets.Dataset,
+    names: list[str],
+    split_names: list[str],
+    columns: pd.DataFrame,
+    left_out: dict[str, str],
+    claimed: np.ndarray,
+) -> FaceTable:
+    """From what was opened to the columns.
+
+    Args:
+        split_names: what each picture's folder or part of a data set is called.
+        claimed: official indices, as far as names or places tell them.
+    """
+    attributes = captions = None
+    caption = caption_column(columns)
+    if caption:
+        captions = [_wordings(value) for value in columns[caption]]
+    elif wanted := attribute_columns(source, columns):
+        attributes = as_attributes(source, columns[wanted].to_numpy())
+    elif "attributes" in columns:
+        attributes = as_attributes(source, np.array(columns["attributes"].tolist()))
+        _warn_of_rates(source, attributes)
+    rows, named = np.arange(len(names)), named_splits(split_names)
+    splits = np.zeros(len(names), np.uint8) if named is None else named
+    faces = (rows, np.array(names), claimed, splits, "own", attributes, captions)
+    table = FaceTable(source, pictures, *faces, left_out)
+    if captions:
+        table = table.leave_out(np.array([not each for each in captions]), "it has no caption")
+    if named is None:
+        table.splits, table.split_kind = split_by_chance(table.names.tolist()), "chance"
+    return table
+
+
+def _wordings(value: object) -> tuple[str, ...]:
+    """A caption, or a list of captions; empty where there is none."""
+    texts = value if isinstance(value, list | np.ndarray) else [value]
+    return tuple(str(text) for text in texts if not pd.isna(text))
+
+
+def _others(found: FaceTable) -> FaceTable:
     """Faces that are not CelebA-HQ's."""
-    attributes, kept = found.attributes, np.arange(len(found.names))
-    if attributes is None and found.annotation:
-        attributes, kept = _annotated_by_name(found)
-    if attributes is None and found.captions is None:
+    if found.attributes is None and found.captions is None:
         raise ValueError(
             f"{found.source} holds pictures that are not CelebA-HQ's, and nothing tells what they "
             "show: put a metadata.csv beside them, with the columns file_name and caption"
         )
-    splits, kind = found.splits, "drawn" if found.is_drawn else "own"
-    if splits is None:
-        splits, kind = split_by_chance(found.names), "chance"
-    return FaceTable(
-        found.source,
-        found.pictures,
-        kept,
-        np.array(found.names)[kept],
-        kept,
-        splits[kept],
-        kind,
-        attributes,
-        found.captions,
-    )
+    found.indices = np.arange(len(found.rows))
+    return found
 
 
-def _annotated_by_name(found: Copy) -> tuple[np.ndarray, np.ndarray]:
-    """Attributes (n, 40) of the pictures that have a row in the annotation file, and which."""
-    names, values = read_attributes(found.annotation)
-    rows = {name.partition(".")[0]: row for row, name in enumerate(names)}
-    at = [rows.get(Path(name).stem.lstrip("0") or "0", UNKNOWN) for name in found.names]
-    kept = np.flatnonzero(np.array(at) != UNKNOWN)
-    missing = set(range(len(at))) - set(kept.tolist())
-    found.left_out |= {found.names[i]: f"no row in {ATTRIBUTE_FILE}" for i in sorted(missing)}
-    return values[np.array(at)[kept]], kept
-
-
-def _official(found: Copy, indices: np.ndarray) -> FaceTable:
+def _official(found: FaceTable, indices: np.ndarray, annotation: Path | None) -> FaceTable:
     """Faces of CelebA-HQ, in the order of their indices."""
-    known = indices != UNKNOWN
-    found.left_out |= {
-        found.names[i]: "no face of CelebA-HQ" for i in np.flatnonzero(~known).tolist()
-    }
-    splits = official_split()[indices]
-    kept = np.flatnonzero(known & (splits != NO_SPLIT))
-    kept = kept[np.argsort(indices[kept], kind="stable")]
-    captions, attributes = found.captions, found.attributes
-    if attributes is not None:
-        attributes = attributes[kept]
-    else:
-        try:
-            values, has_row = official_attributes(found.annotation)
-            found.left_out |= {
-                found.names[i]: f"no row in {ATTRIBUTE_FILE}" for i in kept[~has_row[indices[kept]]]
-            }
-            kept = kept[has_row[indices[kept]]]
-            attributes = values[indices[kept]]
-        except ConnectionError:
-            if captions is None:
-                raise
-    if attributes is not None:
-        _warn_of_labels(found, attributes, indices[kept])
-    return FaceTable(
-        found.source,
-        found.pictures,
-        kept,
-        np.array(found.names)[kept],
-        indices[kept],
-        splits[kept],
-        "identity",
-        attributes,
-        captions and [captions[row] for row in kept],
-    )
+    found.indices, found.split_kind = indices, "identity"
+    found = found.leave_out(indices == UNKNOWN, "no face of CelebA-HQ")
+    found.splits = official_split()[found.indices]
+    found = found.leave_out(found.splits == NO_SPLIT, "held out, but also among those for training")
+    found = found.only(np.argsort(found.indices, kind="stable"))
+    if found.attributes is None and found.captions is None:
+        values = official_attributes(annotation)[found.indices]
+        found.attributes = values == 1
+        found = found.leave_out(values[:, 0] == UNKNOWN, f"no row in {ATTRIBUTE_FILE}")
+    if found.attributes is not None:
+        wrong = attribute_digests(found.attributes) != known_digests()[found.indices]
+        if wrong.any():
+            say_once(
+                f"warning: {found.source} gives {wrong.sum()} of {len(wrong)} faces other "
+                f"attributes than CelebA-HQ does, such as {found.names[wrong][0]}"
+            )
+    return found
 
 
-def official_attributes(annotation: Path | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """The attributes of the 30,000 official faces, bool (30000, 40), and which of them are known,
-    bool (30000,): from an annotation file on this machine, else the column of the hub's data set
-    alone, without its pictures, kept.
-
-    Raises:
-        ConnectionError: there is no such file, and the hub does not answer.
-        ValueError: they are of other faces.
-    """
-    homes = [os.environ.get("CELEBA_HQ_DIR"), config.ROOT / "data" / "celeba_hq"]
-    places = [annotation, *(Path(home) / ATTRIBUTE_FILE for home in homes if home)]
-    if place := next((place for place in places if place and place.is_file()), None):
-        names, found = read_attributes(place)
-        numbers = np.array([image_number(name) for name in names])
-        values = np.zeros((OFFICIAL_COUNT, len(ATTRIBUTES)), bool)
-        values[numbers] = found
-        return values, np.isin(np.arange(OFFICIAL_COUNT), numbers)
-    record = config.ROOT / "data" / "celeba_hq_attributes.npy"
-    values = np.load(record) if record.is_file() else _fetch_attributes(record)
-    return values, np.ones(len(values), bool)
+def _warn_of_rates(source: str, attributes: np.ndarray) -> None:
+    """A list of 40 does not name its entries: say so if it cannot be in CelebA's order."""
+    found = dict(zip(ATTRIBUTES, attributes.mean(axis=0), strict=True))
+    for name, rate in CELEBA_RATES.items():
+        if abs(found[name] - rate) > RATE_TOLERANCE and len(attributes) >= ENOUGH:
+            say_once(f"warning: in {source} {found[name]:.2f} are {name}, in CelebA {rate:.2f}")
 
 
-def _fetch_attributes(record: Path) -> np.ndarray:
-    rows = datasets.load_dataset(
-        config.CELEBA_HQ, split="train", streaming=True, columns=["attributes"]
-    )
-    values = as_attributes(config.CELEBA_HQ, np.array([row["attributes"] for row in rows]))
-    if not np.array_equal(attribute_digests(values), known_digests()):
-        raise ValueError(f"{config.CELEBA_HQ} is no longer in CelebA-HQ's order")
-    with replacing(record) as temporary, temporary.open("wb") as opened:
-        np.save(opened, values)
-    return values
+# --- folders ---
 
 
-def _warn_of_labels(found: Copy, attributes: np.ndarray, indices: np.ndarray) -> None:
-    wrong = np.flatnonzero(attribute_digests(attributes) != known_digests()[indices])
-    if len(wrong):
-        say_once(
-            f"warning: {found.source} gives {len(wrong)} of {len(indices)} faces other attributes "
-            f"than CelebA-HQ does, such as CelebA-HQ's {indices[wrong[0]]}"
+def _open_folder(source: str) -> tuple[FaceTable, Path | None]:
+    """A folder's table, and CelebAMask-HQ's annotation file beside its pictures."""
+    folder = Path(source)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {folder.resolve()}{WAYS}")
+    places = (folder, folder / IMAGE_FOLDER, *folder.glob(f"*/{IMAGE_FOLDER}"))
+    folder = next((p for p in places if p.name == IMAGE_FOLDER and p.is_dir()), folder)
+    files = list_files(folder)
+    names = [name for name in files if name.lower().endswith(SUFFIXES)]
+    left_out = {name: UNREAD for name in files if name.lower().endswith(UNREAD_SUFFIXES)}
+    columns = pd.DataFrame({"file_name": names})
+    metadata = [folder / name for name in files if name.rpartition("/")[2] in METADATA_FILES]
+    if metadata:
+        columns = _listed(folder, metadata, {*names}, left_out)
+    elif any(name.endswith(".parquet") for name in files):
+        return _open_dataset(source)
+    names = columns["file_name"].tolist()
+    if not names:
+        raise FileNotFoundError(
+            f"{folder.resolve()} holds no JPEG, PNG or WebP picture that can be used; it holds "
+            f"{', '.join(files[:5]) or 'nothing'}{reasons_in_lines(left_out)}"
         )
+    pictures = datasets.Dataset.from_dict(
+        {"image": [str(folder / name) for name in names]},
+        datasets.Features({"image": datasets.Image(decode=False)}),
+    )
+    folders = [name.partition("/")[0] for name in names]
+    claimed = np.array([image_number(name) for name in names])
+    table = _table(source, pictures, names, folders, columns, left_out, claimed)
+    if (folder / MARKER_FILE).is_file():
+        table.split_kind = "drawn"
+    beside = (folder / ATTRIBUTE_FILE, folder.parent / ATTRIBUTE_FILE)
+    return table, next((path for path in beside if path.is_file()), None)
+
+
+def _listed(
+    folder: Path, metadata: list[Path], there: set[str], left_out: dict[str, str]
+) -> pd.DataFrame:
+    """The rows of the tables whose pictures are there; notes what is in one of both alone."""
+    listed = pd.concat([read_metadata(folder, path) for path in metadata])
+    twice = listed["file_name"][listed["file_name"].duplicated()]
+    if len(twice):
+        raise ValueError(f"{metadata[0]}: two rows for {twice.iloc[0]}")
+    for name in sorted(there ^ {*listed["file_name"]}):
+        reason = "no row" if name in there else "not there, but"
+        left_out.setdefault(name, f"{reason} in {metadata[0].name}")
+    return listed[listed["file_name"].isin(there)]
+
+
+# --- data sets ---
+
+
+def _open_dataset(source: str) -> tuple[FaceTable, None]:
+    """A data set on the hub, or a folder of parquet files: `datasets` fetches it once, and keeps a
+    memory-mapped copy.
+    """
+    if not is_at_hand(source):
+        place = datasets.config.HF_DATASETS_CACHE
+        print(f"{source}: datasets keeps the download, and a copy of it in {place}")
+    try:
+        parts = datasets.load_dataset(source)
+    except (ConnectionError, FileNotFoundError) as error:
+        raise type(error)(f"{error}{WAYS}") from error
+    table = datasets.concatenate_datasets(list(parts.values()))
+    images = [name for name, kind in table.features.items() if isinstance(kind, datasets.Image)]
+    if not images:
+        raise ValueError(f"{source} has no column of pictures, but {', '.join(table.features)}")
+    image = "image" if "image" in images else images[0]
+    pictures = table.select_columns(image).rename_columns({image: "image"})
+    rows = np.arange(len(table))
+    return _table(
+        source,
+        pictures.cast_column("image", datasets.Image(decode=False)),
+        [f"row {row}" for row in rows],
+        [name for name, part in parts.items() for _ in range(len(part))],
+        table.remove_columns(images).to_pandas(),
+        {},
+        claimed=rows,
+    ), None
+
+
+def is_at_hand(source: str | Path) -> bool:
+    """Whether a source can be opened without a download."""
+    if is_path(source):
+        return Path(source).is_dir()
+    return (Path(datasets.config.HF_DATASETS_CACHE) / str(source).replace("/", "___")).is_dir()
+
+
+# --- words ---
+
+
+def reasons_in_lines(left_out: dict[str, str]) -> str:
+    """Names by reason, one line a reason."""
+    lines = ""
+    for reason in sorted(set(left_out.values())):
+        names = [name for name, why in left_out.items() if why == reason]
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        lines += f"\n  {', '.join(names[:NAMED])}{more}: {reason}"
+    return lines
+
+
+@functools.cache
+def say_once(text: str) -> None:
+    """Print a text the first time: a source is opened for each of its splits."""
+    print(text)

@@ -9,11 +9,10 @@ CelebA-HQ holds the same photograph under two indices 334 times
 belong to no split.
 """
 
-import csv
 from collections.abc import Sequence
 from functools import cache
 from hashlib import sha256
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import numpy as np
 
@@ -25,11 +24,7 @@ SPLIT_KINDS = {
     "drawn": "drawn faces, each of them another",
     "own": "the data's own",
 }
-_NUMBERS = {
-    **dict.fromkeys(("train", "training"), 0),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), 1),
-    **dict.fromkeys(("test", "testing"), 2),
-}
+_NUMBERS = {"train": 0, "val": 1, "valid": 1, "validation": 1, "dev": 1, "test": 2}
 HELD_OUT_SHARE = 0.1  # of faces that are divided by chance, for val, and as many for test
 ENOUGH, MAX_SHARE = 40, 0.2  # faces that an evaluation compares with, where a fifth is as many
 _HERE = Path(__file__).parent
@@ -52,20 +47,21 @@ def official_split() -> np.ndarray:
 
 def same_photograph() -> list[tuple[int, int]]:
     """The pairs of official indices that are one photograph."""
-    with (_HERE / "recognition" / "same_photograph.csv").open(newline="") as file:
-        return [(int(row["index_a"]), int(row["index_b"])) for row in csv.DictReader(file)]
+    pairs = np.loadtxt(
+        _HERE / "recognition" / "same_photograph.csv",
+        int,
+        delimiter=",",
+        skiprows=1,
+        usecols=(0, 1),
+    )
+    return list(map(tuple, pairs.tolist()))
 
 
-def split_number(name: str) -> int | None:
-    """0, 1 or 2 of a split's usual names, such as "validation"; None of others."""
-    return _NUMBERS.get(name.lower())
-
-
-def split_by_folders(names: Sequence[str]) -> np.ndarray | None:
-    """The split of each file by the first folder of its path; None where a file has none, or all
-    have the same.
+def named_splits(names: Sequence[str]) -> np.ndarray | None:
+    """The splits, uint8 (N,), of faces whose folders or parts are named so, such as "validation";
+    None where one has another name, or all have the same.
     """
-    splits = [split_number(PurePath(name).parts[0]) for name in names]
+    splits = [_NUMBERS.get(name.lower()) for name in names]
     if None in splits or len(set(splits)) < 2:
         return None
     return np.array(splits, dtype=np.uint8)

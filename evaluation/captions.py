@@ -14,7 +14,7 @@ from custom_datasets.captions import (
     WORN,
     Caption,
 )
-from custom_datasets.forms import caption_column
+from custom_datasets.celeba_files import caption_column
 from files import write_text
 
 CAPTIONS = "captions.csv"

@@ -48,28 +48,6 @@ def use_plain_attention(unet: UNet2DConditionModel) -> None:
     unet.set_attn_processor(AttnProcessor())
 
 
-def keep_channels_last(unet: UNet2DConditionModel) -> None:
-    """Train without copying the input of every shortcut from channels last to another layout.
-
-    diffusers >= 0.37 copies it in training mode, because DistributedDataParallel warns of gradients
-    of mixed layouts (its issue 12975), so this is for one process. Older releases always copy. The
-    sums are the same. At full size a step took 2% less.
-    """
-    for module in unet.modules():
-        if isinstance(module, ResnetBlock2D):
-            module.__class__ = _ResnetBlockWithoutCopy
-            module.train(module.training)
-
-
-class _ResnetBlockWithoutCopy(ResnetBlock2D):
-    """Never in training mode itself, which decides nothing but the copy; its dropout may be."""
-
-    def train(self, mode: bool = True) -> "_ResnetBlockWithoutCopy":
-        super().train(mode)
-        self.training = False
-        return self
-
-
 def recompute_activations(unet: UNet2DConditionModel) -> None:
     """Keep few activations for the backward pass, and compute the others again: less memory, about
     a third more time. Nothing in the UNet is random, so no state of a generator is saved, which a

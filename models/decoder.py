@@ -12,7 +12,6 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
 from config import ModelsConfig
 from files import let_others_read
@@ -22,6 +21,10 @@ from models.vae_wrapper import VAEWrapper
 DECODER_FILE = "decoder.safetensors"
 PARTS = ("decoder.", "post_quant_conv.")  # of an autoencoder: what latents pass
 ENCODER_PARTS = ("encoder", "quant_conv")  # and what images pass
+OTHER_ENCODER = (
+    "was made for another encoder than that of models.autoencoder, so for other latents; name one "
+    "that `python -m pretraining decoder --from <models.autoencoder>` made, or none"
+)
 
 
 def open_decoder(
@@ -46,11 +49,7 @@ def open_decoder(
         autoencoder = autoencoder or VAEWrapper.from_pretrained(config.autoencoder)
         opened = open_beside(config.decoder, autoencoder) if config.decoder else autoencoder
         if opened.latent_key != autoencoder.latent_key:
-            raise ValueError(
-                f"models.decoder: {name} has another encoder than {config.autoencoder}, so it is "
-                "for other latents; name one that `python -m pretraining decoder --from "
-                f"{config.autoencoder}` made, or none"
-            )
+            raise ValueError(f"models.decoder: {name} {OTHER_ENCODER}")
     if opened.upsampling != upsampling:
         raise ValueError(
             f"{name} makes {opened.upsampling} pixels of a latent along a side, not {upsampling}; "
@@ -60,11 +59,8 @@ def open_decoder(
 
 
 def open_beside(name: str, autoencoder: VAEWrapper) -> VAEWrapper:
-    """A whole autoencoder, or a decoder alone joined with the given encoder.
-
-    Raises:
-        FileNotFoundError: see `open_model`.
-        ValueError: see `open_model`; or the decoder was made for another encoder, or is damaged.
+    """A whole autoencoder, or a decoder alone joined with the given encoder; raises as
+    `open_decoder`.
     """
     if not is_alone(name):
         return VAEWrapper.from_pretrained(name)
@@ -80,10 +76,7 @@ def add_encoder(decoder: VAEWrapper, autoencoder: VAEWrapper) -> None:
         ValueError: it was made for another encoder, whose latents mean something else.
     """
     if decoder.made_for != rounded_encoder(autoencoder):
-        raise ValueError(
-            "models.decoder was made for another encoder than that of models.autoencoder; name one "
-            "that was made for it, or none"
-        )
+        raise ValueError(f"models.decoder {OTHER_ENCODER}")
     for part in ENCODER_PARTS:
         if hasattr(autoencoder.autoencoder, part):
             setattr(decoder.autoencoder, part, getattr(autoencoder.autoencoder, part))
@@ -118,33 +111,23 @@ def is_alone(name: str | None) -> bool:
 
 
 def _open_alone(folder: Path) -> VAEWrapper:
-    description, weights, encoder = _read(folder)
     kinds = {kind.__name__: kind for kind in (AutoencoderKL, AutoencoderTiny)}
-    with quiet():
-        model = kinds[description.pop("_class_name")].from_config(description)
-    for part in ENCODER_PARTS:
-        if hasattr(model, part):
-            setattr(model, part, None)  # its weights are random
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ValueError(
-            f"{folder / DECODER_FILE} does not fit its config.json: {error}"
-        ) from error
-    opened = VAEWrapper(model)
-    opened.made_for = encoder
-    return opened
-
-
-def _read(folder: Path) -> tuple[dict[str, object], dict[str, Tensor], str | None]:
-    """The autoencoder's description, the decoder's weights, and the encoder they were made for."""
     try:
         description = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        with quiet():
+            model = kinds[description.pop("_class_name")].from_config(description)
+        for part in ENCODER_PARTS:
+            if hasattr(model, part):
+                setattr(model, part, None)  # its weights are random
         with safe_open(folder / DECODER_FILE, "pt") as file:
             weights = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
-            return description, weights, (file.metadata() or {}).get("encoder")
-    except (SafetensorError, ValueError) as error:
+            made_for = (file.metadata() or {}).get("encoder")
+        model.load_state_dict(weights)
+    except (SafetensorError, ValueError, RuntimeError) as error:  # no JSON, cut short, other shapes
         raise ValueError(f"the decoder in {folder} cannot be read: {error}") from error
+    opened = VAEWrapper(model)
+    opened.made_for = made_for
+    return opened
 
 
 def rounded_encoder(vae: VAEWrapper) -> str:

@@ -1,27 +1,23 @@
 """The device: which one computes, in which precision, and what memory its process keeps.
 
 One place for notebooks, scripts, page and evaluation. Environment variables: LDM_DEVICE ("cpu",
-"cuda", "mps", "xpu") insists on a device; LDM_EXACT=1 switches TF32 and cuDNN's autotuner off;
-LDM_KEEP_MEMORY=0 returns freed memory to the system at once.
+"cuda", "mps", "xpu") insists on a device; LDM_EXACT=1 switches TF32 and cuDNN's autotuner off.
 """
 
 import ctypes
-import functools
 import importlib.util
 import os
+import platform
 import re
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
+import psutil
 import torch
 from torch import nn
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
-ARCHITECTURE = re.compile(r"(?P<kind>sm|compute)_(?P<number>\d+)[af]?")
 # Dense products of half-precision matrices with float32 sums, in 10^12 operations a second, by a
 # part of the card's name. From NVIDIA's data sheets.
 MATRIX_RATES = {
@@ -41,12 +37,8 @@ MATRIX_RATES = {
     "T4": 65,
 }
 # From glibc's malloc.h: M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX, each with the value that keeps
-# memory and glibc's own. Only the first arena grows without bound, so threads share it.
-MALLOC_OPTIONS = {
-    -1: (-1, 128 * 1024),
-    -4: (0, 65_536),
-    -8: (1, 8 * (os.cpu_count() or 1)),
-}
+# freed memory. Only the first arena grows without bound, so threads share it.
+MALLOC_OPTIONS = {-1: -1, -4: 0, -8: 1}
 
 
 def choose_device() -> torch.device:
@@ -55,22 +47,16 @@ def choose_device() -> torch.device:
     Under `accelerate launch` each process takes the GPU of its local rank, and `--cpu` the CPU.
 
     Raises:
-        ValueError: LDM_DEVICE names a device that is not available, or one card of several.
-        RuntimeError: the installed torch has no kernels for this GPU; says what to install.
+        ValueError: LDM_DEVICE names a kind of device that is not available.
     """
-    wanted = os.environ.get("LDM_DEVICE", "")
-    if ":" in wanted:
+    kinds = available_kinds()
+    is_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    kind = os.environ.get("LDM_DEVICE") or ("cpu" if is_cpu else kinds[0])
+    if kind not in kinds:
         raise ValueError(
-            f"LDM_DEVICE={wanted}: names a kind, without a number; CUDA_VISIBLE_DEVICES=1 (or "
-            "ZE_AFFINITY_MASK=1) chooses a card"
+            f"LDM_DEVICE={kind}: not one of the kinds of devices here ({', '.join(kinds)}); "
+            "CUDA_VISIBLE_DEVICES or ZE_AFFINITY_MASK choose a card"
         )
-    kind = wanted or _first_available()
-    if kind not in available_kinds():
-        raise ValueError(
-            f"LDM_DEVICE={kind}: not one of the devices here ({', '.join(available_kinds())})"
-        )
-    if kind == "cuda":
-        require_kernels(torch.cuda.get_device_capability(), torch.cuda.get_arch_list())
     if kind in ("cuda", "xpu"):
         return torch.device(kind, int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device(kind)
@@ -82,65 +68,18 @@ def available_kinds() -> list[str]:
     return [*(name for name, kind in kinds.items() if kind.is_available()), "cpu"]
 
 
-def _first_available() -> str:
-    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
-        return "cpu"
-    return available_kinds()[0]
-
-
-def require_kernels(capability: tuple[int, int], architectures: list[str]) -> None:
-    """Refuse a GPU that the installed torch was not compiled for, before its first kernel fails.
-
-    Args:
-        capability: such as (6, 0) of a P100.
-        architectures: such as ["sm_75", "sm_80", "compute_90"], of `torch.cuda.get_arch_list`.
-
-    Raises:
-        RuntimeError: no kernels for it; says what to install.
-    """
-    # AMD's names, such as "gfx90a", say nothing about a capability.
-    known = [found for name in architectures if (found := ARCHITECTURE.fullmatch(name))]
-    major, minor = capability
-    # A binary of one major version runs on later minor ones; PTX ("compute_") on all later ones.
-    runs = any(
-        divmod(int(found["number"]), 10) <= capability
-        and (int(found["number"]) // 10 == major or found["kind"] == "compute")
-        for found in known
-    )
-    if known and not runs:
-        raise RuntimeError(
-            f"this torch ({torch.__version__}) has no kernels for {_gpu_name()} (sm_{major}{minor};"
-            f" it has {', '.join(architectures)}). Install a build that does, such as `pip install "
-            "torch torchvision --index-url https://download.pytorch.org/whl/cu126` (sm_50 to "
-            "sm_90), choose another GPU, or set LDM_DEVICE=cpu"
-        )
-
-
-def _gpu_name() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "this GPU"
-
-
 def require_accelerator(device: torch.device, image_size: int) -> None:
     """Refuse to begin a preset of 256 px or more on a CPU, where it would take weeks.
 
     Raises:
-        RuntimeError: says why no GPU was found and how to insist.
+        RuntimeError: says how to look for it and how to insist.
     """
     if image_size < 256 or device.type != "cpu" or os.environ.get("LDM_DEVICE") == "cpu":
         return
     raise RuntimeError(
-        f"no GPU was found, and faces of {image_size} px need one: {_why_no_gpu()} Presets for a "
-        "CPU are `laptop` and `demo`; to insist on this one, set LDM_DEVICE=cpu"
-    )
-
-
-def _why_no_gpu() -> str:
-    if torch.version.cuda is None and torch.version.hip is None:
-        return f"this torch ({torch.__version__}) is built without CUDA; see pytorch.org."
-    return (
-        f"this torch is built for CUDA {torch.version.cuda}. `nvidia-smi` tells whether there is a "
-        "GPU and what its driver supports; for an older driver install an older CUDA build "
-        "(`--index-url https://download.pytorch.org/whl/cu126`)."
+        f"no GPU was found by torch {torch.__version__} (built for CUDA {torch.version.cuda}), and "
+        f"faces of {image_size} px need one; `nvidia-smi` tells whether there is one and what its "
+        "driver supports. Presets for a CPU are `laptop` and `demo`; to insist, set LDM_DEVICE=cpu"
     )
 
 
@@ -214,27 +153,17 @@ def leave_busy_cores() -> None:
     """Compute on the cores that other processes leave idle, one at least; OMP_NUM_THREADS insists.
 
     The threads of an operator spin where they wait for each other. Beside others that compute, two
-    threads on two cores then take longer than one alone, by a factor of 20. Linux only, and only
-    what runs at this moment is seen. Another number of threads rounds otherwise.
+    threads on two cores then take longer than one alone, by a factor of 20. Only what runs at this
+    moment is seen. Another number of threads rounds otherwise.
     """
-    if sys.platform != "linux" or "OMP_NUM_THREADS" in os.environ:
+    if "OMP_NUM_THREADS" in os.environ:
         return
+    idle = psutil.cpu_count() * (1 - psutil.cpu_percent(interval=0.3) / 100)
     threads = torch.get_num_threads()
-    wanted = max(1, min(threads, round(_idle_cores())))
+    wanted = max(1, min(threads, round(idle)))
     if wanted < threads:
         print(f"other processes compute here: {wanted} of {threads} threads (OMP_NUM_THREADS)")
         torch.set_num_threads(wanted)
-
-
-def _idle_cores(seconds: float = 0.3) -> float:
-    def ticks() -> list[int]:
-        return [int(word) for word in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
-
-    before = ticks()
-    time.sleep(seconds)
-    spent = [now - then for now, then in zip(ticks(), before, strict=True)]
-    idle = spent[3] + spent[4]  # and waiting for a disk
-    return (os.cpu_count() or 1) * idle / max(1, sum(spent))
 
 
 def can_compile(device: torch.device) -> bool:
@@ -278,36 +207,17 @@ def freed_memory_kept(device: torch.device) -> Iterator[None]:
 
     glibc maps large tensors one by one and unmaps them when they are freed, so that the kernel
     clears the pages of every activation again, which takes a tenth of a full-size training step and
-    almost a third of the encoder's time (measured on two cores). Blocks may nest and run in
-    several threads; the effect ends with the last one. Does nothing on other devices, whose
-    allocator keeps memory by itself, with another C library, or with LDM_KEEP_MEMORY=0.
+    almost a third of the encoder's time (measured on two cores). The options stay set; blocks may
+    nest. Does nothing on other devices, whose allocator keeps memory by itself, and with another C
+    library.
     """
-    libc = _glibc() if device.type == "cpu" else None
-    if libc is None:
+    if sys.platform != "linux" or device.type != "cpu" or platform.libc_ver()[0] != "glibc":
         yield
         return
-    with _blocks_lock:
-        _blocks.append(device)
-        for option, (kept, _) in MALLOC_OPTIONS.items():
-            libc.mallopt(option, kept)
+    libc = ctypes.CDLL(None)
+    for option, value in MALLOC_OPTIONS.items():
+        libc.mallopt(option, value)
     try:
         yield
     finally:
-        with _blocks_lock:
-            _blocks.pop()
-            if not _blocks:
-                for option, (_, usual) in MALLOC_OPTIONS.items():
-                    libc.mallopt(option, usual)
-            libc.malloc_trim(0)
-
-
-_blocks: list[torch.device] = []  # that are being executed
-_blocks_lock = threading.Lock()
-
-
-@functools.cache
-def _glibc() -> ctypes.CDLL | None:
-    if sys.platform != "linux" or os.environ.get("LDM_KEEP_MEMORY") == "0":
-        return None
-    libc = ctypes.CDLL(None)
-    return libc if hasattr(libc, "gnu_get_libc_version") else None
+        libc.malloc_trim(0)

@@ -79,7 +79,7 @@ def open_recorder(device: torch.device) -> Recorder | None:
     try:
         return Recorder(device)
     except RuntimeError as error:
-        print(f"no CUDA graphs: {str(error).splitlines()[0]}")
+        print(f"no CUDA graphs: {first_line(error)}")
         return None
 
 

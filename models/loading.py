@@ -18,23 +18,23 @@ import torch
 from diffusers import ModelMixin
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from config import CODE, ROOT
+from files import is_hub_id
 
 Model = TypeVar("Model", bound=nn.Module)
 Opened = TypeVar("Opened")  # a tokenizer and the like
-# Errors of unpickling unverified bytes, in addition to the archive's own.
-UNREADABLE = (
-    *(zipfile.BadZipFile, pickle.UnpicklingError, EOFError, OSError, RuntimeError, ValueError),
-    *(KeyError, IndexError, TypeError, AttributeError, NotImplementedError, OverflowError),
-)
 # What transformers and diffusers raise for a weights file that is damaged or something else.
 UNREADABLE_WEIGHTS = (
     *(SafetensorError, pickle.UnpicklingError, EOFError, OSError, RuntimeError, ValueError),
+)
+# Errors of an archive, and of unpickling unverified bytes.
+UNREADABLE = (
+    *(zipfile.BadZipFile, *UNREADABLE_WEIGHTS[1:], KeyError, IndexError, TypeError),
+    *(AttributeError, NotImplementedError, OverflowError),
 )
 # Files of a pretrained folder, in the order in which both libraries look for weights.
 WEIGHTS = (
@@ -44,7 +44,7 @@ WEIGHTS = (
 
 
 def locate(name: str) -> str:
-    """The local folder that a model name refers to, or the name itself, which is then a hub id.
+    """The local folder that a model name refers to, or the name itself.
 
     Tried in this order: a folder of that name (relative to the repository); for a hub id
     "owner/model" or "owner/model@revision" a folder `model` in LDM_MODELS_DIR or, where that is not
@@ -60,11 +60,19 @@ def locate(name: str) -> str:
     return str(next((place for place in places if (place / "config.json").is_file()), name))
 
 
-def _address(name: str) -> tuple[str, dict[str, Any]]:
+def _address(name: str, purpose: str) -> tuple[str, dict[str, Any]]:
     """What `from_pretrained` takes for a name: a place and, of a hub id, its revision."""
     place = locate(name)
-    if Path(place).is_dir():
+    if (Path(place) / "config.json").is_file():
         return place, {}
+    if not is_hub_id(name, ROOT, CODE):
+        folder = ROOT / Path(name).expanduser()
+        beside = [p.name for p in folder.parent.glob("*") if (p / "config.json").is_file()]
+        there = f"; beside it are {', '.join(sorted(beside))}" if beside else ""
+        raise FileNotFoundError(
+            f"cannot open the {purpose}: no folder {folder} with a config.json, nor one of "
+            f"that name in LDM_MODELS_DIR{there}"
+        )
     repository, _, revision = place.partition("@")
     return repository, {"revision": revision} if revision else {}
 
@@ -86,7 +94,7 @@ def open_pretrained(
         FileNotFoundError: neither a folder nor the hub has it; says what to do.
         ValueError: one of its files is damaged.
     """
-    place, revision = _address(name)
+    place, revision = _address(name, purpose)
     try:
         return load(place, **revision, **options)
     except OSError as error:
@@ -100,46 +108,40 @@ def open_model(kinds: Mapping[str, type[Model]], name: str, purpose: str) -> Mod
 
     Args:
         kinds: which class opens what config.json describes, as {"clip": CLIPTextModel}.
-        name: see `open_pretrained`.
-        purpose: see `open_pretrained`.
+        name, purpose: see `open_pretrained`.
 
     Raises:
         FileNotFoundError: neither a folder nor the hub has it; says what to do.
         ValueError: config.json describes another model, or the weights are damaged, lack tensors or
-            have other shapes than config.json asks for. Names folder, file and tensor.
+            have other shapes than config.json asks for. Names folder and tensor.
     """
-    place, revision = _address(name)
-    description = _description(name, place, revision, purpose)
-    kind = _kind(description, kinds, purpose)
-    try:
-        model, report = _load(kind, place, revision)
-    except UNREADABLE_WEIGHTS as error:
-        weights = _weights_file(description.parent)
-        if weights is None:
+    place, revision = _address(name, purpose)
+    folder, is_local = Path(place), (Path(place) / "config.json").is_file()
+    if not is_local:
+        try:
+            folder = Path(hf_hub_download(place, "config.json", **revision)).parent
+        except OSError as error:
             raise _not_there(name, purpose, error) from error
-        raise _damaged(weights, purpose, error) from error
-    weights = _weights_file(description.parent) or description.parent
-    _require_all_weights(kind, report, f"cannot open the {purpose}: {weights}")
-    _name_without_folder(model, place)
-    return model.float()
-
-
-def _load(kind: Any, place: str, revision: dict[str, Any]) -> tuple[Any, Mapping]:
+    kind: Any = _kind(folder, kinds, purpose)
     # Wrong shapes are reported by tensor; without this option transformers 5 raises without a name.
     options = {"output_loading_info": True, "ignore_mismatched_sizes": True, **revision}
     if issubclass(kind, ModelMixin):
         options["low_cpu_mem_usage"] = False  # or diffusers does not take the option above
-    with quiet():
-        return kind.from_pretrained(place, **options)
-
-
-def _name_without_folder(model: Any, place: str) -> None:
-    """Let no copy of the model that is saved tell where its origin lay on this machine."""
-    name = Path(place).name if Path(place).is_dir() else place
+    try:
+        with quiet():
+            model, report = kind.from_pretrained(place, **options)
+    except UNREADABLE_WEIGHTS as error:
+        if not any((folder / file).is_file() for file in WEIGHTS):
+            raise _not_there(name, purpose, error) from error
+        raise _damaged(folder, purpose, error) from error
+    _require_all_weights(kind, report, f"cannot open the {purpose}: {folder}")
+    # No copy that is saved tells where its origin lay on this machine.
+    origin = folder.name if is_local else place
     if isinstance(model, ModelMixin):
-        model.register_to_config(_name_or_path=name)
+        model.register_to_config(_name_or_path=origin)
     else:
-        model.config.name_or_path = name
+        model.config.name_or_path = origin
+    return model.float()
 
 
 @contextmanager
@@ -155,34 +157,19 @@ def quiet() -> Iterator[None]:
             log.set_verbosity(level)
 
 
-def _description(name: str, place: str, revision: dict[str, Any], purpose: str) -> Path:
-    """The model's config.json, downloaded if necessary; the weights are in its folder."""
-    if Path(place).is_dir():
-        return Path(place) / "config.json"
+def _kind(folder: Path, kinds: Mapping[str, type[Model]], purpose: str) -> type[Model]:
     try:
-        return Path(hf_hub_download(place, "config.json", **revision))
-    except (OSError, HFValidationError) as error:
-        raise _not_there(name, purpose, error) from error
-
-
-def _kind(description: Path, kinds: Mapping[str, type[Model]], purpose: str) -> type[Model]:
-    try:
-        values = json.loads(description.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _damaged(description, purpose, error) from error
-    names = values if isinstance(values, dict) else {}
+        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _damaged(folder, purpose, error) from error
     # The key of transformers, then that of diffusers.
-    found = str(names.get("model_type") or names.get("_class_name"))
+    found = str(values.get("model_type") or values.get("_class_name"))
     if found not in kinds:
         raise ValueError(
-            f"cannot open the {purpose}: {description} describes {found!r}, "
+            f"cannot open the {purpose}: {folder} describes {found!r}, "
             f"not {' or '.join(map(repr, kinds))}. Name another model"
         )
     return kinds[found]
-
-
-def _weights_file(folder: Path) -> Path | None:
-    return next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
 
 
 def _require_all_weights(kind: type, report: Mapping[str, Collection], subject: str) -> None:
@@ -197,18 +184,16 @@ def _require_all_weights(kind: type, report: Mapping[str, Collection], subject: 
         problems["has tensors that config.json does not ask for"] = report["unexpected_keys"]
     for problem, names in problems.items():
         if names:
-            first, *others = sorted(names)
-            more = f" and {len(others)} more" if others else ""
             raise ValueError(
-                f"{subject} {problem}: {first}{more}. Download config.json and weights again, from "
-                "the same place"
+                f"{subject} {problem}: {', '.join(sorted(names)[:3])} ({len(names)} in all). "
+                "Download config.json and weights again, from the same place"
             )
 
 
-def _damaged(file: Path, purpose: str, error: Exception) -> ValueError:
+def _damaged(folder: Path, purpose: str, error: Exception) -> ValueError:
     return ValueError(
-        f"cannot open the {purpose}: {file} cannot be read ({error}). It may be cut short, a web "
-        "page, or a Git LFS pointer (run `git lfs pull` in its folder): download it again"
+        f"cannot open the {purpose}: a file in {folder} cannot be read ({error}). It may be cut "
+        "short, a web page, or a Git LFS pointer (run `git lfs pull` there): download it again"
     )
 
 

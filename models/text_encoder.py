@@ -68,10 +68,6 @@ class TextEncoder(nn.Module):
         cast_matrices(model, precision)
         return TextEncoder(model, self.tokenizer)
 
-    def count_tokens(self, caption: str) -> int:
-        """Tokens of a caption, start and end included."""
-        return len(self.tokenizer(caption).input_ids)
-
     def tokenize(self, captions: Sequence[str]) -> torch.Tensor:
         """Captions -> token ids (B, L) on the CPU.
 

@@ -58,20 +58,18 @@ class VAEWrapper(nn.Module):
     @property
     def downsampling(self) -> int:
         """How many pixels one latent position covers along a side: 8."""
-        config = self.autoencoder.config
-        if isinstance(self.autoencoder, AutoencoderTiny):
-            return 2 ** (len(config.encoder_block_out_channels) - 1)
-        return 2 ** (len(config.block_out_channels) - 1)
+        config, is_tiny = self.autoencoder.config, isinstance(self.autoencoder, AutoencoderTiny)
+        widths = config.encoder_block_out_channels if is_tiny else config.block_out_channels
+        return 2 ** (len(widths) - 1)
 
     @property
     def upsampling(self) -> int:
         """How many pixels the decoder makes of one latent position along a side: as many as the
         encoder sees, or more where it was made for larger pictures.
         """
+        config = self.autoencoder.config
         if isinstance(self.autoencoder, AutoencoderTiny):
-            config = self.autoencoder.config
-            stages = len(config.decoder_block_out_channels) - 1
-            return config.upsampling_scaling_factor**stages
+            return config.upsampling_scaling_factor ** (len(config.decoder_block_out_channels) - 1)
         return self.downsampling
 
     @property

@@ -92,7 +92,7 @@ def make_decoder(arguments: argparse.Namespace) -> dict[str, Any]:
     *_, trained = train_decoder(start, *faces, config, device, sampled)
     save_decoder_alone(trained.averaged, out)
     shown = choose(len(small[1]), MEASURED)
-    held_out = small[1].images()[shown], large[1].images()[shown]
+    held_out = small[1].images(shown), large[1].images(shown)
     return {
         "image_size": size,
         "picture_size": picture_size,

@@ -15,10 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from custom_datasets.captions import Caption, compose, describe, join_words
+from custom_datasets.captions import Caption, compose, describe
 from custom_datasets.celeba_files import ATTRIBUTES
 from pretraining.clip import WORDS
 
@@ -86,8 +84,6 @@ EXCLUSIVE = (
 )
 FACIAL_HAIR = {"5_o_Clock_Shadow", "Goatee", "Mustache", "Sideburns"}
 
-vectors = st.lists(st.booleans(), min_size=40, max_size=40)
-
 
 def vector(*names: str) -> list[bool]:
     return [name in names for name in ATTRIBUTES]
@@ -135,17 +131,6 @@ def test_telling_absences_can_be_stated(name: str) -> None:
     assert any(caption.stated.get(name) is False for caption in captions)
 
 
-@settings(max_examples=300, deadline=None)
-@given(vectors, st.integers(0, 10**6), st.integers(0, 100), st.integers(0, 3))
-def test_says_exactly_what_it_states_and_only_the_truth(
-    row: list[bool], index: int, wording: int, seed: int
-) -> None:
-    caption = compose(row, index, wording, seed)
-    truth = dict(zip(ATTRIBUTES, row, strict=True))
-    assert said_in(caption.text) == caption.stated
-    assert caption.stated.items() <= truth.items()
-
-
 def test_says_exactly_what_it_states_at_every_density() -> None:
     for row, caption in MANY:
         assert said_in(caption.text) == caption.stated, caption.text
@@ -191,12 +176,6 @@ def test_of_women_nothing_is_said_of_beards() -> None:
     assert not any(has_facial_hair(c) or "No_Beard" in c.stated for c in women)
 
 
-def test_a_goatee_is_not_called_a_beard_besides() -> None:
-    texts = [describe(vector("Male", "Goatee"), index) for index in range(300)]
-    assert any("goatee" in text for text in texts)
-    assert not any("a beard" in text for text in texts)
-
-
 def test_sentences_are_well_formed() -> None:
     for _, caption in [*MANY, *((None, compose(vector(), i)) for i in range(200))]:
         text = caption.text
@@ -215,16 +194,6 @@ def test_articles_agree_with_the_next_word() -> None:
     assert articles == {"a", "an"}
 
 
-def test_a_with_list_has_one_and() -> None:
-    for _, caption in MANY:
-        features = re.search(
-            r"(?:man|person) with (.*?)(?:\.|, wearing|, smil|, sh|, not|$)", caption.text
-        )
-        if features and "," in features[1]:
-            assert features[1].count(" and ") == 1, caption.text
-            assert " and " not in features[1].rsplit(", ", 1)[0], caption.text
-
-
 def test_negations_come_last_so_that_they_deny_nothing_else() -> None:
     denied = [caption.text for _, caption in MANY if " not " in caption.text]
     assert len(denied) > 500
@@ -241,26 +210,6 @@ def test_a_list_in_a_list_does_not_run_on() -> None:
             assert clause.count(" and ") <= 1, caption.text
 
 
-def test_pronoun_agrees_with_the_noun() -> None:
-    seen = set()
-    for _, caption in MANY:
-        if ". " in caption.text:
-            noun = re.search(r"\b(man|woman|person)\b", caption.text)[1]
-            verb = {"man": "He is", "woman": "She is", "person": "They are"}[noun]
-            assert caption.text.split(". ")[1].startswith(verb + " ")
-            seen.add(noun)
-    assert seen == {"man", "woman", "person"}
-
-
-def test_nothing_and_everything_give_good_sentences() -> None:
-    for index in range(100):
-        bare = compose(vector(), index)
-        assert re.search(r"\b(woman|person)\b", bare.text) and " with " not in bare.text
-        assert not any(bare.stated.values())
-        full = compose([True] * 40, index)
-        assert len(full.stated) > 10 and said_in(full.text) == full.stated
-
-
 def test_the_same_three_numbers_give_the_same_caption_and_others_another() -> None:
     row = vector("Male", "Smiling", "Young", "Black_Hair", "Eyeglasses", "Big_Nose", "Oval_Face")
     assert compose(row, 3, 5, 7) == compose(np.array(row), 3, 5, 7)
@@ -271,13 +220,6 @@ def test_the_same_three_numbers_give_the_same_caption_and_others_another() -> No
         {describe(row, 3, 5, seed) for seed in range(40)},
     ):
         assert len(texts) > 20
-
-
-def test_most_true_attributes_are_said_over_the_wordings() -> None:
-    row = vector("Male", "Smiling", "Young", "Black_Hair", "Eyeglasses", "Big_Nose")
-    for name in ("Smiling", "Black_Hair", "Eyeglasses", "Big_Nose"):
-        said = sum(name in compose(row, 0, wording).stated for wording in range(300))
-        assert 200 < said < 300
 
 
 def test_other_processes_write_the_same_captions() -> None:
@@ -298,23 +240,6 @@ def test_other_processes_write_the_same_captions() -> None:
     rows = [[(i * j) % 3 == 1 for j in range(40)] for i in range(40)]
     here = "|".join(describe(row, i, i % 5) for i, row in enumerate(rows))
     assert elsewhere.stdout.strip() == here
-
-
-@pytest.mark.parametrize("length", [0, 39, 41])
-def test_another_number_of_attributes_is_refused(length: int) -> None:
-    with pytest.raises(ValueError, match=f"40 attributes, got {length}"):
-        compose([True] * length, 0)
-
-
-def test_join_words() -> None:
-    assert join_words(["a"]) == "a"
-    assert join_words(["a", "b"]) == "a and b"
-    assert join_words(["a", "b", "c"]) == "a, b and c"
-
-
-def test_random_captions_fit_clip() -> None:
-    lengths = [clip_length(caption.text) for _, caption in MANY]
-    assert 60 < max(lengths) <= 77
 
 
 def test_the_longest_caption_fits_clip() -> None:

@@ -13,8 +13,6 @@ from models.custom_unet_celeba_ldm import (
     build_unet,
     compile_blocks,
     count_parameters,
-    keep_channels_last,
-    training_operations,
     use_plain_attention,
 )
 from models.device import autocast
@@ -78,7 +76,6 @@ def test_the_full_size_unet_compiles_in_blocks_without_a_break() -> None:
     """Each shape of a block is one graph, in which everything of the block is (fullgraph)."""
     shape = dataclasses.replace(celeba_hq().unet, widths=(32, 64, 64, 64), text_width=64)
     unet = build_unet(shape).train()
-    keep_channels_last(unet)
     plain, graphs = copy.deepcopy(unet), []
 
     def backend(graph: torch.fx.GraphModule, examples: object) -> Callable[..., object]:
@@ -97,21 +94,3 @@ def test_the_full_size_unet_compiles_in_blocks_without_a_break() -> None:
     with autocast("bf16", torch.device("cpu")), torch.no_grad():
         torch.testing.assert_close(output.detach(), plain(latents, steps, text).sample)
     torch._dynamo.reset()
-
-
-def test_operations_of_a_training_step() -> None:
-    """77.9 GFLOP were counted over a forward and a backward pass of the full size."""
-    assert training_operations(celeba_hq().unet) / 1e9 == pytest.approx(77.9, rel=0.02)
-
-
-def test_kept_channels_last_trains_as_the_plain_way(small: UNet2DConditionModel) -> None:
-    gradients, names = [], list(small.state_dict())
-    for prepare in (lambda unet: None, keep_channels_last):
-        prepare(small.train())
-        small.eval().train()  # as a loop that samples between its steps does
-        small.zero_grad()
-        small(*inputs()).sample.square().mean().backward()
-        gradients.append([p.grad for p in small.parameters()])
-    for plain, kept in zip(*gradients, strict=True):
-        torch.testing.assert_close(kept, plain, rtol=1e-4, atol=1e-6)
-    assert list(small.state_dict()) == names

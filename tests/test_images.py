@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
-from custom_datasets.images import read_image, to_model_range
+from custom_datasets.images import read_image
 from custom_datasets.screening import examine
 
 SIDE = 48
@@ -125,11 +125,6 @@ def test_another_shape_is_resized_and_cut_in_the_middle(
     expected = expected.crop((left, top, left + 32, top + 32))
     found = read_image(tmp_path / "1.png", 32)
     assert np.array_equal(found.permute(1, 2, 0).numpy(), np.asarray(expected))
-
-
-def test_to_model_range() -> None:
-    levels = to_model_range(torch.arange(256, dtype=torch.uint8))
-    torch.testing.assert_close(levels, torch.linspace(-1, 1, 256))
 
 
 def bomb(path: Path) -> None:

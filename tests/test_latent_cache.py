@@ -1,7 +1,6 @@
 """Latents: the cache holds what encoding gives, once, whatever interrupts it."""
 
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -27,12 +26,6 @@ from models.vae_wrapper import Posterior, VAEWrapper
 
 ROOT = Path(__file__).resolve().parents[1]
 HALF = {"atol": 2e-3, "rtol": 2e-3}  # float16 keeps eleven bits
-
-
-@pytest.fixture(autouse=True)
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Progress is recorded every eight faces."""
-    monkeypatch.setattr(latent_cache, "CHUNK", 8)
 
 
 def open_cache(
@@ -91,27 +84,6 @@ def test_the_cache_holds_what_encoding_gives(
             torch.testing.assert_close(kept, made, **HALF)
 
 
-def test_any_order_and_any_mixture_of_sides(
-    faces: CelebAHQ, vae: CountingVAE, tmp_path: Path
-) -> None:
-    positions, flipped = np.array([7, 0, 23, 7]), np.array([True, False, True, False])
-    cache = open_cache(faces, vae, tmp_path, workers=1)
-    kept = cache.fetch(positions, flipped)
-    made = ImageLatents(faces, vae, workers=2).fetch(positions, flipped)
-    torch.testing.assert_close(kept.mean, made.mean, **HALF)
-    torch.testing.assert_close(kept.std, made.std, **HALF)
-    assert not torch.allclose(kept.mean[0], kept.mean[3], **HALF)
-
-
-def test_encoding_on_the_fly_is_encoding_the_pixels(faces: CelebAHQ, vae: CountingVAE) -> None:
-    positions, flipped = np.array([4, 9]), np.array([False, True])
-    images = torch.stack([faces[4].image, faces[9].image.flip(-1)])
-    expected = vae.encode(to_model_range(images))
-    made = ImageLatents(faces, vae, workers=1).fetch(positions, flipped)
-    torch.testing.assert_close(made.mean, expected.mean)
-    torch.testing.assert_close(made.std, expected.std)
-
-
 def test_a_mirrored_face_is_encoded_as_such(
     faces: CelebAHQ, vae: CountingVAE, tmp_path: Path
 ) -> None:
@@ -121,17 +93,6 @@ def test_a_mirrored_face_is_encoded_as_such(
     torch.testing.assert_close(mirrored, expected, **HALF)
     flipped_latent = cache.fetch(np.array([3]), np.array([False])).mean.flip(-1)
     assert (mirrored - flipped_latent).abs().max() > 0.05
-
-
-def test_a_cache_without_mirrored_faces_says_so(
-    faces: CelebAHQ, vae: CountingVAE, tmp_path: Path
-) -> None:
-    cache = open_cache(faces, vae, tmp_path, flip=False, workers=1)
-    assert vae.images == 24
-    cache.fetch(np.array([0, 1]), np.array([False, False]))
-    with pytest.raises(ValueError, match="no mirrored faces") as caught:
-        cache.fetch(np.array([0, 1]), np.array([False, True]))
-    assert str(cache.path) in str(caught.value)
 
 
 def test_nothing_is_encoded_twice(faces: CelebAHQ, vae: CountingVAE, tmp_path: Path) -> None:
@@ -163,18 +124,6 @@ def test_the_key_is_of_everything_that_matters(
     assert len({key, *others}) == 7
 
 
-def test_a_copy_of_the_folder_has_the_same_key(
-    drawn_folder: Path, vae: CountingVAE, tmp_path: Path
-) -> None:
-    """A fresh copy on another machine encodes nothing anew."""
-    shutil.copytree(drawn_folder, tmp_path / "elsewhere", copy_function=shutil.copyfile)
-    keys = [
-        key_of(CelebAHQ(folder, "train", 64), vae, True, "no")
-        for folder in (drawn_folder, tmp_path / "elsewhere")
-    ]
-    assert keys[0] == keys[1]
-
-
 def test_the_key_changes_with_an_image(vae: CountingVAE, tmp_path: Path) -> None:
     folder = write_drawn_faces(tmp_path / "faces", (2, 1, 1), 64, workers=1)
     faces = CelebAHQ(folder, "train", 64)
@@ -190,7 +139,7 @@ def test_an_interrupted_encode_goes_on_where_it_stopped(
     faces: CelebAHQ, vae: CountingVAE, tmp_path: Path
 ) -> None:
     whole = open_cache(faces, vae, tmp_path / "whole", batch_size=1, workers=1)
-    for batches in (2 * 10 + 1, 2 * 3):  # both sides of ten images and one of the next; and again
+    for batches in (0, 2 * 10 + 1, 2 * 3):  # both sides of ten images and one of the next; again
         with pytest.raises(RuntimeError, match="power"):
             open_cache(
                 faces, breaking_after(batches, vae), tmp_path / "cut", batch_size=1, workers=1
@@ -198,38 +147,35 @@ def test_an_interrupted_encode_goes_on_where_it_stopped(
         assert not list((tmp_path / "cut").glob("latents_*[0-9a-f].npy"))
     last = breaking_after(10**9, vae)
     resumed = open_cache(faces, last, tmp_path / "cut", batch_size=1, workers=1)
-    assert last.images == 2 * (24 - 8)  # the chunk that the first run recorded was kept
+    assert last.images == 2 * (24 - 10 - 3)
     assert np.array_equal(resumed.values, whole.values)
     left = [path.name for path in (tmp_path / "cut").iterdir()]
     assert len([name for name in left if ".lock" not in name]) == 1
 
 
-def test_an_encode_that_stopped_at_once_starts_again(
+def test_what_a_power_cut_left_half_written_is_encoded_again(
     faces: CelebAHQ, vae: CountingVAE, tmp_path: Path
 ) -> None:
+    whole = open_cache(faces, vae, tmp_path / "whole", batch_size=1, workers=1)
     with pytest.raises(RuntimeError, match="power"):
-        open_cache(faces, breaking_after(1, vae), tmp_path, batch_size=4, workers=1)
-    cache = open_cache(faces, vae, tmp_path, batch_size=4, workers=1)
-    assert vae.images == 48
-    made = ImageLatents(faces, vae, 1).fetch(np.arange(24), np.zeros(24, bool))
-    torch.testing.assert_close(cache.fetch(np.arange(24), np.zeros(24)).mean, made.mean, **HALF)
-
-
-def test_a_stale_record_of_progress_is_not_believed(
-    faces: CelebAHQ, vae: CountingVAE, tmp_path: Path
-) -> None:
-    """Left by a process that died after its last batch; the file was then thrown away."""
-    cache = open_cache(faces, vae, tmp_path, batch_size=4, workers=1)
-    expected = np.array(cache.values)
-    cache.path.unlink()
-    cache.path.with_suffix(".progress0.json").write_text("[0, 1]")
+        open_cache(faces, breaking_after(20, vae), tmp_path / "cut", batch_size=1, workers=1)
+    (path,) = (tmp_path / "cut").glob("*.encoding.npy")
+    values = np.load(path, mmap_mode="r+")
+    assert np.isfinite(values[:10]).all() and np.isnan(values[10:]).all()
+    values[4, 1, 0, 3, 5:] = np.nan
+    values.flush()
+    last = breaking_after(10**9, vae)
+    resumed = open_cache(faces, last, tmp_path / "cut", batch_size=1, workers=1)
+    assert last.images == 2 * 15 and np.array_equal(resumed.values, whole.values)
     with pytest.raises(RuntimeError, match="power"):
-        open_cache(faces, breaking_after(1, vae), tmp_path, batch_size=4, workers=1)
-    again = open_cache(faces, vae, tmp_path, batch_size=4, workers=1)
-    assert np.array_equal(again.values, expected)
+        open_cache(faces, breaking_after(20, vae), tmp_path / "torn", batch_size=1, workers=1)
+    (path,) = (tmp_path / "torn").glob("*.encoding.npy")
+    os.truncate(path, path.stat().st_size // 2)
+    again = open_cache(faces, vae, tmp_path / "torn", batch_size=1, workers=1)
+    assert np.array_equal(again.values, whole.values)
 
 
-@pytest.mark.parametrize("part", [0.0, 0.001, 0.5, 0.999])
+@pytest.mark.parametrize("part", [0.0, 0.999])
 def test_a_cache_cut_short_is_never_read(
     faces: CelebAHQ, vae: CountingVAE, tmp_path: Path, capsys: pytest.CaptureFixture, part: float
 ) -> None:
@@ -239,20 +185,6 @@ def test_a_cache_cut_short_is_never_read(
     again = open_cache(faces, vae, tmp_path, batch_size=4, workers=1)
     assert np.array_equal(again.values, expected) and vae.images == 2 * 48
     assert f"{cache.path} is not whole" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("spoiled", ["partial.npy", "progress0.json"])
-def test_a_torn_record_of_an_interrupted_encode_starts_it_again(
-    faces: CelebAHQ, vae: CountingVAE, tmp_path: Path, spoiled: str
-) -> None:
-    expected = open_cache(faces, vae, tmp_path / "whole", batch_size=1, workers=1)
-    with pytest.raises(RuntimeError, match="power"):
-        open_cache(faces, breaking_after(30, vae), tmp_path / "cut", batch_size=1, workers=1)
-    (path,) = (tmp_path / "cut").glob(f"*.{spoiled}")
-    os.truncate(path, path.stat().st_size // 2)
-    last = breaking_after(10**9, vae)
-    resumed = open_cache(faces, last, tmp_path / "cut", batch_size=1, workers=1)
-    assert last.images == 48 and np.array_equal(resumed.values, expected.values)
 
 
 def test_latents_that_are_not_finite_are_refused_by_image(
@@ -314,8 +246,8 @@ def test_processes_share_the_encoding_and_resume_with_another_number(
 ) -> None:
     """Threads stand for processes here: what they share is files."""
     whole = open_cache(faces, vae, tmp_path / "whole", batch_size=2, workers=1)
-    with pytest.raises(RuntimeError, match="power"):  # one process encodes a chunk and dies
-        open_cache(faces, breaking_after(10, vae), tmp_path / "cut", batch_size=2, workers=1)
+    with pytest.raises(RuntimeError, match="power"):  # one process encodes four faces and dies
+        open_cache(faces, breaking_after(5, vae), tmp_path / "cut", batch_size=2, workers=1)
     barrier = threading.Barrier(count)
     shares = [breaking_after(10**9, vae) for _ in range(count)]
 
@@ -328,29 +260,8 @@ def test_processes_share_the_encoding_and_resume_with_another_number(
     with ThreadPoolExecutor(count) as threads:
         caches = list(threads.map(work, range(count)))
     assert all(np.array_equal(cache.values, whole.values) for cache in caches)
-    assert sum(share.images for share in shares) == 2 * 16  # two of the three chunks
-    assert sorted(share.images for share in shares)[-2:] == [16, 16]
-
-
-def test_a_full_disk_is_told_before_anything_is_encoded(
-    faces: CelebAHQ, vae: CountingVAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    usage = shutil.disk_usage(tmp_path)._replace(free=10_000)
-    monkeypatch.setattr(latent_cache.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(OSError, match=r"GB are missing.*data\.cache_latents=false"):
-        open_cache(faces, vae, tmp_path, workers=1)
-    assert vae.images == 0 and not list(tmp_path.glob("*.npy"))
-
-
-@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="needs posix_fallocate")
-def test_the_room_is_taken_before_the_work(
-    faces: CelebAHQ, vae: CountingVAE, tmp_path: Path
-) -> None:
-    """A sparse file on a disk that fills up under a memory map ends in a bus error."""
-    with pytest.raises(RuntimeError, match="power"):
-        open_cache(faces, breaking_after(0, vae), tmp_path, workers=1)
-    (partial,) = tmp_path.glob("*.partial.npy")
-    assert partial.stat().st_blocks * 512 >= partial.stat().st_size
+    assert sum(share.images for share in shares) == 2 * (24 - 4)
+    assert min(share.images for share in shares) >= 2 * 2 * (10 // count)
 
 
 @pytest.mark.parametrize(

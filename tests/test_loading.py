@@ -175,10 +175,15 @@ def test_a_text_half_is_the_whole_models(clip_folder: Path, tmp_path: Path) -> N
     assert torch.equal(whole(["a man"]), half(["a man"]))
 
 
-def test_opening_draws_no_random_numbers(folder: Path) -> None:
-    before = torch.random.get_rng_state()
-    open_folder(folder)
-    assert torch.equal(torch.random.get_rng_state(), before)
+@pytest.mark.parametrize("name", ["assets/demo_autoencodr", "./x", "../x", "x", "assets"])
+def test_a_misspelt_folder_is_named_and_not_asked_of_the_hub(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("models.loading.hf_hub_download")
+    with pytest.raises(FileNotFoundError) as caught:
+        VAEWrapper.from_pretrained(name)
+    assert str(ROOT / name) in str(caught.value)
+    assert ("demo_autoencoder" in str(caught.value)) == (name == "assets/demo_autoencodr")
 
 
 def test_float16_files_are_opened_in_float32(clip_folder: Path, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Faces:
         for each, count in zip(opened, (TRAIN, REFERENCE, N), strict=True)
     ]
     train, reference, heldout = (
-        each.images(2)[rows] for each, rows in zip(opened, slots, strict=True)
+        each.images(rows, 2) for each, rows in zip(opened, slots, strict=True)
     )
     noise = 8 * torch.randn(NOISY, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     noisy = (heldout[:NOISY].float() + noise).round().clamp(0, 255).to(torch.uint8)

@@ -15,7 +15,6 @@ from models.device import (
     choose_device,
     choose_precision,
     require_accelerator,
-    require_kernels,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -101,9 +100,6 @@ class Kind:
 
     def __init__(self, is_there: bool) -> None:
         self.is_available = lambda: is_there
-        self.get_device_capability = lambda *_: (8, 0)
-        self.get_arch_list = lambda: ["sm_80"]
-        self.get_device_name = lambda *_: "a card"
 
 
 @pytest.fixture
@@ -143,26 +139,6 @@ def test_the_environment_insists_on_a_device(
     assert str(choose_device()) == "cuda:3"
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     assert str(choose_device()) == "cpu"
-
-
-@pytest.mark.parametrize(
-    ("capability", "architectures", "runs"),
-    [
-        ((6, 0), ["sm_70", "sm_75", "sm_80"], False),  # a P100 and a build for CUDA 12.8
-        ((8, 6), ["sm_75", "sm_80"], True),  # binaries run on later minor versions
-        ((9, 0), ["sm_80", "compute_80"], True),  # PTX is compiled for what comes later
-        ((12, 0), ["sm_90a", "sm_120"], True),
-        ((9, 0), ["gfx90a", "gfx942"], True),  # AMD's names tell no capability
-    ],
-)
-def test_a_card_without_kernels_is_told_so(
-    capability: tuple[int, int], architectures: list[str], runs: bool
-) -> None:
-    if runs:
-        require_kernels(capability, architectures)
-        return
-    with pytest.raises(RuntimeError, match=f"sm_{capability[0]}{capability[1]}"):
-        require_kernels(capability, architectures)
 
 
 def test_large_pictures_do_not_silently_begin_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 import config as config_module
-from custom_datasets import forms, recognition, sources
+from custom_datasets import recognition, sources
 from custom_datasets.celeba_files import (
     ATTRIBUTE_FILE,
     ATTRIBUTES,
@@ -52,7 +52,8 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         bits = imagehash.phash(blots(index), hash_size=16).hash.reshape(-1)
         hashes[index] = np.packbits(bits).view(np.uint64)
     monkeypatch.setattr(recognition, "known_hashes", lambda: hashes)
-    monkeypatch.setattr(sources, "known_digests", lambda: attribute_digests(OFFICIAL))
+    for module in (recognition, sources):
+        monkeypatch.setattr(module, "known_digests", lambda: attribute_digests(OFFICIAL))
     return tmp_path
 
 
@@ -151,8 +152,11 @@ def test_names_that_claim_another_face_are_not_believed(root: Path) -> None:
 
 def test_other_pictures_with_such_names_have_no_split_of_celeba(root: Path) -> None:
     folder = root / "mine"
-    write_pictures(folder / IMAGE_FOLDER, {f"{i:06d}.jpg": 500 + i for i in range(20)})
+    write_pictures(folder, {f"{i:06d}.jpg": 500 + i for i in range(20)})
     write_annotation(folder, list(range(20)))
+    with pytest.raises(ValueError, match=r"metadata\.csv"):
+        CelebAHQ(folder, None, 32)
+    write_metadata(folder, [f"{i:06d}.jpg" for i in range(20)], OFFICIAL[:20])
     faces = CelebAHQ(folder, None, 32)
     assert faces.split_kind == "chance" and np.bincount(faces.splits).tolist() == [16, 2, 2]
     assert np.array_equal(faces.attributes, OFFICIAL[:20])
@@ -229,13 +233,13 @@ def test_a_data_set_with_captions(root: Path, capsys: pytest.CaptureFixture) -> 
 
 
 def test_a_list_that_is_in_another_order_is_told(capsys: pytest.CaptureFixture) -> None:
-    rates = np.array([forms.CELEBA_RATES.get(name, 0.1) for name in ATTRIBUTES])
+    rates = np.array([sources.CELEBA_RATES.get(name, 0.1) for name in ATTRIBUTES])
     values = np.random.default_rng(0).random((1200, 40)) < rates
-    forms._warn_of_rates("right", values)
-    forms._warn_of_rates("few", values[:900, ::-1])
+    sources._warn_of_rates("right", values)
+    sources._warn_of_rates("few", values[:900, ::-1])
     assert not capsys.readouterr().out
-    forms._warn_of_rates("reversed", values[:, ::-1])
-    forms._warn_of_rates("denied", ~values)
+    sources._warn_of_rates("reversed", values[:, ::-1])
+    sources._warn_of_rates("denied", ~values)
     said = capsys.readouterr().out
     assert "reversed" in said and "denied" in said
 
@@ -278,13 +282,7 @@ def test_own_captions_are_used_as_they_are(root: Path) -> None:
     for position, name in enumerate(faces.names):
         caption = faces.caption(position, wording=position, seed=position)
         assert caption.text == f"Aunt Ada, number {name[0]}" and caption.stated == {}
-    key = faces.label_fingerprint()
-    assert (
-        key != CelebAHQ(mine(root, "file_name,caption\n0.jpg,a man"), None, 32).label_fingerprint()
-    )
-    mine(root, "\n".join(["number,file_name,caption", *rows]))
     held_out = CelebAHQ(root / "mine", "test", 32)
-    assert held_out.label_fingerprint() != key
     assert held_out.caption(0).text == f"Aunt Ada, number {held_out.names[0][0]}"
 
 
@@ -296,8 +294,8 @@ def test_several_captions_of_a_picture_are_used_in_turn(root: Path) -> None:
     assert texts == ["one 3", "two 3", "one 3", "two 3"]
     (folder / "metadata.jsonl").unlink()
     pairs = [f"{i}.jpg,{word} {i}" for word in ("one", "two") for i in range(10)]
-    faces = CelebAHQ(mine(root, "\n".join(["file_name,caption", *pairs])), None, 32)
-    assert [faces.caption(3, wording).text for wording in range(4)] == texts and len(faces) == 10
+    with pytest.raises(ValueError, match=r"two rows for 0\.jpg"):
+        CelebAHQ(mine(root, "\n".join(["file_name,caption", *pairs])), None, 32)
 
 
 def test_own_folders_divide_own_pictures(root: Path) -> None:
@@ -359,39 +357,29 @@ def test_a_split_by_chance_is_the_same_everywhere() -> None:
 # --- the annotation file ---
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda text: "\ufeff" + text,
-        lambda text: text.replace("\n", "\r\n"),
-        lambda text: text.rstrip("\n"),
-        lambda text: text.replace("  ", " "),
-    ],
-    ids=["bom", "crlf", "no last newline", "single spaces"],
-)
-def test_the_annotation_file_of_other_hands(tmp_path: Path, change: Callable[[str], str]) -> None:
+def test_the_annotation_file_of_other_hands(tmp_path: Path) -> None:
     write_annotation(tmp_path, [0, 2, 7])
     path = tmp_path / ATTRIBUTE_FILE
-    path.write_bytes(change(path.read_text()).encode())
+    text = path.read_text().replace("\n", "\r\n").replace("  ", " ").rstrip()
+    path.write_bytes(f"\ufeff{text}".encode())
     names, values = read_attributes(path)
     assert names == ["0.jpg", "2.jpg", "7.jpg"] and np.array_equal(values, OFFICIAL[[0, 2, 7]])
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda text: text[:-200],
-        lambda text: text[: text.rindex("\n", 0, -1) + 1],
-        lambda text: text.replace(" -1", " 5", 1),
-        lambda text: text.replace("Bald", "Hairless"),
-        lambda text: "",
-    ],
-    ids=["cut", "a row less", "another value", "another name", "empty"],
-)
-def test_a_damaged_annotation_file_is_named(tmp_path: Path, change: Callable[[str], str]) -> None:
+DAMAGE = {
+    "cut": lambda text: text[:-200],
+    "a row less": lambda text: text[: text.rindex("\n", 0, -1) + 1],
+    "another value": lambda text: text.replace(" -1", " 5", 1),
+    "another name": lambda text: text.replace("Bald", "Hairless"),
+    "empty": lambda text: "",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_annotation_file_is_named(tmp_path: Path, damage: str) -> None:
     write_annotation(tmp_path, [0, 2, 7])
     path = tmp_path / ATTRIBUTE_FILE
-    path.write_text(change(path.read_text()))
+    path.write_text(DAMAGE[damage](path.read_text()))
     with pytest.raises(ValueError, match=ATTRIBUTE_FILE):
         read_attributes(path)
 

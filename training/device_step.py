@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from config import Config, TrainingConfig
 from models.custom_unet_celeba_ldm import (
     compile_blocks,
-    keep_channels_last,
     recompute_activations,
     training_operations,
     use_plain_attention,
@@ -187,14 +186,12 @@ class HalfCopy:
 
 
 def prepare_unet(
-    unet: UNet2DConditionModel, settings: TrainingConfig, device: torch.device, is_alone: bool
+    unet: UNet2DConditionModel, settings: TrainingConfig, device: torch.device
 ) -> UNet2DConditionModel:
     """Bring the UNet into the form that trains fastest on its device."""
     unet.train()
     if device.type == "cpu":
         use_plain_attention(unet)
-    if is_alone:
-        keep_channels_last(unet)
     if settings.gradient_checkpointing:
         recompute_activations(unet)
     if can_compile(device) if settings.compile is None else settings.compile:
