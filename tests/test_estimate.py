@@ -63,21 +63,24 @@ def test_ratios_of_what_is_shown_to_what_is_asked() -> None:
 
 
 def test_distances_and_recall_of_other_pictures_of_one_model() -> None:
-    rng, rows, repeats = np.random.default_rng(3), np.arange(100), 80
+    rng, rows, repeats = np.random.default_rng(3), np.arange(100), 200
     reference = torch.from_numpy(rng.normal(size=(150, 8)))
     frechet, real = Frechet(reference), Reference(reference)
-    found: dict[str, list] = {"frechet": [], "kernel": [], "recall": [], "pairs": []}
+    found: dict[str, list] = {"frechet": [], "kernel": [], "pairs": []}
+    found |= {"recall": [], "precision": []}
     for _ in range(repeats):
         x = torch.from_numpy(0.8 * rng.normal(size=(100, 8)) + 0.3)
         overlap, kernel = Overlap(x, real), Kernel(x, reference)
         found["frechet"] += jackknife(lambda r, x=x: frechet(x[r]), rows)
         found["kernel"] += jackknife(lambda r, k=kernel: k(torch.from_numpy(r)), rows)
-        found["recall"] += jackknife(overlap.shares, rows, is_share=True)[:1]
+        recall, precision = jackknife(overlap.shares, rows, is_share=True)
+        found["recall"].append(recall)
+        found["precision"].append(precision)
         found["pairs"] += jackknife(overlap.pair_distance, rows)
     for name, each in found.items():
         truth = np.mean([estimate.value for estimate in each])
         hits = np.mean([estimate.low <= truth <= estimate.high for estimate in each])
-        assert 0.9 <= hits <= 1, name
+        assert 0.91 <= hits <= 0.985, name
 
 
 def test_all_or_none_leave_a_width_inside_the_unit() -> None:
