@@ -9,7 +9,9 @@ from scipy.stats import t
 
 PARTS = 20  # of the clusters, each left out once; or halves that are drawn
 MIN_CLUSTERS = 2 * PARTS  # pictures or faces, below which nothing is measured
-QUANTILE, SEED = float(t.ppf(0.975, PARTS - 1)), 0  # of Student's t for 95 %; of what is left out
+QUANTILE = float(t.ppf(0.975, PARTS - 1))  # of Student's t, for 95 %
+PAIR_QUANTILE = float(t.ppf(0.975, PARTS // 2 - 1))  # where ten pairs of parts decide
+SEED = 0  # of what is left out
 Leaving = Callable[[Iterable[np.ndarray]], np.ndarray]  # (n,) each -> a statistic's (L, K)
 
 
@@ -60,35 +62,40 @@ def jackknife(
     def without(is_out: Iterable[np.ndarray]) -> np.ndarray:
         return np.array([np.atleast_1d(statistic(np.flatnonzero(~out[unit]))) for out in is_out])
 
+    part = np.random.default_rng(SEED).permutation(n) % PARTS
+    one = without([part == number for number in range(PARTS)])
     if is_share or by_halves:
-        errors = np.sqrt(_variance_by_halves(without, n))
+        errors = np.sqrt(np.minimum(_variance_by_halves(without, n), 2 * _variance(one)))
     else:
-        errors = np.sqrt(_variance_by_parts(without, values, n))
+        two = without([part // 2 == number for number in range(PARTS // 2)])
+        errors = np.sqrt(_variance_of_smooth(values, one, two))
     if is_share:
         return [share_interval(*each, n) for each in zip(values, errors, strict=True)]
-    reach = QUANTILE * errors
+    reach = (QUANTILE if by_halves else PAIR_QUANTILE) * errors
     return [Estimate(n, *map(float, (v, v - r, v + r))) for v, r in zip(values, reach, strict=True)]
 
 
+def _variance(one: np.ndarray) -> np.ndarray:
+    """Of a statistic, (K,), from its values (PARTS, K) with one part left out."""
+    return one.var(0) * (PARTS - 1)
+
+
+def _variance_of_smooth(values: np.ndarray, one: np.ndarray, two: np.ndarray) -> np.ndarray:
+    """What two parts do together, large for distances, counts twice in a jackknife: it is estimated
+    from ten pairs, and taken out once (Efron and Stein 1981).
+    """
+    together = (values - one[::2] - one[1::2] + two).var(0, ddof=1) * PARTS * (PARTS - 1) / 2
+    return np.maximum(_variance(one) - together, _variance(one) / 2)
+
+
 def _variance_by_halves(without: Leaving, n: int) -> np.ndarray:
-    """Of shares, (K,). Recall is not smooth in its rows, and leaving out a few gives it a variance
-    that is twice too large (Shao and Wu 1989).
+    """Of recall, (K,): it is not smooth in its rows, and a jackknife of small parts gives it a
+    variance that is twice too large (Shao and Wu 1989). In half of a set with repeated pictures it
+    can be anything, so twice the jackknife's is the limit.
     """
     few, rng = n // 2, np.random.default_rng(SEED)
     found = without([rng.permutation(n) < few for _ in range(PARTS)])
     return found.var(0, ddof=1) * (n - few) / few
-
-
-def _variance_by_parts(without: Leaving, values: np.ndarray, n: int) -> np.ndarray:
-    """Of smooth statistics, (K,). What two parts do together, large for distances, counts twice in
-    a jackknife; it is estimated from ten pairs and taken out once (Efron and Stein 1981).
-    """
-    part = np.random.default_rng(SEED).permutation(n) % PARTS
-    one = without([part == number for number in range(PARTS)])
-    two = without([part // 2 == number for number in range(PARTS // 2)])
-    together = (values - one[::2] - one[1::2] + two).var(0, ddof=1) * PARTS * (PARTS - 1) / 2
-    once = one.var(0) * (PARTS - 1)
-    return np.maximum(once - together, once / 2)
 
 
 def share_interval(value: float, error: float, n: int) -> Estimate:

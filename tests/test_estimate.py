@@ -83,6 +83,26 @@ def test_distances_and_recall_of_other_pictures_of_one_model() -> None:
         assert 0.91 <= hits <= 0.985, name
 
 
+def test_fewer_pictures_than_dimensions() -> None:
+    """A plain jackknife holds the truth in 99 of 100 there."""
+    rng, rows, found = np.random.default_rng(4), np.arange(60), []
+    frechet = Frechet(torch.from_numpy(rng.normal(size=(90, 80))))
+    for _ in range(300):
+        x = torch.from_numpy(0.8 * rng.normal(size=(60, 80)))
+        found += jackknife(lambda r, x=x: frechet(x[r]), rows)
+    truth = np.mean([each.value for each in found])
+    assert 0.91 <= np.mean([each.low <= truth <= each.high for each in found]) <= 0.98
+
+
+def test_repeated_pictures_leave_a_recall_of_nothing() -> None:
+    """Half of such a set has other neighbours, and may have any recall."""
+    rng = np.random.default_rng(5)
+    real = torch.from_numpy(rng.normal(size=(100, 8)))
+    overlap = Overlap(real[torch.arange(200) % 20], Reference(real))
+    recall, _ = jackknife(overlap.shares, np.arange(200), is_share=True)
+    assert recall.high < 0.3
+
+
 def test_all_or_none_leave_a_width_inside_the_unit() -> None:
     for value in (0.0, 1.0):
         (found,) = jackknife(lambda rows, v=value: v, np.arange(100), is_share=True)
