@@ -16,7 +16,7 @@ from torch import Tensor
 from config import ROOT
 from evaluation.distance import Frechet
 from evaluation.estimate import jackknife
-from evaluation.session import FEATURES, METRICS, PICTURES, PROTOCOL
+from evaluation.session import FEATURES, PICTURES, PROTOCOL
 from evaluation.table import Table, row
 from evaluation.variety import Overlap, Reference
 
@@ -45,7 +45,7 @@ def open_finished(name: str) -> Finished:
     """
     folder = Path(name)
     if not (folder / PICTURES).is_file():
-        found = (ROOT / "outputs" / name / "evaluations").glob(f"guidance_*/{METRICS}")
+        found = (ROOT / "outputs" / name / "evaluations").glob(f"guidance_*/{PICTURES}")
         newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
         if newest is None:
             raise FileNotFoundError(
