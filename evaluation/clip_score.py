@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from evaluation.estimate import MIN_CLUSTERS, NotMeasured, jackknife
+from evaluation.estimate import NotMeasured, jackknife
 from evaluation.networks import clip_image_features, text_features
 from evaluation.session import Evaluation
 from evaluation.table import CONTROL, GENERATED, REAL, Table, row
@@ -57,15 +57,11 @@ def scores(
     if real is not None:
         sets[REAL] = clip_scores(real, texts)
     sets[CONTROL] = clip_scores(images, texts[order])
-    return [
-        row(
-            "clip_score",
-            space,
-            name,
-            *jackknife(lambda rows, x=found: float(x[rows].mean()), faces),
-        )
-        for name, found in sets.items()
-    ]
+    table: Table = []
+    for name, found in sets.items():
+        mean = jackknife(lambda rows, x=found: float(x[rows].mean()), faces)
+        table.append(row("clip_score", space, name, *mean))
+    return table
 
 
 def answer(evaluation: Evaluation) -> Table:
@@ -74,13 +70,12 @@ def answer(evaluation: Evaluation) -> Table:
     texts = [caption.text for caption in evaluation.require_captions()]
     for clip in evaluation.networks.clips.values():
         network = clip_image_features(clip)
-        images = evaluation.features(network, evaluation.pictures).values
-        real = None
-        if evaluation.described is not None and len(evaluation.test) >= MIN_CLUSTERS:
-            real = evaluation.features(network, evaluation.test).values[evaluation.described]
+        images, real = evaluation.features(network, evaluation.pictures), None
+        if evaluation.knows_faces:
+            real = evaluation.features(network, evaluation.test)[evaluation.described]
         if evaluation.is_main:
             words = text_features(clip, texts, evaluation.device)
-            faces, order = evaluation.clusters, others(evaluation.asked)
-            table += scores(network.name, images, words, faces, order, real)
-            evaluation.note(f"clip_score {network.name}", clip_scores(images, words))
+            order = others(evaluation.asked)
+            table += scores(network.name, images, words, evaluation.clusters, order, real)
+            evaluation.notes[f"clip_score {network.name}"] = clip_scores(images, words)
     return table

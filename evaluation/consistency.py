@@ -13,12 +13,12 @@ import numpy as np
 
 from custom_datasets.celeba_files import ATTRIBUTES
 from evaluation.clip_score import others
-from evaluation.estimate import MIN_CLUSTERS, NotMeasured, jackknife
+from evaluation.estimate import NotMeasured, jackknife
 from evaluation.session import Evaluation
 from evaluation.table import CONTROL, GENERATED, REAL, RECONSTRUCTED, Table, row
 
 MIN_FACES = 10  # on a side of an attribute, for its rate to count
-MEAN = "mean of attributes"
+MEAN, SIDES = "mean of attributes", ("asked_for", "asked_against")
 
 
 class Asked(NamedTuple):
@@ -29,12 +29,18 @@ class Asked(NamedTuple):
 
 
 def asked_values(stated: Sequence[Mapping[str, bool]]) -> Asked:
-    """The values that captions state, as two masks; a name that is no attribute is a ValueError."""
+    """The values that captions state, as two masks."""
     asked = np.zeros((2, len(stated), len(ATTRIBUTES)), dtype=bool)
     for number, values in enumerate(stated):
         for name, value in values.items():
             asked[0 if value else 1, number, ATTRIBUTES.index(name)] = True
     return Asked(*asked)
+
+
+def reliable_only(asked: Asked, reliable: Collection[str]) -> Asked:
+    """What is asked, of the attributes that the classifier reads well."""
+    kept = np.isin(ATTRIBUTES, list(reliable))
+    return Asked(asked.wanted & kept, asked.unwanted & kept)
 
 
 class Rates:
@@ -52,11 +58,8 @@ class Rates:
         return self.right[rows].sum(0) / np.maximum(self.said[rows].sum(0), 1)
 
     def means(self, rows: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-        """Means over attributes: asked for, asked against, balanced accuracy.
-
-        Args:
-            chosen: bool (2, 40), which sides count. Balanced accuracy, the mean of both sides, is
-                taken over the attributes that have both.
+        """Means over the attributes of chosen sides, bool (2, 40): asked for, asked against, and
+        balanced accuracy, the mean of both sides of those that have both.
         """
         rates, both = self.of_each(rows), chosen.all(0)
         means = [rates[side][chosen[side]].mean() for side in (0, 1)]
@@ -67,12 +70,6 @@ class Rates:
         return float(self.right[rows].sum() / max(self.said[rows].sum(), 1))
 
 
-def reliable_only(asked: Asked, reliable: Collection[str]) -> Asked:
-    """What is asked, of the attributes that the classifier reads well."""
-    kept = np.isin(ATTRIBUTES, list(reliable))
-    return Asked(asked.wanted & kept, asked.unwanted & kept)
-
-
 def consistency(
     seen: Mapping[str, np.ndarray], asked: Asked, faces: np.ndarray, order: np.ndarray
 ) -> Table:
@@ -81,7 +78,6 @@ def consistency(
     Args:
         seen: by the set's name bool (N, 40), what the classifier sees in the picture (or face) of
             each caption; GENERATED among them.
-        asked: see `reliable_only`.
         faces: (N,) the independent unit of each caption, such as the face that it describes.
         order: (N,) the slot of another caption for each, see `others`.
 
@@ -97,8 +93,8 @@ def consistency(
     table: Table = []
     for name, rates in sets.items():
         means = jackknife(lambda rows, r=rates: r.means(rows, chosen), faces, is_share=True)
-        questions = ("asked_for", "asked_against", "balanced_accuracy")
-        table += [row(q, MEAN, name, each) for q, each in zip(questions, means, strict=True)]
+        for question, each in zip((*SIDES, "balanced_accuracy"), means, strict=True):
+            table.append(row(question, MEAN, name, each))
     for name in (GENERATED, REAL):
         if name in sets:
             table += _each_attribute(name, sets[name], chosen, faces)
@@ -107,13 +103,11 @@ def consistency(
 
 def _each_attribute(name: str, rates: Rates, chosen: np.ndarray, faces: np.ndarray) -> Table:
     found = jackknife(lambda rows: rates.of_each(rows).ravel(), faces, is_share=True)
-    asked = [(question, a) for question in ("asked_for", "asked_against") for a in ATTRIBUTES]
+    said = rates.said.sum(0)
     return [
-        row(question, attribute, name, estimate._replace(n=int(count)))
-        for (question, attribute), estimate, count, is_chosen in zip(
-            asked, found, rates.said.sum(0).ravel(), chosen.ravel(), strict=True
-        )
-        if is_chosen
+        row(SIDES[side], ATTRIBUTES[column], name, found[place]._replace(n=int(said[side, column])))
+        for place, (side, column) in enumerate(np.ndindex(chosen.shape))
+        if chosen[side, column]
     ]
 
 
@@ -121,19 +115,18 @@ def answer(evaluation: Evaluation) -> Table:
     """The rates, on the attributes that the classifier reads well."""
     captions = evaluation.require_captions()
     if not any(caption.stated for caption in captions):
-        raise NotMeasured("the captions are not in the words of custom_datasets/captions.py")
-    asked = reliable_only(asked_values([c.stated for c in captions]), evaluation.reliable)
+        raise NotMeasured("what the captions state is not known: they are none of this data's")
     seen = {GENERATED: evaluation.decided(evaluation.pictures)}
-    if evaluation.described is not None and len(evaluation.test) >= MIN_CLUSTERS:
-        real = {REAL: evaluation.test, RECONSTRUCTED: evaluation.reconstructed(evaluation.test)}
-        seen |= {
-            name: evaluation.decided(images)[evaluation.described]
-            for name, images in real.items()
-            if images is not None
-        }
+    asked = reliable_only(asked_values([c.stated for c in captions]), evaluation.reliable)
+    if evaluation.knows_faces:
+        real = {REAL: evaluation.test}
+        if evaluation.model:
+            real[RECONSTRUCTED] = evaluation.reconstructed(evaluation.test)
+        for name, images in real.items():
+            seen[name] = evaluation.decided(images)[evaluation.described]
     if not evaluation.is_main:
         return []
     rates = Rates(seen[GENERATED], asked)
-    evaluation.note("stated", rates.said.sum((1, 2)))
-    evaluation.note("shown", rates.right.sum((1, 2)))
+    evaluation.notes["stated"] = rates.said.sum((1, 2))
+    evaluation.notes["shown"] = rates.right.sum((1, 2))
     return consistency(seen, asked, evaluation.clusters, others(evaluation.asked))

@@ -7,7 +7,7 @@ threshold does not depend on held-out faces: data may hold a photograph twice, o
 set, and such count as copies (`real`). CelebA-HQ's own are known and in no split.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
 from evaluation.estimate import MIN_CLUSTERS, jackknife
+from evaluation.features import extract
 from evaluation.networks import FeatureNetwork
 from evaluation.session import Evaluation
 from evaluation.table import GENERATED, REAL, Table, row
@@ -59,26 +60,23 @@ def nearest(pictures: Tensor, train: Tensor) -> Match:
     Args:
         pictures, train: prints (N, P) and (M, P).
     """
-    search = _search(train)
+    parts = [
+        (_most_alike(part, train), _most_alike(mirrored(part), train))
+        for part in pictures.split(64)
+    ]
     (plain, face), (flipped, other) = (
-        [torch.cat(parts) for parts in zip(*map(search, some.split(64)), strict=True)]
-        for some in (pictures, mirrored(pictures))
+        [torch.cat(each) for each in zip(*side, strict=True)] for side in zip(*parts, strict=True)
     )
     is_mirrored = flipped > plain
     return Match(plain.maximum(flipped), torch.where(is_mirrored, other, face), is_mirrored)
 
 
-def _search(train: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """Prints (B, P) -> the best correlation and its training face, (B,) each."""
-    coarse, fine = train[:, : COARSE**2], train[:, COARSE**2 :]
-
-    def search(part: Tensor) -> tuple[Tensor, Tensor]:
-        likely = part[:, : COARSE**2] @ coarse.T  # (B, M)
-        faces = likely.topk(min(CANDIDATES, len(train))).indices  # (B, 10)
-        value, which = _best_shift(part[:, None, COARSE**2 :], fine[faces]).max(1)
-        return value, faces.gather(1, which[:, None])[:, 0]
-
-    return search
+def _most_alike(part: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
+    """For prints (B, P) the best correlation with a training face, and which, (B,) each."""
+    likely = part[:, : COARSE**2] @ train[:, : COARSE**2].T  # (B, M)
+    faces = likely.topk(min(CANDIDATES, len(train))).indices  # (B, 10)
+    value, which = _best_shift(part[:, None, COARSE**2 :], train[faces, COARSE**2 :]).max(1)
+    return value, faces.gather(1, which[:, None])[:, 0]
 
 
 def mirrored(rows: Tensor) -> Tensor:
@@ -96,32 +94,28 @@ def _best_shift(a: Tensor, b: Tensor) -> Tensor:
     return correlation[..., near, :][..., near].flatten(-2).amax(-1)
 
 
-def copies(matches: dict[str, Match], clusters: dict[str, np.ndarray]) -> Table:
+def copies(matches: Mapping[str, Match], clusters: Mapping[str, np.ndarray]) -> Table:
     """The share of copies and the mean correlation with the nearest training face, of all sets."""
     table: Table = []
     for name, match in matches.items():
-        is_copy = (match.correlation >= COPY).double().numpy()
-        values = match.correlation.double().numpy()
-        share = jackknife(lambda rows, v=is_copy: v[rows].mean(), clusters[name], is_share=True)
-        mean = jackknife(lambda rows, v=values: v[rows].mean(), clusters[name])
-        table += [
-            row("copies", SPACE, name, *share),
-            row("nearest_training_face", SPACE, name, *mean),
-        ]
+        value = match.correlation.double().numpy()
+        share = jackknife(lambda rows, v=value: (v[rows] >= COPY).mean(), clusters[name], True)
+        mean = jackknife(lambda rows, v=value: v[rows].mean(), clusters[name])
+        table.append(row("copies", SPACE, name, *share))
+        table.append(row("nearest_training_face", SPACE, name, *mean))
     return table
 
 
 def answer(evaluation: Evaluation) -> Table:
     """Copies among the pictures, beside held-out faces; keeps the matches for a figure."""
-    train, own, heldout = (
-        evaluation.extract(PRINTS, images)
+    train, own, heldout = (  # quick to extract again, and large
+        extract(PRINTS, images, evaluation.device, evaluation.workers)
         for images in (evaluation.train, evaluation.pictures, evaluation.test)
     )
     if not evaluation.is_main:
         return []
-    matches = {GENERATED: nearest(own, train)}
+    matches, clusters = {GENERATED: nearest(own, train)}, {GENERATED: evaluation.clusters}
     if len(heldout) >= MIN_CLUSTERS:
-        matches[REAL] = nearest(heldout, train)
+        matches[REAL], clusters[REAL] = nearest(heldout, train), np.arange(len(heldout))
     evaluation.matches = matches[GENERATED]
-    clusters = {GENERATED: evaluation.clusters, REAL: np.arange(len(heldout))}
     return copies(matches, clusters)

@@ -13,10 +13,9 @@ from torch import Tensor
 
 from evaluation.estimate import jackknife
 from evaluation.session import Evaluation, Features
-from evaluation.table import GENERATED, Table, row
+from evaluation.table import ALL, Table, row
 
-INCEPTION = "Inception"  # the only space whose Fréchet distance is an FID
-ALL = "all generated"  # where there are more pictures than the compared sets hold
+IN_INCEPTION, ELSEWHERE = ("FID", "KID"), ("frechet_distance", "kernel_distance")
 
 
 class Frechet:
@@ -74,30 +73,20 @@ def _cubic(a: Tensor, b: Tensor) -> Tensor:
 
 def distances(space: str, sets: Mapping[str, Features], reference: Tensor) -> Table:
     """Both distances of sets of features (N, D) to a reference (M, D), by the sets' names."""
-    frechet, names = Frechet(reference), ("frechet_distance", "kernel_distance")
-    if space == INCEPTION:
-        names = ("FID", "KID")
+    frechet = Frechet(reference)
+    first, second = IN_INCEPTION if space == "Inception" else ELSEWHERE
     table: Table = []
     for name, (features, faces) in sets.items():
         found = jackknife(lambda rows, x=features: frechet(x[rows]), faces)
-        table.append(row(names[0], space, name, found[0]))
+        table.append(row(first, space, name, *found))
     for name, (features, faces) in sets.items():
         if name != ALL:  # of 50,000 pictures the kernel would fill the memory
             kernel = Kernel(features, reference)
             found = jackknife(lambda rows, k=kernel: k(torch.from_numpy(rows)), faces)
-            table.append(row(names[1], space, name, found[0]))
+            table.append(row(second, space, name, *found))
     return table
 
 
 def answer(evaluation: Evaluation) -> Table:
     """The distances in every feature space."""
-    table: Table = []
-    faces = evaluation.require_reference()
-    for space, network in evaluation.networks.spaces.items():
-        reference = evaluation.features(network, faces).values
-        sets = evaluation.compared(network)
-        own = evaluation.features(network, evaluation.pictures)
-        if len(own.values) > len(sets[GENERATED].values):
-            sets[ALL] = own
-        table += distances(space, sets, reference) if evaluation.is_main else []
-    return table
+    return [each for compared in evaluation.compared() for each in distances(*compared)]

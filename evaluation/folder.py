@@ -1,6 +1,6 @@
-"""Pictures made elsewhere, as a folder of image files: a peer's model under the same judges."""
+"""Pictures made elsewhere: a folder of image files, and a table of their captions."""
 
-import re
+import csv
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,12 +9,10 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from custom_datasets.captions import Caption
-from custom_datasets.images import read_image
-from evaluation.captions import read_caption, read_captions
+from custom_datasets.celeba_files import caption_column
+from custom_datasets.images import open_rgb, read_image
 from evaluation.sets import ORDER_SEED
 from inference.picture_sets import key_of
 
@@ -32,12 +30,14 @@ class FolderImages(Sequence[Tensor]):
     @cached_property
     def key(self) -> object:
         """Names, sizes and times of the files."""
-        files = [(self.name(p), p.stat().st_size, p.stat().st_mtime_ns) for p in self.paths]
+        stats = [path.stat() for path in self.paths]
+        files = [(n, s.st_size, s.st_mtime_ns) for n, s in zip(self.names, stats, strict=True)]
         return [str(self.folder.resolve()), self.size, key_of(files)]
 
-    def name(self, path: Path) -> str:
-        """A file's name in the folder, as a table of captions gives it."""
-        return path.relative_to(self.folder).as_posix()
+    @property
+    def names(self) -> list[str]:
+        """The files in the folder, as a table of captions names them."""
+        return [path.relative_to(self.folder).as_posix() for path in self.paths]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -56,20 +56,14 @@ def open_folder(folder: Path, size: int) -> FolderImages:
         FileNotFoundError: no such folder, or no image in it.
         ValueError: an image cannot be read.
     """
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"no folder {folder.resolve()}: --pictures takes a folder of images"
-        )
-    found = sorted(
-        (p for p in folder.rglob("*") if p.suffix.lower() in ENDINGS), key=_reading_order
-    )
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in ENDINGS)
     if not found:
-        raise FileNotFoundError(f"{folder.resolve()} holds no {', '.join(ENDINGS)}")
+        raise FileNotFoundError(f"no {', '.join(ENDINGS)} in {folder.resolve()}")
     with ThreadPoolExecutor() as readers:
         sizes = list(readers.map(_size, found))
-    (usual, _), *_ = Counter(sizes).most_common()
+    usual = Counter(sizes).most_common(1)[0][0]
     kept = [path for path, each in zip(found, sizes, strict=True) if each == usual]
-    if others := [path.name for path in found if path not in kept]:
+    if others := sorted(path.name for path in set(found) - set(kept)):
         print(
             f"left out, as they are not {usual[0]}x{usual[1]}: {', '.join(others[:5])} "
             f"({len(others)} in all)"
@@ -78,33 +72,57 @@ def open_folder(folder: Path, size: int) -> FolderImages:
     return FolderImages(folder, tuple(kept[i] for i in order), size)
 
 
-def captions_of(images: FolderImages, table: Path) -> list[Caption]:
+def _size(path: Path) -> tuple[int, int]:
+    """Width and height of an image that can be read whole; the header alone does not tell."""
+    try:
+        return open_rgb(path).size
+    except ValueError as error:
+        raise ValueError(f"cannot read {path}: {error}. Remove it or make it again") from error
+
+
+def captions_of(images: FolderImages, table: Path) -> list[str]:
     """The caption of each image, from a table.
 
     Raises:
         FileNotFoundError, ValueError: see `read_captions`; or an image has none.
     """
     texts = read_captions(table)
-    missing = [name for name in map(images.name, images.paths) if name not in texts]
-    if missing:
+    if missing := [name for name in images.names if name not in texts]:
         raise ValueError(
             f"{table} has no caption for {len(missing)} of {len(images)} images, such as "
             f"{missing[0]!r}: add a line for it"
         )
-    return [read_caption(texts[images.name(path)]) for path in images.paths]
+    return [texts[name] for name in images.names]
 
 
-def _reading_order(path: Path) -> list[tuple[int, int | str]]:
-    """Sorts 2.png before 10.png."""
-    parts = re.split(r"(\d+)", path.as_posix())
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in parts]
+def read_captions(path: Path) -> dict[str, str]:
+    """Captions by file name.
 
+    Args:
+        path: a CSV file in UTF-8 with the columns `file_name` and `text` or `caption`.
 
-def _size(path: Path) -> tuple[int, int]:
-    """Width and height of an image that can be read whole."""
-    try:
-        with Image.open(path) as image:
-            image.load()  # the header alone does not tell that pixels are missing
-            return image.size
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read {path}: {error}. Remove it or make it again") from error
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is no such table; names the file, the line and the remedy.
+    """
+    captions: dict[str, str] = {}
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.DictReader(file, strict=True, restval="")
+        try:
+            column = caption_column(rows.fieldnames or ())
+            if "file_name" not in (rows.fieldnames or ()) or not column:
+                raise ValueError(f"{rows.fieldnames}, expected file_name,text")
+            for each in rows:
+                name, caption = each["file_name"].strip(), each[column].strip()
+                if None in each:
+                    raise ValueError('too many columns; put a caption with a comma in "quotes"')
+                if not name or not caption:
+                    raise ValueError("a picture or its caption is missing; complete the line")
+                if name in captions:
+                    raise ValueError(f"{name!r} has a caption already; remove one")
+                captions[name] = caption
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: {error}; save it as CSV in UTF-8") from error
+        except (ValueError, csv.Error) as error:
+            raise ValueError(f"{path}, line {max(1, rows.line_num)}: {error}") from error
+    return captions

@@ -1,19 +1,20 @@
 """Trains the attribute classifier and says how far it can be trusted.
 
-Trained on the official train split, chosen on validation, reported once on test.
+Trained on the train split, chosen on validation, reported once on test.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torchmetrics.functional.classification import (
-    binary_average_precision,
-    binary_calibration_error,
+    multilabel_accuracy,
+    multilabel_recall,
+    multilabel_specificity,
 )
 
 from config import ROOT, ClassifierConfig
@@ -26,27 +27,13 @@ from models.device import autocast, choose_precision, freed_memory_kept
 DISPUTED = frozenset({"High_Cheekbones", "Pointy_Nose", "Oval_Face"})
 
 
-@dataclass(frozen=True)
-class Epoch:
+class Epoch(NamedTuple):
     """One finished epoch of the judge's training."""
 
     number: int
     loss: float
     validation_accuracy: float  # mean over attributes, at probability 0.5
     is_best: bool
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How well the judge reads one attribute on held-out faces."""
-
-    name: str
-    positives: int
-    accuracy: float
-    majority: float  # accuracy of always saying the commoner answer
-    balanced_accuracy: float  # at the threshold chosen on validation
-    average_precision: float
-    calibration_error: float  # expected calibration error, 15 bins, of probabilities
 
 
 def new_judge(config: ClassifierConfig, device: torch.device | str) -> AttributeClassifier:
@@ -60,8 +47,8 @@ def new_judge(config: ClassifierConfig, device: torch.device | str) -> Attribute
 
 def train_judge(
     classifier: AttributeClassifier,
-    train: tuple[torch.Tensor, torch.Tensor],
-    validation: tuple[torch.Tensor, torch.Tensor],
+    train: tuple[Tensor, Tensor],
+    validation: tuple[Tensor, Tensor],
     config: ClassifierConfig,
 ) -> Iterator[Epoch]:
     """Train on (images uint8 (N, 3, S, S), attributes bool (N, 40)); yields after each epoch.
@@ -88,63 +75,26 @@ def train_judge(
             for chosen in torch.randperm(len(images)).split(config.batch_size)[:batches]:
                 loss += _step(classifier, optimizer, images[chosen], attributes[chosen]) / batches
                 schedule.step()
-            accuracy = mean_accuracy(classifier.eval().probabilities(validation[0]), validation[1])
+            accuracy = multilabel_accuracy(
+                classifier.eval().probabilities(validation[0]),
+                validation[1].int(),
+                len(ATTRIBUTES),
+                average="micro",
+            ).item()
             is_best = accuracy > best
             if is_best:
                 best, kept = accuracy, {k: v.clone() for k, v in classifier.state_dict().items()}
             yield Epoch(number, loss, accuracy, is_best)
     classifier.load_state_dict(kept)
-    chosen_thresholds = best_thresholds(classifier.probabilities(validation[0]), validation[1])
-    classifier.thresholds.copy_(chosen_thresholds)
-
-
-def augment(images: torch.Tensor) -> torch.Tensor:
-    """Mirror, crop and tint each face slightly, with its own random draws.
-
-    No attribute depends on it.
-
-    Half of the faces are mirrored; each crop is square, in place anywhere, and keeps 80 to 100% of
-    the area; brightness, contrast and saturation change by up to a tenth.
-
-    Args:
-        images: uint8 (B, 3, S, S); the draws are made on their device.
-
-    Returns:
-        uint8 (B, 3, S, S).
-    """
-    return _tint(_crop(images.float())).round().clamp(0, 255).to(torch.uint8)
-
-
-def _uniform(images: torch.Tensor, low: float, high: float) -> torch.Tensor:
-    return torch.empty(len(images), device=images.device).uniform_(low, high)
-
-
-def _crop(images: torch.Tensor) -> torch.Tensor:
-    side = _uniform(images, 0.8, 1.0).sqrt()  # of the crop, where the image's is 1
-    mirror = torch.where(_uniform(images, 0, 1) < 0.5, -1.0, 1.0)
-    x, y = ((1 - side) * _uniform(images, -1, 1) for _ in range(2))  # centre, in [-1, 1]
-    zero = torch.zeros_like(side)
-    rows = [torch.stack([mirror * side, zero, x], 1), torch.stack([zero, side, y], 1)]
-    grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
-
-
-def _tint(images: torch.Tensor) -> torch.Tensor:
-    brightness, contrast, saturation = (
-        _uniform(images, 0.9, 1.1)[:, None, None, None] for _ in range(3)
-    )
-    images = images * brightness
-    grey = images.mean(1, keepdim=True)  # (B, 1, S, S)
-    images = grey + saturation * (images - grey)
-    middle = images.mean((1, 2, 3), keepdim=True)
-    return middle + contrast * (images - middle)
+    thresholds = best_thresholds(classifier.probabilities(validation[0]), validation[1])
+    classifier.thresholds.copy_(thresholds)
 
 
 def _step(
     classifier: AttributeClassifier,
     optimizer: torch.optim.Optimizer,
-    images: torch.Tensor,
-    attributes: torch.Tensor,
+    images: Tensor,
+    attributes: Tensor,
 ) -> float:
     device = classifier.thresholds.device
     images = augment(images.to(device))
@@ -157,23 +107,42 @@ def _step(
     return loss.item()
 
 
-def mean_accuracy(probabilities: torch.Tensor, attributes: torch.Tensor) -> float:
-    """Share of the (N, 40) answers at probability 0.5 that are right."""
-    return ((probabilities > 0.5) == attributes).float().mean().item()
+def augment(images: Tensor) -> Tensor:
+    """Mirror, crop and tint faces, uint8 (B, 3, S, S), each by its own draws; no attribute depends
+    on it.
 
-
-def recalls(decided: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """For each column: share of the true ones found, and of the false ones rejected; (40,) each.
-
-    NaN where there is no true, or no false, one.
+    Half are mirrored; a crop is square, lies anywhere, and keeps 80 to 100 % of the area;
+    brightness, contrast and saturation change by up to a tenth.
     """
-    decided, truth = decided.double(), truth.double()
-    found = (decided * truth).sum(0) / truth.sum(0)
-    rejected = ((1 - decided) * (1 - truth)).sum(0) / (1 - truth).sum(0)
-    return found, rejected
+
+    def draw(low: float, high: float) -> Tensor:
+        return torch.empty(len(images), device=images.device).uniform_(low, high)
+
+    side, mirror = draw(0.8, 1.0).sqrt(), draw(-1, 1).sign()  # of the crop, where the image's is 1
+    x, y = ((1 - side) * draw(-1, 1) for _ in range(2))  # centre, in [-1, 1]
+    zero = torch.zeros_like(side)
+    rows = torch.stack([mirror * side, zero, x, zero, side, y], 1).unflatten(1, (2, 3))
+    grid = F.affine_grid(rows, list(images.shape), align_corners=False)
+    faces = F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
+    brightness, contrast, saturation = (draw(0.9, 1.1)[:, None, None, None] for _ in range(3))
+    faces = faces * brightness
+    grey = faces.mean(1, keepdim=True)  # (B, 1, S, S)
+    faces = grey + saturation * (faces - grey)
+    middle = faces.mean((1, 2, 3), keepdim=True)
+    return (middle + contrast * (faces - middle)).round().clamp(0, 255).to(torch.uint8)
 
 
-def best_thresholds(probabilities: torch.Tensor, attributes: torch.Tensor) -> torch.Tensor:
+def balanced_accuracies(decided: Tensor, truth: Tensor) -> Tensor:
+    """Of each column of bool (N, A): the mean of the share of true ones found and of false ones
+    rejected, (A,). NaN where there is no true, or no false, one.
+    """
+    found = multilabel_recall(decided.int(), truth.int(), truth.shape[1], average="none")
+    rejected = multilabel_specificity(decided.int(), truth.int(), truth.shape[1], average="none")
+    is_known = truth.any(0) & ~truth.all(0)
+    return torch.where(is_known, (found + rejected) / 2, torch.nan)
+
+
+def best_thresholds(probabilities: Tensor, attributes: Tensor) -> Tensor:
     """The threshold of each attribute with the highest balanced accuracy, (40,); 0.5 where there
     are no faces with it, or none without.
 
@@ -181,11 +150,11 @@ def best_thresholds(probabilities: torch.Tensor, attributes: torch.Tensor) -> to
     reach the highest one the widest is taken, and its middle.
     """
     ordered, order = probabilities.double().sort(0)
-    edges = torch.nn.functional.pad(ordered, (0, 0, 1, 1))
+    edges = F.pad(ordered, (0, 0, 1, 1))
     edges[-1] = 1
     gaps, truth = edges.diff(dim=0), attributes.gather(0, order).double()  # (N + 1, 40), (N, 40)
     missed, rejected = (  # true and false ones below each gap
-        torch.nn.functional.pad(side.cumsum(0), (0, 0, 1, 0)) for side in (truth, 1 - truth)
+        F.pad(side.cumsum(0), (0, 0, 1, 0)) for side in (truth, 1 - truth)
     )
     scores = (1 - missed / missed[-1] + rejected / rejected[-1]) / 2
     possible = scores.where(gaps > 0, -1.0)  # no threshold parts equal probabilities
@@ -195,32 +164,24 @@ def best_thresholds(probabilities: torch.Tensor, attributes: torch.Tensor) -> to
     return torch.where(scores.isnan().any(0), 0.5, middles)
 
 
-def read_well(
-    classifier: AttributeClassifier, images: torch.Tensor, attributes: torch.Tensor
-) -> list[Reading]:
-    """How well each attribute is read on these faces; those without both answers are left out."""
-    probabilities = classifier.probabilities(images)
-    found, rejected = recalls(probabilities > classifier.thresholds.cpu(), attributes)
-    readings = []
-    for column, name in enumerate(ATTRIBUTES):
-        truth, probability = attributes[:, column], probabilities[:, column].contiguous()
-        if truth.all() or not truth.any():
-            continue
-        readings.append(
-            Reading(
-                name=name,
-                positives=int(truth.sum()),
-                accuracy=((probability > 0.5) == truth).float().mean().item(),
-                majority=max(truth.float().mean().item(), 1 - truth.float().mean().item()),
-                balanced_accuracy=((found[column] + rejected[column]) / 2).item(),
-                average_precision=binary_average_precision(probability, truth.long()).item(),
-                calibration_error=binary_calibration_error(probability, truth.long()).item(),
-            )
-        )
-    return readings
+def read_well(classifier: AttributeClassifier, images: Tensor, attributes: Tensor) -> pd.DataFrame:
+    """How well each attribute is read on these faces, by its name; those without both answers are
+    left out. `majority` is the accuracy of always saying the commoner answer.
+    """
+    probabilities, rates = classifier.probabilities(images), attributes.double().mean(0)
+    columns = {
+        "positives": attributes.sum(0),
+        "accuracy": ((probabilities > 0.5) == attributes).double().mean(0),
+        "majority": torch.maximum(rates, 1 - rates),
+        "balanced_accuracy": balanced_accuracies(
+            probabilities > classifier.thresholds.cpu(), attributes
+        ),
+    }
+    index = pd.Index(ATTRIBUTES, name="name")
+    return pd.DataFrame({k: v.numpy() for k, v in columns.items()}, index).dropna()
 
 
-def reliable_attributes(readings: Sequence[Reading], min_accuracy: float) -> tuple[str, ...]:
+def reliable_attributes(readings: pd.DataFrame, min_accuracy: float) -> tuple[str, ...]:
     """The attributes that the judge may judge pictures by.
 
     Args:
@@ -228,25 +189,5 @@ def reliable_attributes(readings: Sequence[Reading], min_accuracy: float) -> tup
             had luck there.
         min_accuracy: balanced, in [0, 1].
     """
-    well = [each.name for each in readings if each.balanced_accuracy >= min_accuracy]
+    well = readings.index[readings["balanced_accuracy"] >= min_accuracy]
     return tuple(name for name in well if name not in DISPUTED)
-
-
-def as_frame(readings: Sequence[Reading]) -> pd.DataFrame:
-    """The readings for a notebook, best read first."""
-    frame = pd.DataFrame([vars(each) for each in readings]).set_index("name")
-    return frame.sort_values("balanced_accuracy", ascending=False).round(3)
-
-
-def worst_mistakes(
-    classifier: AttributeClassifier,
-    images: torch.Tensor,
-    attributes: torch.Tensor,
-    name: str,
-    count: int,
-) -> np.ndarray:
-    """Positions of the faces on which the judge is most sure and wrong about an attribute."""
-    column = ATTRIBUTES.index(name)
-    probability = classifier.probabilities(images)[:, column]
-    error = (probability - attributes[:, column].float()).abs()
-    return error.argsort(descending=True)[:count].numpy()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -20,11 +21,12 @@ from config import ROOT, Config
 from evaluation.estimate import NotMeasured
 from models.attribute_classifier import IMAGENET_MEAN, IMAGENET_STD, AttributeClassifier
 from models.efficientnet import open_efficientnet_lite
-from models.loading import UNREADABLE, open_model, open_pretrained
+from models.loading import UNREADABLE, fingerprint, open_model, open_pretrained
 
 # Absent, not installed, or a file that is not what its name says.
 NOT_USABLE = (FileNotFoundError, ImportError, SafetensorError, *UNREADABLE)
 JUDGE = "judge"
+NO_ATTRIBUTES = "the faces have no attributes that a classifier could be trained on"
 
 
 @dataclass(frozen=True)
@@ -33,16 +35,17 @@ class FeatureNetwork:
 
     name: str
     extract: Callable[[Tensor], Tensor]  # uint8 (N, 3, H, W) -> float32 (N, D), on one device
+    weights: str = ""  # their fingerprint: features are kept under it
 
 
-@dataclass(frozen=True)
-class Clip:
+class Clip(NamedTuple):
     """A frozen CLIP with its tokenizer and the image preparation that it was trained with."""
 
     name: str
     model: CLIPModel
     tokenizer: CLIPTokenizer
     preparation: CLIPImageProcessor
+    weights: str  # their fingerprint
 
 
 @dataclass
@@ -52,17 +55,24 @@ class Networks:
     spaces: dict[str, FeatureNetwork] = field(default_factory=dict)
     clips: dict[str, Clip] = field(default_factory=dict)
     judge: AttributeClassifier | None = None
-    judge_facts: dict[str, object] = field(default_factory=dict)
+    judge_weights: str | None = None  # their fingerprint
+    judge_facts: dict[str, list[dict]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)  # name -> reason
 
 
-def open_networks(config: Config, device: torch.device) -> Networks:
-    """Open all networks that the preset names, each tried on a picture."""
+def open_networks(config: Config, device: torch.device, has_attributes: bool = True) -> Networks:
+    """Open all networks that the preset names, each tried on a picture.
+
+    Args:
+        has_attributes: whether a classifier can be trained on this data.
+    """
     found, plan = Networks(), config.evaluation
     picture = torch.zeros(2, 3, 64, 64, dtype=torch.uint8, device=device)
     with _noted(found, JUDGE):
+        if not has_attributes and not config.judge_path.is_file():
+            raise FileNotFoundError(NO_ATTRIBUTES)
         judge, found.judge_facts = AttributeClassifier.load(config.judge_path)
-        found.judge = judge.to(device)
+        found.judge_weights, found.judge = fingerprint(judge), judge.to(device)
     for name in plan.clip_judges:
         with _noted(found, name):
             found.clips[name] = open_clip(name, device)
@@ -83,39 +93,31 @@ def _noted(found: Networks, name: str) -> Iterator[None]:
     try:
         yield
     except NOT_USABLE as error:
-        found.missing[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+        found.missing[name] = str(error).partition("\n")[0]
         print(f"left out: {name}: {found.missing[name]}")
 
 
 def open_network(
     name: str, found: Networks, inception_weights: str | None, device: torch.device
 ) -> FeatureNetwork:
-    """Open a feature network by the names of `EvaluationConfig.feature_networks`.
-
-    Raises:
-        FileNotFoundError, ImportError: it is not available; the message says what to do.
-        ValueError: no network of that name.
-    """
+    """Open a feature network by its name, which `EvaluationConfig` has checked."""
     kind, _, model = name.partition(":")
     if kind == "inception":
         return inception_features(inception_weights, device)
     if kind == JUDGE:
-        return FeatureNetwork("judge", found.judge.features)
+        return FeatureNetwork(JUDGE, found.judge.features, found.judge_weights)
     if kind == "efficientnet-lite0":
         return efficientnet_lite0_features(device)
-    if kind == "clip":
-        return clip_image_features(found.clips.get(model) or open_clip(model, device))
     if kind == "dinov2":
         return dinov2_features(model, device)
-    raise ValueError(f"evaluation.feature_networks: {name!r} is unknown")
+    return clip_image_features(found.clips.get(model) or open_clip(model, device))
 
 
 def inception_features(weights: str | None, device: torch.device) -> FeatureNetwork:
     """FID's Inception as torch-fidelity opens it, 2048-d, with TensorFlow 1's resize.
 
     Args:
-        weights: its file `weights-inception-2015-12-05-6726825d.pth`, relative to the repository;
-            None downloads it once.
+        weights: their file, relative to the repository; None downloads it once.
 
     Raises:
         FileNotFoundError: the file is absent or cannot be downloaded.
@@ -123,87 +125,69 @@ def inception_features(weights: str | None, device: torch.device) -> FeatureNetw
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     path = ROOT / Path(weights).expanduser() if weights else None
-    advice = (
-        "fetch weights-inception-2015-12-05-6726825d.pth from "
-        "github.com/toshas/torch-fidelity/releases and name it in evaluation.inception_weights"
-    )
-    if path and not path.is_file():
-        raise FileNotFoundError(f"no Inception weights for FID at {path}: {advice}")
     try:
         model = FeatureExtractorInceptionV3(
             "inception-v3-compat", ["2048"], feature_extractor_weights_path=path and str(path)
         )
     except (OSError, RuntimeError, KeyError) as error:  # of a download, or of another file
-        raise FileNotFoundError(f"FID's Inception cannot be opened ({error}): {advice}") from error
-    model = model.to(device).eval()
-    return FeatureNetwork("Inception", lambda images: model(images)[0])
+        raise FileNotFoundError(
+            f"FID's Inception cannot be opened ({error}): fetch "
+            "weights-inception-2015-12-05-6726825d.pth from "
+            "github.com/toshas/torch-fidelity/releases, name it in evaluation.inception_weights"
+        ) from error
+    digits, model = fingerprint(model), model.to(device).eval()
+    return FeatureNetwork("Inception", lambda images: model(images)[0], digits)
 
 
 def dinov2_features(name: str, device: torch.device) -> FeatureNetwork:
     """DINOv2's class token at 224 px, of the whole picture: with ViT-L/14 the space of dgm-eval
     (Stein et al. 2023) and EDM2.
-
-    Raises:
-        FileNotFoundError: it is not available; the message says what to do.
     """
     model = open_model({"dinov2": AutoModel}, name, "DINOv2")
-    model = model.to(device).eval().requires_grad_(False)
+    weights, model = fingerprint(model), model.to(device).eval().requires_grad_(False)
 
     def extract(images: Tensor) -> Tensor:
-        pixels = _squared(images, 224, InterpolationMode.BICUBIC).float() / 255
+        pixels = _squared(images, InterpolationMode.BICUBIC).float() / 255
         pixels = transforms.normalize(pixels, IMAGENET_MEAN, IMAGENET_STD)
         return model(pixel_values=pixels).last_hidden_state[:, 0]  # (N, D)
 
-    return FeatureNetwork(f"DINOv2 {Path(name).name}", extract)
+    return FeatureNetwork(f"DINOv2 {Path(name).name}", extract, weights)
 
 
 def efficientnet_lite0_features(device: torch.device | str = "cpu") -> FeatureNetwork:
-    """EfficientNet-Lite0 trained on ImageNet, 1280-d; its weights come with a package.
-
-    Raises:
-        ImportError: one of the two packages is not installed; names both.
-    """
-    model = open_efficientnet_lite(0).to(device)
+    """EfficientNet-Lite0 trained on ImageNet, 1280-d; its weights come with a package."""
+    model = open_efficientnet_lite(0)
+    weights, model = fingerprint(model), model.to(device)
 
     def extract(images: Tensor) -> Tensor:
-        pixels = (_squared(images, 224, InterpolationMode.BILINEAR).float() - 127) / 128
+        pixels = (_squared(images, InterpolationMode.BILINEAR).float() - 127) / 128
         return model.extract_features(pixels).mean((2, 3))  # (N, 1280)
 
-    return FeatureNetwork("EfficientNet-Lite0", extract)
+    return FeatureNetwork("EfficientNet-Lite0", extract, weights)
 
 
 def open_clip(name: str, device: torch.device | str = "cpu") -> Clip:
-    """Open a CLIP with both towers, in float32.
-
-    Args:
-        name: hub id ("openai/clip-vit-large-patch14") or local folder.
-
-    Raises:
-        FileNotFoundError: it is not available; the message says what to do.
-    """
+    """Open a CLIP with both towers, in float32, by its hub id or local folder."""
     model = open_model({"clip": CLIPModel}, name, "CLIP")
     tokenizer = open_pretrained(CLIPTokenizer.from_pretrained, name, "CLIP tokenizer")
     images = open_pretrained(CLIPImageProcessor.from_pretrained, name, "CLIP image preparation")
-    return Clip(name, model.to(device).eval().requires_grad_(False), tokenizer, images)
+    weights, model = fingerprint(model), model.to(device).eval().requires_grad_(False)
+    return Clip(name, model, tokenizer, images, weights)
 
 
 def clip_image_features(clip: Clip) -> FeatureNetwork:
     """CLIP's projected image features of length 1."""
     how = clip.preparation
+    resized, cut = [how.size["shortest_edge"]], [how.crop_size["height"], how.crop_size["width"]]
 
     def extract(images: Tensor) -> Tensor:
-        images = transforms.resize(
-            images,
-            [how.size["shortest_edge"]],
-            interpolation=InterpolationMode.BICUBIC,
-            antialias=True,
-        )
-        images = transforms.center_crop(images, [how.crop_size["height"], how.crop_size["width"]])
-        pixels = transforms.normalize(images.float() / 255, how.image_mean, how.image_std)
+        images = transforms.resize(images, resized, InterpolationMode.BICUBIC, antialias=True)
+        pixels = transforms.center_crop(images, cut).float() / 255
+        pixels = transforms.normalize(pixels, how.image_mean, how.image_std)
         pooled = clip.model.vision_model(pixel_values=pixels).pooler_output
         return nn.functional.normalize(clip.model.visual_projection(pooled), dim=-1)  # (N, D)
 
-    return FeatureNetwork(f"CLIP {Path(clip.name).name}", extract)
+    return FeatureNetwork(f"CLIP {Path(clip.name).name}", extract, clip.weights)
 
 
 def text_features(clip: Clip, captions: Sequence[str], device: torch.device | str) -> Tensor:
@@ -221,12 +205,13 @@ def text_features(clip: Clip, captions: Sequence[str], device: torch.device | st
         if tokens.input_ids.shape[1] > limit:
             longest = max(captions[start : start + 256], key=len)
             raise NotMeasured(f"longer than the {limit} tokens of {clip.name}: {longest!r}")
-        with torch.inference_mode():
+        with torch.no_grad():
             pooled = clip.model.text_model(**tokens.to(device)).pooler_output
             features = clip.model.text_projection(pooled)
         pieces.append(nn.functional.normalize(features, dim=-1).float().cpu())
-    return torch.cat(pieces).clone()  # (N, D), outside inference mode
+    return torch.cat(pieces)  # (N, D)
 
 
-def _squared(images: Tensor, size: int, how: InterpolationMode) -> Tensor:
-    return transforms.resize(images, [size, size], interpolation=how, antialias=True)
+def _squared(images: Tensor, how: InterpolationMode) -> Tensor:
+    """At the 224 px that both networks were trained with."""
+    return transforms.resize(images, [224, 224], interpolation=how, antialias=True)

@@ -1,12 +1,13 @@
 """The questions of an evaluation, in order: each is one file, and its answer one table."""
 
+import shutil
 from collections.abc import Callable
 
 import matplotlib.pyplot as plt
 
 from evaluation import clip_score, consistency, copies, distance, figures, sweep, variety
 from evaluation.session import METRICS, Evaluation
-from evaluation.table import Table, plot, write
+from evaluation.table import Table, plot
 
 # The pair that leads; the rest explains it.
 LEADING = ("FID", "frechet_distance", "recall")
@@ -21,21 +22,22 @@ QUESTIONS: dict[str, Callable[[Evaluation], Table]] = {
 
 
 def finish(evaluation: Evaluation) -> str:
-    """Draw the figures of what was measured, write everything, and say where."""
-    drawn = {}
-    if evaluation.is_main:
-        asked = {each.question for each in evaluation.table}
-        drawn["pictures"] = figures.show_sets(evaluation)
-        if asked & set(LEADING):
-            drawn["distance_and_recall"] = plot(evaluation.table, LEADING)
-        if evaluation.matches is not None:
-            drawn["closest"] = figures.show_closest(evaluation)
-        if "sweep_recall" in asked:
-            drawn["sweep"] = figures.plot_sweep(evaluation.table)
+    """Draw the figures of what was measured, write everything, and say where.
+
+    The newest whole table of a run stands in the run's own folder too, where it is easily found.
+    """
+    if not evaluation.is_main:
+        return ""
+    asked = {each.question for each in evaluation.table}
+    drawn = {"pictures": figures.show_sets(evaluation)}
+    for name, questions in (("distance_and_recall", LEADING), ("sweep", sweep.PAIR)):
+        if asked & set(questions):
+            drawn[name] = plot(evaluation.table, questions)
+    if evaluation.matches is not None:
+        drawn["closest"] = figures.show_closest(evaluation)
     folder = evaluation.save(drawn)
-    is_whole = any(not each.question.startswith("sweep") for each in evaluation.table)
-    if evaluation.is_main and evaluation.model and is_whole:
-        write(evaluation.folder / METRICS, evaluation.table)  # the run's newest, easily found
+    if evaluation.model and any(not question.startswith("sweep") for question in asked):
+        shutil.copy(folder / METRICS, evaluation.folder)
     for figure in drawn.values():
         plt.close(figure)
     return f"{len(evaluation.table)} numbers in {folder}"

@@ -5,36 +5,35 @@ overwrite them and an interrupted evaluation leaves none. Pictures and features 
 so the same command resumes.
 """
 
-import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from accelerate import PartialState
 from matplotlib.figure import Figure
-from safetensors.torch import save_file
 from torch import Tensor
 
 from config import EvaluationConfig
 from custom_datasets.captions import Caption
-from evaluation import sets, table
-from evaluation.captions import CAPTIONS, write_captions
+from evaluation import sets
 from evaluation.estimate import MIN_CLUSTERS, NotMeasured
-from evaluation.features import cached_features, extract, stored_at
-from evaluation.judge import Reading, reliable_attributes
-from evaluation.networks import FeatureNetwork, Networks
-from evaluation.sets import FaceImages, FileImages, ImageSet, Together
-from evaluation.table import CONTROL, GENERATED, REAL, RECONSTRUCTED, Table
-from files import let_others_read, write_json
-from inference.picture_sets import Request, generate_set
+from evaluation.features import cached_features, stored_at
+from evaluation.judge import reliable_attributes
+from evaluation.networks import JUDGE, FeatureNetwork, Networks
+from evaluation.sets import FaceImages, ImageSet
+from evaluation.table import ALL, CONTROL, GENERATED, REAL, RECONSTRUCTED, Table
+from files import write_json
+from inference.picture_sets import Request
 from inference.text_to_face import TextToFace
 
-METRICS, PROTOCOL, PICTURES = "metrics.json", "protocol.json", "pictures.safetensors"
+METRICS, PROTOCOL, PICTURES = "metrics.json", "protocol.json", "pictures.csv"
+FEATURES = "features.json"  # where those of the pictures and of the reference are kept
 
 
 class Features(NamedTuple):
@@ -62,7 +61,8 @@ class Evaluation:
     test: FaceImages
     networks: Networks
     protocol: dict[str, Any]
-    pictures: FileImages
+    pictures: ImageSet
+    names: list[str]  # of their files
     captions: list[Caption]  # one a picture; empty where they are not known
     described: np.ndarray | None  # (N,) the test face that each caption describes
     model: TextToFace | None = None  # None: the pictures were made elsewhere
@@ -70,62 +70,38 @@ class Evaluation:
     table: Table = field(default_factory=list)
     not_measured: dict[str, str] = field(default_factory=dict)  # question -> reason
     matches: Any = None  # of `copies`, for its figure
-    notes: dict[str, Tensor] = field(default_factory=dict)  # numbers of each picture, (N,)
-    _reconstructed: dict[str, ImageSet] = field(default_factory=dict)
+    notes: dict[str, Tensor | np.ndarray] = field(default_factory=dict)  # of each picture, (N,)
 
     @property
     def is_main(self) -> bool:
         """Whether this process computes and writes the numbers."""
         return PartialState().is_main_process
 
-    @property
+    @cached_property
+    def asked(self) -> np.ndarray:
+        """What pictures have in common, (N,): the face that they were asked to show, else the
+        caption; without captions each is its own.
+        """
+        if self.described is not None:
+            return self.described
+        if not self.captions:
+            return np.arange(len(self.pictures))
+        return np.unique([caption.text for caption in self.captions], return_inverse=True)[1]
+
+    @cached_property
     def clusters(self) -> np.ndarray:
         """The independent unit of each picture, (N,): what it was asked for.
 
         Where a few prompts were asked again and again each picture is its own: the intervals then
         hold for these prompts.
         """
-        asked = self.asked
-        is_few = len(np.unique(asked)) < MIN_CLUSTERS
-        return np.arange(len(asked)) if is_few else asked
+        is_few = len(np.unique(self.asked)) < MIN_CLUSTERS
+        return np.arange(len(self.asked)) if is_few else self.asked
 
     @property
-    def asked(self) -> np.ndarray:
-        """What pictures have in common, (N,): the face that they were asked to show, else the
-        caption; without captions each is its own.
-        """
-        if self.described is not None or not self.captions:
-            return np.arange(len(self.pictures)) if self.described is None else self.described
-        return np.unique([caption.text for caption in self.captions], return_inverse=True)[1]
-
-    @cached_property
-    def reference(self) -> ImageSet:
-        """The real faces that distances are measured to."""
-        everything = Together((self.train, self.heldout, self.test))
-        return {"test": self.test, "train": self.train, "all": everything}[self.plan.reference]
-
-    @cached_property
-    def untrained(self) -> ImageSet | None:
-        """Pictures of the same model with random weights; None without a model."""
-        if self.model is None or self.request is None:
-            return None
-        control = sets.control_request(self.request)
-        return generate_set(sets.untrained(self.model), control, self.folder / "generated")
-
-    def reconstructed(self, images: ImageSet) -> ImageSet | None:
-        """Real faces through the model's autoencoder; None without a model."""
-        key = str(images.key)
-        if self.model is not None and key not in self._reconstructed:
-            folder = self.folder / "reconstructed"
-            made = sets.through_autoencoder(self.model, images, folder, self.workers)
-            self._reconstructed[key] = made
-        return self._reconstructed.get(key)
-
-    @cached_property
-    def reliable(self) -> tuple[str, ...]:
-        """The attributes that the classifier reads well on validation faces."""
-        readings = [Reading(**each) for each in self.networks.judge_facts.get("validation", ())]
-        return reliable_attributes(readings, self.plan.min_balanced_accuracy)
+    def knows_faces(self) -> bool:
+        """Whether the faces that the captions describe can be measured beside the pictures."""
+        return self.described is not None and len(self.test) >= MIN_CLUSTERS
 
     def require_captions(self) -> list[Caption]:
         """The captions of the pictures.
@@ -137,43 +113,71 @@ class Evaluation:
             raise NotMeasured("the captions of the pictures are not known: give --captions")
         return self.captions
 
-    def require_reference(self) -> ImageSet:
+    @cached_property
+    def reference(self) -> FaceImages:
         """The real faces that distances are measured to.
 
         Raises:
             NotMeasured: they are too few.
         """
-        if len(self.reference) < MIN_CLUSTERS:
+        everything = sets.in_random_order(self.test.faces, None)
+        found = {"test": self.test, "train": self.train, "all": everything}[self.plan.reference]
+        if len(found) < MIN_CLUSTERS:
             raise NotMeasured(
-                f"{len(self.reference)} real faces are too few to compare with: {MIN_CLUSTERS} in "
-                "the test split, or evaluation.reference=train"
+                f"{len(found)} real faces are too few to compare with: {MIN_CLUSTERS} in the test "
+                "split, or evaluation.reference=train"
             )
-        return self.reference
-
-    def features(self, network: FeatureNetwork, images: ImageSet) -> Features:
-        """Features of a set, extracted once, by all processes together."""
-        folder = self.folder / "features"
-        values = cached_features(network, images, folder, self.device, self.workers)
-        is_own = images is self.pictures
-        return Features(values, self.clusters if is_own else np.arange(len(values)))
-
-    def extract(self, network: FeatureNetwork, images: ImageSet) -> Tensor:
-        """The same, of what is cheap to extract again."""
-        return extract(network, images, self.device, self.workers)
-
-    def compared(self, network: FeatureNetwork) -> dict[str, Features]:
-        """Features of the sets that are compared, of one n but for the control."""
-        images = {GENERATED: self.pictures}
-        if self.plan.reference != "all" and len(self.heldout) >= MIN_CLUSTERS:
-            images[REAL] = self.heldout
-            if (decoded := self.reconstructed(self.heldout)) is not None:
-                images[RECONSTRUCTED] = decoded
-        found = {name: self.features(network, each) for name, each in images.items()}
-        n = min(len(each.values) for each in found.values())
-        found = {name: Features(each.values[:n], each.faces[:n]) for name, each in found.items()}
-        if (control := self.untrained) is not None and len(control) >= MIN_CLUSTERS:
-            found[CONTROL] = self.features(network, control)
         return found
+
+    @cached_property
+    def compared_sets(self) -> dict[str, ImageSet]:
+        """The sets whose distance, recall and precision are compared."""
+        found: dict[str, ImageSet] = {GENERATED: self.pictures}
+        if self.plan.reference != "all" and len(self.heldout) >= MIN_CLUSTERS:
+            found[REAL] = self.heldout
+            if self.model:
+                found[RECONSTRUCTED] = self.reconstructed(self.heldout)
+        if self.model and self.request:
+            folder = self.folder / "generated"
+            found[CONTROL] = sets.of_untrained(self.model, self.request, folder)
+        return found
+
+    def reconstructed(self, images: ImageSet) -> ImageSet:
+        """Real faces through the model's autoencoder."""
+        folder = self.folder / "reconstructed"
+        return sets.through_autoencoder(self.model, images, folder, self.workers)
+
+    def features(self, network: FeatureNetwork, images: ImageSet) -> Tensor:
+        """Features (N, D) of a set, extracted once, by all processes together."""
+        folder = self.folder / "features"
+        return cached_features(network, images, folder, self.device, self.workers)
+
+    def compared(self) -> Iterator[tuple[str, dict[str, Features], Tensor]]:
+        """For the main process each feature space, the sets in it, and the reference (M, D).
+
+        The sets have one n; the control may have fewer, and ALL has every picture.
+        """
+        for space, network in self.networks.spaces.items():
+            reference = self.features(network, self.reference)
+            values = {
+                name: self.features(network, each) for name, each in self.compared_sets.items()
+            }
+            n = min(len(each) for name, each in values.items() if name != CONTROL)
+            if n < len(self.pictures):
+                values[ALL] = values[GENERATED]
+            found = {}
+            for name, each in values.items():
+                faces = self.clusters if name in (GENERATED, ALL) else np.arange(len(each))
+                kept = slice(None if name == ALL else n)
+                found[name] = Features(each[kept], faces[kept])
+            if self.is_main:
+                yield space, found, reference
+
+    @cached_property
+    def reliable(self) -> tuple[str, ...]:
+        """The attributes that the classifier reads well on validation faces."""
+        readings = pd.DataFrame(self.networks.judge_facts["validation"]).set_index("name")
+        return reliable_attributes(readings, self.plan.min_balanced_accuracy)
 
     def decided(self, images: ImageSet) -> np.ndarray:
         """What the attribute classifier sees in each image: bool (N, 40).
@@ -183,13 +187,10 @@ class Evaluation:
         """
         judge = self.networks.judge
         if judge is None:
-            raise NotMeasured("there is no attribute classifier: run the notebook train2")
-        answers = FeatureNetwork("attributes", lambda some: judge(some).sigmoid())
-        return (self.features(answers, images).values > judge.thresholds.cpu()).numpy()
-
-    def note(self, name: str, values: Tensor | np.ndarray) -> None:
-        """Keep a number of each picture, (N,), for a comparison with another evaluation."""
-        self.notes[name] = torch.as_tensor(values).contiguous()
+            raise NotMeasured(self.networks.missing[JUDGE])
+        weights = self.networks.judge_weights
+        answers = FeatureNetwork("attributes", lambda x: judge(x).sigmoid(), weights)
+        return (self.features(answers, images) > judge.thresholds.cpu()).numpy()
 
     def ask(self, question: Callable[["Evaluation"], Table]) -> Table:
         """The table of a question; empty, with the reason noted, where it cannot be answered."""
@@ -205,45 +206,36 @@ class Evaluation:
         self.table = [each for each in self.table if each.question not in answered] + found
         return found
 
-    def save(self, figures: Mapping[str, Figure] | None = None) -> Path:
+    def save(self, figures: Mapping[str, Figure]) -> Path:
         """Write everything at once and return its folder; what was there is replaced as a whole.
 
         Args:
             figures: by the names of their files.
         """
         folder = self.folder / "evaluations" / self.name
-        if not self.is_main:
-            return folder
         unfinished = folder.with_name(f".{folder.name}")
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        table.write(unfinished / METRICS, self.table)
-        write_json(unfinished / PROTOCOL, self._facts())
-        paths, parent = (path.resolve() for path in self.pictures.paths), self._parent
-        names = [path.relative_to(parent).as_posix() for path in paths]
-        write_captions(unfinished / CAPTIONS, names, [each.text for each in self.captions])
-        notes = self.notes | {"face": torch.from_numpy(self.clusters)}
-        save_file(notes, unfinished / PICTURES)
-        let_others_read(unfinished / PICTURES)
-        for name, figure in (figures or {}).items():
+        write_json(unfinished / METRICS, [row._asdict() for row in self.table], allow_nan=False)
+        missing = self.networks.missing | self.not_measured
+        write_json(unfinished / PROTOCOL, self.protocol | {"not_measured": missing})
+        write_json(unfinished / FEATURES, self._stored_features())
+        texts = [caption.text for caption in self.captions] or [""] * len(self.names)
+        columns = {"file_name": self.names, "text": texts, "face": self.clusters, **self.notes}
+        pd.DataFrame(columns).to_csv(unfinished / PICTURES, index=False)
+        for name, figure in figures.items():
             figure.savefig(unfinished / f"{name}.png", dpi=110)
         shutil.rmtree(folder, ignore_errors=True)
         unfinished.rename(folder)
         return folder
 
-    @property
-    def _parent(self) -> str:
-        """The folder that holds all pictures."""
-        return os.path.commonpath([path.resolve().parent for path in self.pictures.paths])
-
-    def _facts(self) -> dict[str, Any]:
-        """The protocol, what could not be measured, and where features are kept."""
-        kept = self.folder / "features"
-        features = {
-            space: [stored_at(network, each, kept).name for each in (self.pictures, self.reference)]
+    def _stored_features(self) -> dict[str, list[str]]:
+        """In each space the files of the features of the pictures and of the reference."""
+        try:
+            images, folder = (self.pictures, self.reference), self.folder / "features"
+        except NotMeasured:
+            return {}
+        return {
+            space: [stored_at(network, each, folder).name for each in images]
             for space, network in self.networks.spaces.items()
         }
-        missing = self.networks.missing | self.not_measured
-        pictures = Path(os.path.relpath(self._parent, self.folder)).as_posix()
-        found = {"pictures": pictures, "not_measured": missing, "features": features}
-        return self.protocol | found

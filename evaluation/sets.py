@@ -3,11 +3,11 @@
 A set is a sequence of uint8 images (3, S, S), read on access, with a `key` that decides them.
 """
 
-import functools
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -20,7 +20,14 @@ from custom_datasets.captions import Caption
 from custom_datasets.celeba_hq_dataset import CelebAHQ, to_model_range
 from custom_datasets.screening import fingerprint
 from custom_datasets.splits import SPLITS
-from inference.picture_sets import CODE_VERSION, PictureFiles, Request, key_of, make_set
+from inference.picture_sets import (
+    CODE_VERSION,
+    PictureFiles,
+    Request,
+    generate_set,
+    key_of,
+    make_set,
+)
 from inference.text_to_face import DECODE_BATCH, TextToFace
 from models.custom_unet_celeba_ldm import build_unet
 from models.device import cast_matrices
@@ -28,36 +35,30 @@ from models.device import cast_matrices
 CAPTION_SEED = 1_000_003  # other wordings than training's, which uses its own seed
 ORDER_SEED = 0
 FIRST_SEED = 10_000  # of the noise of the first picture
-CONTROL_COUNT, CONTROL_STEPS = 250, 10  # of the untrained model: more would tell no more
+CONTROL_COUNT, CONTROL_STEPS = 250, 10  # of the untrained model
 
 
 class ImageSet(Protocol):
     """Images uint8 (3, S, S), and what decides them, as JSON can hold it."""
 
-    key: object
-
+    @property
+    def key(self) -> object: ...
     def __len__(self) -> int: ...
     def __getitem__(self, slot: int) -> Tensor: ...
 
 
-class FileImages(ImageSet, Protocol):
-    """Images that are in their own files."""
-
-    paths: tuple[Path, ...]
-
-
 @dataclass(frozen=True)
 class FaceImages(Sequence[Tensor]):
-    """Real faces in a random order; see `in_random_order`."""
+    """Real faces in an order that a seed fixes."""
 
     faces: CelebAHQ
     slots: np.ndarray  # int (N,), in `faces`
 
-    @property
+    @cached_property
     def key(self) -> object:
         """Which files, at which size, in which order."""
         slots = hashlib.sha256(self.slots.astype("<i8").tobytes()).hexdigest()[:12]
-        return [_fingerprint(self.faces), self.faces.image_size, slots]
+        return [fingerprint(self.faces), self.faces.image_size, slots]
 
     def __len__(self) -> int:
         return len(self.slots)
@@ -68,53 +69,27 @@ class FaceImages(Sequence[Tensor]):
     def captions(self, count: int) -> list[Caption]:
         """So many captions: one of each face, then another wording of each, and so on.
 
-        Empty where the data has neither attributes nor captions.
+        Empty where the data has neither attributes nor captions, or no face of this split.
         """
-        if not self.faces.has_attributes and self.faces.given_captions is None:
+        is_known = self.faces.has_attributes or self.faces.given_captions is not None
+        if not is_known or not len(self):
             return []
-        captions = []
-        for number in range(count):
-            wording, face = divmod(number, len(self))
-            captions.append(self.faces.caption(int(self.slots[face]), wording, CAPTION_SEED))
-        return captions
+        numbers = (divmod(number, len(self)) for number in range(count))
+        return [
+            self.faces.caption(int(self.slots[face]), wording, CAPTION_SEED)
+            for wording, face in numbers
+        ]
 
 
-@functools.lru_cache(maxsize=4)
-def _fingerprint(faces: CelebAHQ) -> str:
-    """That of all files, which are asked for their sizes once."""
-    return fingerprint(faces)
-
-
-def in_random_order(faces: CelebAHQ, split: str) -> FaceImages:
-    """The faces of one split in an order that a seed fixes.
+def in_random_order(faces: CelebAHQ, split: str | None) -> FaceImages:
+    """The faces of one split, or of all (None), shuffled.
 
     Copies of CelebA-HQ may be sorted (one import lists all women first), so the first n of a split
     would be another population than the whole.
     """
-    chosen = np.flatnonzero(faces.splits == SPLITS.index(split))
-    return FaceImages(faces, np.random.default_rng(ORDER_SEED).permutation(chosen))
-
-
-@dataclass(frozen=True)
-class Together(Sequence[Tensor]):
-    """Several sets one after the other."""
-
-    sets: tuple[ImageSet, ...]
-
-    @property
-    def key(self) -> object:
-        """Those of the sets."""
-        return [images.key for images in self.sets]
-
-    def __len__(self) -> int:
-        return sum(map(len, self.sets))
-
-    def __getitem__(self, slot: int) -> Tensor:
-        for images in self.sets:
-            if slot < len(images):
-                return images[slot]
-            slot -= len(images)
-        raise IndexError(slot)
+    is_chosen = np.full(len(faces), True) if split is None else faces.splits == SPLITS.index(split)
+    chosen = np.random.default_rng(ORDER_SEED).permutation(np.flatnonzero(is_chosen))
+    return FaceImages(faces, chosen)
 
 
 def read(images: ImageSet, slots: Sequence[int], workers: int = 4) -> Tensor:
@@ -137,24 +112,24 @@ def request_for(
     return Request(tuple(texts), seeds, sampling, name, device, model.precision, decoder)
 
 
-def untrained(model: TextToFace, seed: int = 0) -> TextToFace:
-    """The same model with random weights: the worst that a number should ever show."""
-    torch.manual_seed(seed)
+def of_untrained(model: TextToFace, request: Request, folder: Path) -> PictureFiles:
+    """What the same model makes with random weights: the worst that a number should ever show.
+
+    Few pictures in few steps: more would tell no more.
+    """
+    torch.manual_seed(0)
     unet = build_unet(model.config.unet).to(model.device).eval().requires_grad_(False)
     cast_matrices(unet, model.precision)
-    return TextToFace(model.config, unet, model.text_encoder, model.vae, model.precision)
-
-
-def control_request(request: Request) -> Request:
-    """The untrained model's share of a request: few pictures, few steps."""
-    steps = min(CONTROL_STEPS, request.sampling.steps)
-    return replace(
+    untrained = TextToFace(model.config, unet, model.text_encoder, model.vae, model.precision)
+    sampling = replace(request.sampling, steps=min(CONTROL_STEPS, request.sampling.steps))
+    few = replace(
         request,
         prompts=request.prompts[:CONTROL_COUNT],
         seeds=request.seeds[:CONTROL_COUNT],
-        sampling=replace(request.sampling, steps=steps),
+        sampling=sampling,
         model=f"untrained, shaped as {request.model}",
     )
+    return generate_set(untrained, few, folder)
 
 
 def through_autoencoder(

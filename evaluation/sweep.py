@@ -21,6 +21,7 @@ from evaluation.table import Table, row
 from evaluation.variety import Overlap, Reference
 from inference.picture_sets import generate_set
 
+PAIR = ("sweep_distance", "sweep_recall")
 CHANGE = "_change"  # after a number's name: its paired difference to the first setting
 
 
@@ -52,28 +53,27 @@ def sweep(
     frechet, real = Frechet(reference), Reference(reference)
     overlaps = {name: Overlap(values, real) for name, values in features.items()}
     numbers: dict[str, dict[str, Callable[[np.ndarray], float]]] = {
-        "sweep_distance": {n: lambda rows, x=x: frechet(x[rows]) for n, x in features.items()},
-        "sweep_recall": {n: lambda rows, o=o: o.shares(rows)[0] for n, o in overlaps.items()},
+        PAIR[0]: {n: lambda rows, x=x: frechet(x[rows]) for n, x in features.items()},
+        PAIR[1]: {n: lambda rows, o=o: o.shares(rows)[0] for n, o in overlaps.items()},
+        "sweep_shown": dict(shown or {}),
     }
-    if shown:
-        numbers["sweep_shown"] = dict(shown)
     table: Table = []
     for question, by_setting in numbers.items():
-        names, first = list(by_setting), next(iter(by_setting.values()))
-        changes = {n: lambda rows, f=f, g=first: f(rows) - g(rows) for n, f in by_setting.items()}
-        is_share = question != "sweep_distance"
-        found = [(name, jackknife(by_setting[name], faces, is_share)) for name in names]
-        table += [row(question, space, name, *each) for name, each in found]
-        found = [(name, jackknife(changes[name], faces)) for name in names[1:]]
-        table += [row(question + CHANGE, space, name, *each) for name, each in found]
+        is_share = question != PAIR[0]
+        base = next(iter(by_setting.values()), None)
+        for name, number in by_setting.items():
+            table.append(row(question, space, name, *jackknife(number, faces, is_share)))
+        for name, number in list(by_setting.items())[1:]:
+            change = jackknife(
+                lambda rows, f=number, g=base: f(rows) - g(rows), faces, by_halves=is_share
+            )
+            table.append(row(question + CHANGE, space, name, *change))
     return table
 
 
 def refused(table: Table) -> list[str]:
     """The settings that cost recall beside the first one, whatever their distance."""
-    return [
-        each.set for each in table if each.question == "sweep_recall" + CHANGE and each.high < 0
-    ]
+    return [each.set for each in table if each.question == PAIR[1] + CHANGE and each.high < 0]
 
 
 def answer(evaluation: Evaluation) -> Table:
@@ -83,21 +83,20 @@ def answer(evaluation: Evaluation) -> Table:
         raise NotMeasured("the pictures were made elsewhere, and no model is at hand")
     if not evaluation.networks.spaces:
         raise NotMeasured("no feature network could be opened")
-    reference = evaluation.require_reference()
     space, network = next(iter(evaluation.networks.spaces.items()))
+    real = evaluation.features(network, evaluation.reference)
     count = min(plan.sweep_count, len(evaluation.pictures))
-    faces, features, shown = evaluation.clusters[:count], {}, {}
-    judges = evaluation.networks.judge is not None and bool(evaluation.captions)
-    if judges:
-        stated = [caption.stated for caption in evaluation.captions[:count]]
-        asked = reliable_only(asked_values(stated), evaluation.reliable)
+    stated = [caption.stated for caption in evaluation.captions[:count]]
+    has_judge = evaluation.networks.judge is not None and any(stated)
+    features, shown = {}, {}
     for name, how in settings(request.sampling, plan).items():
         pictures = evaluation.pictures  # of the preset's own setting there are some already
         if how != request.sampling:
             few = request_for(request.prompts[:count], model, how, request.model)
             pictures = generate_set(model, few, evaluation.folder / "generated")
-        features[name] = evaluation.features(network, pictures).values[:count]
-        if judges:
+        features[name] = evaluation.features(network, pictures)[:count]
+        if has_judge:
+            asked = reliable_only(asked_values(stated), evaluation.reliable)
             shown[name] = Rates(evaluation.decided(pictures)[:count], asked).shown
-    real = evaluation.features(network, reference).values
+    faces = evaluation.clusters[:count]
     return sweep(space, features, real, shown, faces) if evaluation.is_main else []

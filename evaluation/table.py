@@ -1,8 +1,6 @@
 """The one form of all results: rows that a terminal, a notebook, a file and a figure show."""
 
-import json
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
@@ -11,10 +9,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from evaluation.estimate import Estimate
-from files import write_json
 
 # The sets that a number is given for. What the control is, each question says.
 GENERATED, REAL, RECONSTRUCTED, CONTROL = "generated", "real", "reconstructed", "control"
+ALL = "all generated"  # where there are more pictures than the compared sets hold
 
 
 class Row(NamedTuple):
@@ -39,48 +37,18 @@ def row(question: str, space: str, of: str, estimate: Estimate) -> Row:
 
 def as_frame(table: Iterable[Row]) -> pd.DataFrame:
     """The table for a reader: a line for each number, a column for each set."""
-    rows = list(table)
-    if not rows:
-        return pd.DataFrame()
     lines: dict[tuple[str, str], dict[str, str]] = {}
-    for each in rows:
+    for each in table:
         cell = f"{each.value:.3g} [{each.low:.3g}, {each.high:.3g}]"
         lines.setdefault((each.question, each.space), {})[each.set] = cell
-    index = pd.MultiIndex.from_tuples(list(lines), names=["question", "space"])
-    columns = list(dict.fromkeys(each.set for each in rows))
-    return pd.DataFrame(list(lines.values()), index=index, columns=columns).fillna("")
+    frame = pd.DataFrame.from_records(list(lines.values())).fillna("")
+    frame.index = pd.MultiIndex.from_tuples(list(lines), names=["question", "space"])
+    return frame
 
 
-def as_text(table: Iterable[Row]) -> str:
+def as_text(table: Sequence[Row]) -> str:
     """`as_frame` for a terminal."""
-    rows = list(table)
-    return as_frame(rows).to_string() if rows else ""
-
-
-def write(path: Path, table: Iterable[Row]) -> None:
-    """Write a list of objects, which `pandas.read_json` opens; atomically.
-
-    Raises:
-        ValueError: a number is not finite.
-    """
-    write_json(path, [each._asdict() for each in table], allow_nan=False)
-
-
-def read(path: Path) -> Table:
-    """Read what `write` wrote.
-
-    Raises:
-        FileNotFoundError: there is none; says how to make one.
-        ValueError: the file is damaged, or of an older version.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"no {path}: run evaluate.py (or the notebook metrics1) first")
-    try:
-        return [Row(**each) for each in json.loads(path.read_text(encoding="utf-8"))]
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"{path} is no table of results ({error}): run evaluate.py again"
-        ) from error
+    return as_frame(table).to_string() if table else ""
 
 
 def plot(table: Iterable[Row], questions: Sequence[str]) -> Figure:

@@ -5,8 +5,7 @@ difference of two epochs is paired, and far more precise than either loss.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,8 +14,7 @@ from evaluation.estimate import MIN_CLUSTERS, Estimate, jackknife
 RECENT = 0.25  # of the epochs
 
 
-@dataclass(frozen=True)
-class Trend:
+class Trend(NamedTuple):
     """How the loss of held-out faces changed over the last quarter of the epochs."""
 
     first: int  # epoch
@@ -26,24 +24,21 @@ class Trend:
 
     def advice(self) -> str:
         """One sentence: train longer, stop, or go back."""
-        change = self.change
-        over = (
+        change, low, high = (100 * each for each in self.change[1:])
+        said = "it no longer falls, so more training does not help"
+        if high < 0:
+            said = "it still falls, so more training helps"
+        elif low > 0:
+            said = f"it rises, so stop; epoch {self.best} is the best"
+        return (
             f"from epoch {self.first} to {self.last} the loss of held-out faces changed by "
-            f"{100 * change.value:+.1f} % [{100 * change.low:+.1f}, {100 * change.high:+.1f}]"
+            f"{change:+.1f} % [{low:+.1f}, {high:+.1f}]: {said}"
         )
-        if change.high < 0:
-            return f"{over}: it still falls, so more training helps"
-        if change.low > 0:
-            return f"{over}: it rises, so stop; epoch {self.best} is the best"
-        return f"{over}: it no longer falls, so more training does not help"
 
 
 def recent_trend(lines: Sequence[Mapping[str, Any]]) -> Trend | None:
     """The trend in the lines of `validation.jsonl`; None with fewer than two comparable epochs or
-    40 faces.
-
-    A learning rate that falls to zero ends every curve, so the advice holds for the plan it was
-    measured under: a longer plan of `lr_decay = "cosine"` may still gain.
+    40 faces. It holds for the plan of the learning rate that it was measured under.
     """
     lines = [line for line in lines if len(line["losses"]) == len(lines[-1]["losses"])]
     if len(lines) < 2 or len(lines[-1]["losses"]) < MIN_CLUSTERS:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from evaluation.estimate import jackknife
 from evaluation.session import Evaluation, Features
-from evaluation.table import Table, row
+from evaluation.table import ALL, Table, row
 
 NEIGHBOR = 3  # k of Kynkaanniemi et al. 2019, and of torch-fidelity
 CHUNK = 4096
@@ -47,8 +47,7 @@ class Overlap:
         """Recall and precision of some rows."""
         radii = _to_neighbor(self.own[rows][:, rows])
         reached = (self.across[:, rows] <= radii).any(1)
-        shares = (reached.double().mean(), self.is_inside[rows].double().mean())
-        return np.array([float(share) for share in shares])
+        return torch.stack([reached.double().mean(), self.is_inside[rows].double().mean()]).numpy()
 
     def pair_distance(self, rows: np.ndarray) -> float:
         """Mean distance of two pictures over that of two real faces."""
@@ -63,23 +62,19 @@ def _to_neighbor(distances: Tensor) -> Tensor:
 
 def variety(space: str, sets: Mapping[str, Features], reference: Tensor) -> Table:
     """All three numbers of sets of features (N, D) beside a reference (M, D)."""
-    prepared, table = Reference(reference), []
+    prepared = Reference(reference)
+    table: Table = []
     for name, (features, faces) in sets.items():
+        if name == ALL:
+            continue
         overlap = Overlap(features, prepared)
-        shares = jackknife(overlap.shares, faces, is_share=True)
-        found = zip(("recall", "precision"), shares, strict=True)
-        table += [row(question, space, name, estimate) for question, estimate in found]
+        recall, precision = jackknife(overlap.shares, faces, is_share=True)
         (ratio,) = jackknife(overlap.pair_distance, faces)
-        table.append(row("pair_distance", space, name, ratio))
+        found = {"recall": recall, "precision": precision, "pair_distance": ratio}
+        table += [row(question, space, name, each) for question, each in found.items()]
     return table
 
 
 def answer(evaluation: Evaluation) -> Table:
     """Recall, precision and pair distance in every feature space."""
-    table: Table = []
-    faces = evaluation.require_reference()
-    for space, network in evaluation.networks.spaces.items():
-        reference = evaluation.features(network, faces).values
-        sets = evaluation.compared(network)
-        table += variety(space, sets, reference) if evaluation.is_main else []
-    return table
+    return [each for compared in evaluation.compared() for each in variety(*compared)]

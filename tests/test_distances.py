@@ -7,8 +7,9 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 from torch_fidelity.metric_kid import kernel_mmd
 from torch_fidelity.metric_prc import calculate_precision_recall_full
 
-from evaluation.distance import ALL, Frechet, Kernel, distances
+from evaluation.distance import Frechet, Kernel, distances
 from evaluation.session import Features
+from evaluation.table import ALL
 from evaluation.variety import NEIGHBOR, Overlap, Reference, variety
 
 

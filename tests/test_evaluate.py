@@ -25,8 +25,10 @@ from config import Config, ModelsConfig, UNetConfig
 from custom_datasets.celeba_files import write_metadata
 from custom_datasets.celeba_hq_dataset import CelebAHQ
 from custom_datasets.drawn_faces import FOLDERS
-from evaluation import comparison, judge, table
+from evaluation import comparison, judge
+from evaluation.networks import NO_ATTRIBUTES
 from evaluation.session import Evaluation
+from evaluation.table import Row
 from inference.text_to_face import TextToFace
 from models.custom_unet_celeba_ldm import build_unet
 from pretraining.clip import build_image_processor
@@ -118,7 +120,7 @@ def write_run(root: Path, values: Config) -> None:
     classifier = judge.new_judge(values.classifier, "cpu").eval()
     faces = CelebAHQ(values.data.source, "val", 32)
     readings = judge.read_well(classifier, faces.all_images(), torch.from_numpy(faces.attributes))
-    facts = {"validation": [dataclasses.asdict(reading) for reading in readings]}
+    facts = {"validation": readings.reset_index().to_dict("records")}
     classifier.save(folder / "celeba_attribute_classifier.pt", facts)
 
 
@@ -183,6 +185,10 @@ def done(
     return Bench(root, prepared[1], monkeypatch)
 
 
+def read(path: Path) -> list[Row]:
+    return [Row(**each) for each in json.loads(path.read_text())]
+
+
 def protocol(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "protocol.json").read_text())
 
@@ -204,7 +210,7 @@ def test_every_question_has_its_rows_in_one_flat_table(done: Bench) -> None:
         *("guidance 2.5, 2 steps", "guidance 1, 2 steps", "guidance 2.5, 1 steps")
     }
     assert frame[frame.question == "clip_score"].n.eq(SPLITS[2]).all()  # faces, not pictures
-    assert table.read(folder / "metrics.json") == table.read(done.output / "metrics.json")
+    assert read(folder / "metrics.json") == read(done.output / "metrics.json")
     assert protocol(folder)["not_measured"] == {}
     assert {path.suffix for path in folder.iterdir()} >= {".json", ".csv", ".png"}
 
@@ -225,9 +231,17 @@ def test_other_settings_leave_the_finished_numbers_alone(done: Bench) -> None:
     assert protocol(second)["guidance_scale"] == 4
     assert done.evaluate("--sweep").name == f"sweep-{first.name}"
     assert (done.output / "metrics.json").read_bytes() == before
-    assert {each.question.partition("_")[0] for each in table.read(second / "metrics.json")} == {
-        "sweep"
-    }
+    assert {each.question.partition("_")[0] for each in read(second / "metrics.json")} == {"sweep"}
+
+
+def test_a_run_is_compared_with_the_faces_that_it_was_trained_on(done: Bench) -> None:
+    """Not with those of the preset, which would be drawn."""
+    before = (done.output / "metrics.json").read_bytes()
+    data = dataclasses.replace(done.values.data, source=None)
+    assert data.is_drawn
+    done.values = dataclasses.replace(done.values, data=data)
+    done.forbid_pictures()
+    assert (done.evaluate() / "metrics.json").read_bytes() == before
 
 
 def test_an_interrupted_evaluation_leaves_the_old_numbers(
@@ -250,7 +264,7 @@ def test_what_is_missing_is_named_and_the_rest_is_measured(done: Bench) -> None:
     folder = done.evaluate()
     missing = protocol(folder)["not_measured"]
     assert {"judge", "inception", "consistency", "sweep"} <= set(missing)
-    assert {each.question for each in table.read(folder / "metrics.json")} == {
+    assert {each.question for each in read(folder / "metrics.json")} == {
         *("clip_score", "copies", "nearest_training_face")
     }
 
@@ -258,13 +272,13 @@ def test_what_is_missing_is_named_and_the_rest_is_measured(done: Bench) -> None:
 def test_papers_take_more_pictures_and_another_reference(done: Bench) -> None:
     done.plan(count=60, reference="train", clip_judges=(), sweep_steps=(), sweep_scales=())
     folder = done.evaluate()
-    rows = table.read(folder / "metrics.json")
+    rows = read(folder / "metrics.json")
     pairs = {(each.question, each.set): each for each in rows if each.space != "judge"}
     # The wordings of a face are not independent, so its faces count.
     assert pairs["frechet_distance", "all generated"].n == SPLITS[2]
     assert pairs["recall", "generated"].n == SPLITS[1]
     done.plan(reference="all")
-    rows = table.read(done.evaluate() / "metrics.json")
+    rows = read(done.evaluate() / "metrics.json")
     assert "real" not in {each.set for each in rows if each.question == "recall"}
 
 
@@ -280,12 +294,12 @@ def test_what_the_checkpoint_decides_is_not_taken_in_silence(done: Bench, change
 def test_a_runs_own_pictures_from_a_folder_give_its_numbers(done: Bench) -> None:
     (own,) = (done.output / "evaluations").iterdir()
     pictures = done.output / protocol(own)["pictures"]
-    captions = own / "captions.csv"
+    captions = own / "pictures.csv"
     before = captions.read_bytes()
     done.forbid_pictures()
     folder = done.evaluate("--pictures", str(pictures), "--captions", str(captions))
     values = [
-        {(e.question, e.space): e.value for e in table.read(p / "metrics.json") if e.set == name}
+        {(e.question, e.space): e.value for e in read(p / "metrics.json") if e.set == name}
         for p in (own, folder)
         for name in ("generated",)
     ]
@@ -311,7 +325,7 @@ def test_folders_of_one_last_name_keep_their_own_numbers(done: Bench, tmp_path: 
     for folder in folders:
         (copied,) = (
             each
-            for each in table.read(folder / "metrics.json")
+            for each in read(folder / "metrics.json")
             if (each.question, each.set) == ("copies", "generated")
         )
         assert copied.value == 1
@@ -329,7 +343,9 @@ def test_two_prompts_asked_again_and_again_are_measured(done: Bench, tmp_path: P
         rows.append(f"{number}.jpg,{('a man', 'a woman')[number % 2]}")
     (tmp_path / "few.csv").write_text("\n".join(rows))
     arguments = ("--pictures", str(folder), "--captions", str(tmp_path / "few.csv"))
-    found = {(e.question, e.set): e for e in table.read(done.evaluate(*arguments) / "metrics.json")}
+    written = done.evaluate(*arguments)
+    found = {(e.question, e.set): e for e in read(written / "metrics.json")}
+    assert "consistency" in protocol(written)["not_measured"]  # what these words state is not known
     assert {key[1] for key in found if key[0] == "clip_score"} == {"generated", "control"}
     assert found["clip_score", "generated"].n == 46
 
@@ -343,8 +359,10 @@ def test_a_few_own_captions_have_a_clip_score(done: Bench, tmp_path: Path) -> No
         shutil.copy(faces / f"{number}.jpg", folder)
         rows.append(f"{number}.jpg,person {number} of mine")
     (folder / "metadata.csv").write_text("\n".join(rows))
+    (done.root / "checkpoints" / "test" / "celeba_attribute_classifier.pt").unlink()
     written = done.evaluate("--set", f"data.source={folder}", "--set", "sampling.steps=1")
-    questions = {each.question for each in table.read(written / "metrics.json")}
+    questions = {each.question for each in read(written / "metrics.json")}
+    assert protocol(written)["not_measured"]["judge"] == NO_ATTRIBUTES  # not: train one
     assert {"clip_score", "copies"} <= questions and "recall" not in questions
     assert {"distance", "variety", "consistency", "sweep"} <= set(protocol(written)["not_measured"])
 
@@ -357,18 +375,14 @@ def test_two_evaluations_are_compared_on_paired_pictures(done: Bench) -> None:
         *("frechet_distance", "recall", "pair_distance", "clip_score", "shown")
     }
     values = [
-        {
-            (e.question, e.space): e.value
-            for e in table.read(p / "metrics.json")
-            if e.set == "generated"
-        }
+        {(e.question, e.space): e.value for e in read(p / "metrics.json") if e.set == "generated"}
         for p in (first, second)
     ]
     for key in (key for key in found if key[0] == "clip_score"):
         assert found[key].value == pytest.approx(values[1][key] - values[0][key], abs=1e-4)
     with pytest.raises(ValueError, match="one evaluation"):
         comparison.compare(str(second), "test")
-    (second / "captions.csv").write_text("file_name,text\n")
+    (second / "pictures.csv").write_text("file_name,text,face\n")
     with pytest.raises(ValueError, match="no caption in common"):
         comparison.compare(str(first), str(second))
     with pytest.raises(FileNotFoundError):
@@ -398,7 +412,7 @@ def test_two_processes_give_the_numbers_of_one(
     assert finished.returncode == 0, finished.stderr[-9000:]
     assert finished.stdout.count("In short") == 1  # one process prints
     found, want = (
-        {(e.question, e.space, e.set): e for e in table.read(p / "outputs/test/metrics.json")}
+        {(e.question, e.space, e.set): e for e in read(p / "outputs/test/metrics.json")}
         for p in (tmp_path, whole)
     )
     for key, each in found.items():

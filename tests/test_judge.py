@@ -4,9 +4,10 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from sklearn.metrics import average_precision_score, balanced_accuracy_score
+from sklearn.metrics import balanced_accuracy_score
 from torchvision.models import resnet18
 
 from config import ClassifierConfig
@@ -43,8 +44,8 @@ def test_it_learns_and_keeps_the_best_epoch(
     classifier, epochs = trained
     assert [epoch.number for epoch in epochs] == [1, 2, 3]
     images, attributes = faces(96, 2)
-    kept = judge.mean_accuracy(classifier.probabilities(images), attributes)
-    assert kept == max(epoch.validation_accuracy for epoch in epochs)
+    kept = ((classifier.probabilities(images) > 0.5) == attributes).float().mean().item()
+    assert kept == pytest.approx(max(epoch.validation_accuracy for epoch in epochs))
     assert kept > 0.97
     decided = classifier.decide(faces(96, 3)[0])[:, [SMILING, MALE]]
     assert (decided == faces(96, 3)[1][:, [SMILING, MALE]]).float().mean() > 0.9
@@ -80,27 +81,16 @@ def test_readings_equal_scikit_learns() -> None:
     classifier = Fixed(probabilities)
     classifier.thresholds.fill_(0.62)
     readings = judge.read_well(classifier, torch.empty(300), truth)
-    assert [r.name for r in readings] == [n for i, n in enumerate(ATTRIBUTES) if i != 7]
-    for reading in readings:
-        column = ATTRIBUTES.index(reading.name)
+    assert list(readings.index) == [n for i, n in enumerate(ATTRIBUTES) if i != 7]
+    for name, reading in readings.iterrows():
+        column = ATTRIBUTES.index(name)
         wanted, given = truth[:, column].numpy(), probabilities[:, column].numpy()
+        rate = wanted.mean()
         assert reading.positives == wanted.sum()
         assert reading.accuracy == pytest.approx(((given > 0.5) == wanted).mean())
-        assert reading.majority == pytest.approx(max(wanted.mean(), 1 - wanted.mean()))
+        assert reading.majority == pytest.approx(max(rate, 1 - rate))
         balanced = balanced_accuracy_score(wanted, given > 0.62)
         assert reading.balanced_accuracy == pytest.approx(balanced)
-        precision = average_precision_score(wanted, given)
-        assert reading.average_precision == pytest.approx(precision, abs=1e-5)
-
-
-def test_a_judge_that_knows_how_sure_it_is_has_no_calibration_error() -> None:
-    generator = torch.Generator().manual_seed(0)
-    probabilities = torch.rand(20_000, 40, generator=generator)
-    truth = torch.rand(20_000, 40, generator=generator) < probabilities
-    readings = judge.read_well(Fixed(probabilities), torch.empty(20_000), truth)
-    assert max(reading.calibration_error for reading in readings) < 0.03
-    sure = judge.read_well(Fixed(probabilities.round()), torch.empty(20_000), truth)
-    assert min(reading.calibration_error for reading in sure) > 0.2
 
 
 def test_thresholds_are_the_best_of_all_and_in_the_middle_of_their_plateau() -> None:
@@ -127,9 +117,9 @@ def test_no_other_threshold_is_better() -> None:
     noise = torch.rand(300, 40, generator=generator)
     probabilities = ((0.3 * truth + 0.7 * noise) * 50).round() / 50  # with ties
     chosen = judge.best_thresholds(probabilities, truth)
-    best = sum(judge.recalls(probabilities > chosen, truth))
+    best = judge.balanced_accuracies(probabilities > chosen, truth)
     for threshold in torch.linspace(-0.01, 1.01, 103):
-        assert (sum(judge.recalls(probabilities > threshold, truth)) <= best + 1e-9).all()
+        assert (judge.balanced_accuracies(probabilities > threshold, truth) <= best + 1e-6).all()
 
 
 def test_of_two_plateaus_the_widest_gives_the_threshold_not_their_middle() -> None:
@@ -143,7 +133,7 @@ def test_of_two_plateaus_the_widest_gives_the_threshold_not_their_middle() -> No
     tied = torch.tensor([0.10, 0.40, 0.50, 0.90])[:, None].repeat(1, 40)
     alternating = torch.tensor([False, True, False, True])[:, None].repeat(1, 40)
     scores = {
-        t: (sum(judge.recalls(tied > t, alternating)) / 2)[0].item() for t in (0.25, 0.45, 0.7)
+        t: judge.balanced_accuracies(tied > t, alternating)[0].item() for t in (0.25, 0.45, 0.7)
     }
     assert scores[0.25] == scores[0.7] == 0.75 and scores[0.45] == 0.5
     found = judge.best_thresholds(tied, alternating)  # the mean of both plateaus is near 0.55
@@ -169,10 +159,10 @@ def test_every_face_has_a_crop_and_a_tint_of_its_own() -> None:
 def test_a_crop_keeps_at_least_four_fifths_and_never_leaves_the_picture() -> None:
     ramp = torch.linspace(0, 200, 64).round().to(torch.uint8).repeat(200, 3, 64, 1)
     torch.manual_seed(0)
-    cropped = judge._crop(ramp.float())
-    low, high = cropped.amin((1, 2, 3)), cropped.amax((1, 2, 3))
-    assert ((high - low) / 200 > 0.8**0.5 - 0.03).all() and ((high - low) / 200 < 0.95).any()
-    assert low.min() >= 0 and high.max() <= 200
+    cropped = judge.augment(ramp).float()  # its tint changes the range by a tenth, twice
+    kept = (cropped.amax((1, 2, 3)) - cropped.amin((1, 2, 3))) / 200
+    assert (kept > 0.9**2 * 0.8**0.5 - 0.03).all() and (kept < 1.1**2).all()
+    assert (kept < 0.8).any() and (kept > 1).any()
 
 
 def test_decisions_do_not_depend_on_the_autocast_around_them(
@@ -186,19 +176,9 @@ def test_decisions_do_not_depend_on_the_autocast_around_them(
 
 
 def test_reliable_attributes_are_those_read_well() -> None:
-    good = judge.Reading("Smiling", 50, 0.9, 0.5, 0.9, 0.9, 0.0)
-    poor = dataclasses.replace(good, name="Male", balanced_accuracy=0.8)
-    disputed = dataclasses.replace(good, name="Oval_Face")
-    assert judge.reliable_attributes([good, poor, disputed], 0.85) == ("Smiling",)
-
-
-def test_the_worst_mistakes_come_first() -> None:
-    truth = torch.zeros(5, 40, dtype=torch.bool)
-    truth[1, SMILING] = True
-    probabilities = torch.full((5, 40), 0.1)
-    probabilities[:, SMILING] = torch.tensor([0.2, 0.05, 0.9, 0.5, 0.1])
-    worst = judge.worst_mistakes(Fixed(probabilities), torch.empty(5), truth, "Smiling", 3)
-    assert worst.tolist() == [1, 2, 3]
+    names = ["Smiling", "Male", "Oval_Face"]
+    readings = pd.DataFrame({"balanced_accuracy": [0.9, 0.8, 0.9]}, index=names)
+    assert judge.reliable_attributes(readings, 0.85) == ("Smiling",)
 
 
 # --- the classifier itself ---
