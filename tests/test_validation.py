@@ -129,7 +129,7 @@ def test_a_copy_without_val_faces_trains_and_says_what_is_missing(
 
     def without_val(self: CelebAHQ, folder: Path, split: str | None, size: int) -> None:
         whole(self, folder, split, size)
-        self._keep(np.flatnonzero(self.splits != SPLITS.index("val")))
+        self._hold(self.table.only(np.flatnonzero(self.splits != SPLITS.index("val"))))
         self.counts["val"] = 0
 
     monkeypatch.setattr(CelebAHQ, "__init__", without_val)
