@@ -248,8 +248,6 @@ class ClassifierConfig(Section):
     batch_size: int = setting(64, min=2)  # faces per step
     learning_rate: float = setting(2e-3, above=0)  # the peak of a one-cycle schedule
     weight_decay: float = setting(0.05, min=0)  # AdamW's
-    # File of a ResNet-18 state dict; None: from scratch.
-    imagenet_weights: str | None = setting(None)
     seed: int = setting(0, min=0, max=MAX_SEED)  # of weights, order and augmentation
 
 

@@ -4,7 +4,6 @@ Trained on the train split, chosen on validation, reported once on test.
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
@@ -17,7 +16,7 @@ from torchmetrics.functional.classification import (
     multilabel_specificity,
 )
 
-from config import ROOT, ClassifierConfig
+from config import ClassifierConfig
 from custom_datasets.celeba_files import ATTRIBUTES
 from models.attribute_classifier import AttributeClassifier
 from models.device import autocast, choose_precision, freed_memory_kept
@@ -37,12 +36,9 @@ class Epoch(NamedTuple):
 
 
 def new_judge(config: ClassifierConfig, device: torch.device | str) -> AttributeClassifier:
-    """An untrained judge: weights from the config's seed, or ImageNet's where it names them."""
+    """An untrained judge, whose weights follow from the config's seed."""
     torch.manual_seed(config.seed)
-    classifier = AttributeClassifier(config, ATTRIBUTES)
-    if config.imagenet_weights:
-        classifier.start_from_imagenet(ROOT / Path(config.imagenet_weights).expanduser())
-    return classifier.to(device)
+    return AttributeClassifier(config, ATTRIBUTES).to(device)
 
 
 def train_judge(

@@ -38,27 +38,6 @@ class AttributeClassifier(nn.Module):
         self.network = torchvision.models.resnet18(num_classes=len(self.attribute_names))
         self.register_buffer("thresholds", torch.full((len(self.attribute_names),), 0.5))
 
-    def start_from_imagenet(self, weights: str | Path) -> None:
-        """Take a ResNet-18's ImageNet weights, all but the last layer.
-
-        Args:
-            weights: file of the state dict that torchvision publishes (`resnet18-f37072fd.pth`).
-
-        Raises:
-            FileNotFoundError: no such file; says where to get it.
-            ValueError: the weights of another network.
-        """
-        if not Path(weights).is_file():
-            raise FileNotFoundError(
-                f"no ImageNet weights at {weights}: download torchvision's resnet18-f37072fd.pth, "
-                "or set classifier.imagenet_weights to None to train from scratch"
-            )
-        state = torch.load(weights, map_location="cpu", weights_only=True)
-        kept = {name: value for name, value in state.items() if not name.startswith("fc.")}
-        missing, unexpected = self.network.load_state_dict(kept, strict=False)
-        if unexpected or set(missing) != {"fc.weight", "fc.bias"}:
-            raise ValueError(f"{weights} does not hold the weights of torchvision's ResNet-18")
-
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 (B, 3, H, W) -> normalised float (B, 3, S, S) of the network's own size and device.
 
@@ -130,8 +109,9 @@ class AttributeClassifier(nn.Module):
                 f"{path} is no judge of this version: it lacks {sorted(missing)}. Run the notebook "
                 "train2 again"
             )
-        values["config"].pop("least_balanced_accuracy", None)  # now the evaluation's own setting
-        config = from_dict(values["config"], ClassifierConfig)
+        former = {"least_balanced_accuracy", "imagenet_weights"}  # settings that are gone
+        kept = {key: value for key, value in values["config"].items() if key not in former}
+        config = from_dict(kept, ClassifierConfig)
         classifier = cls(config, values["attribute_names"])
         classifier.load_state_dict(values["weights"])
         return classifier.eval(), values["facts"]

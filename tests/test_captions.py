@@ -10,7 +10,6 @@ import random
 import re
 import subprocess
 import sys
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -25,46 +24,20 @@ TOKENS: dict[str, int] = json.loads((Path(__file__).parent / "clip_token_counts.
 SPLIT = re.compile(WORDS.replace(r"\p{L}", "a-z").replace(r"\p{N}", "0-9"))
 
 SAID_TRUE = {  # attribute -> what a caption says where it asserts the attribute
+    name: name.lower().removeprefix("wearing_").replace("_", " ") for name in ATTRIBUTES
+} | {
     "5_o_Clock_Shadow": r"a five o'clock shadow",
     "Arched_Eyebrows": r"arched (bushy )?eyebrows",
-    "Attractive": r"attractive",
     "Bags_Under_Eyes": r"bags under the eyes",
-    "Bald": r"bald",
-    "Bangs": r"bangs",
     "Big_Lips": r"(full|big) lips",
-    "Big_Nose": r"a big nose",
-    "Black_Hair": r"black hair",
-    "Blond_Hair": r"blond hair",
-    "Blurry": r"blurry",
-    "Brown_Hair": r"brown hair",
-    "Bushy_Eyebrows": r"bushy eyebrows",
-    "Chubby": r"chubby",
-    "Double_Chin": r"a double chin",
     "Eyeglasses": r"(?<!not wearing )(eye)?glasses",
-    "Goatee": r"a goatee",
-    "Gray_Hair": r"gray hair",
-    "Heavy_Makeup": r"heavy makeup",
-    "High_Cheekbones": r"high cheekbones",
     "Male": r"man",
     "Mouth_Slightly_Open": r"(with the mouth slightly open|a slightly open mouth)",
-    "Mustache": r"a mustache",
-    "Narrow_Eyes": r"narrow eyes",
     "No_Beard": r"a clean-shaven face",
-    "Oval_Face": r"an oval face",
-    "Pale_Skin": r"pale skin",
-    "Pointy_Nose": r"a pointy nose",
-    "Receding_Hairline": r"a receding hairline",
-    "Rosy_Cheeks": r"rosy cheeks",
-    "Sideburns": r"sideburns",
     "Smiling": r"(?<!not )smiling",
     "Straight_Hair": r"straight (black |blond |brown |gray )?hair",
     "Wavy_Hair": r"wavy (black |blond |brown |gray )?hair",
-    "Wearing_Earrings": r"earrings",
     "Wearing_Hat": r"(?<!not wearing )a hat",
-    "Wearing_Lipstick": r"lipstick",
-    "Wearing_Necklace": r"a necklace",
-    "Wearing_Necktie": r"a necktie",
-    "Young": r"young",
 }
 SAID_FALSE = {
     "Eyeglasses": r"not wearing glasses",
@@ -118,17 +91,15 @@ def random_captions(count: int, seed: int) -> list[tuple[list[bool], Caption]]:
 MANY = random_captions(4000, seed=0)
 
 
-@pytest.mark.parametrize("name", ATTRIBUTES)
-def test_every_attribute_can_be_stated(name: str) -> None:
-    row = vector(name, *({"Male"} if name in FACIAL_HAIR | {"No_Beard"} else ()))
-    captions = [compose(row, index) for index in range(80)]
-    assert any(caption.stated.get(name) is True for caption in captions)
-
-
-@pytest.mark.parametrize("name", SAID_FALSE)
-def test_telling_absences_can_be_stated(name: str) -> None:
-    captions = [compose(vector("Male") if name == "No_Beard" else vector(), i) for i in range(200)]
-    assert any(caption.stated.get(name) is False for caption in captions)
+@pytest.mark.parametrize(
+    ("name", "value"), [*((n, True) for n in ATTRIBUTES), *((n, False) for n in SAID_FALSE)]
+)
+def test_every_attribute_and_every_telling_absence_can_be_stated(name: str, value: bool) -> None:
+    shown = {name} if value else set()
+    if name in FACIAL_HAIR | {"No_Beard"}:
+        shown.add("Male")
+    captions = [compose(vector(*shown), index) for index in range(200)]
+    assert any(caption.stated.get(name) is value for caption in captions)
 
 
 def test_says_exactly_what_it_states_at_every_density() -> None:
@@ -183,15 +154,8 @@ def test_sentences_are_well_formed() -> None:
         assert not re.search(r"  | [,.']|[,.][a-z]|, ?,|\. ?\.|,\s*\.", text), text
         assert not re.search(r"\b(with|wearing|and|not|of|a|an|is|are|shown)([,.]|$)", text), text
         assert not re.search(r"\b(\w+) \1\b", text), text
-
-
-def test_articles_agree_with_the_next_word() -> None:
-    articles = set()
-    for _, caption in MANY:
-        for article, following in re.findall(r"\b(an?) (\w)", caption.text.lower()):
-            articles.add(article)
-            assert (article == "an") == (following in "aeiou"), caption.text
-    assert articles == {"a", "an"}
+        for article, following in re.findall(r"\b(an?) (\w)", text.lower()):
+            assert (article == "an") == (following in "aeiou"), text
 
 
 def test_negations_come_last_so_that_they_deny_nothing_else() -> None:
@@ -201,13 +165,6 @@ def test_negations_come_last_so_that_they_deny_nothing_else() -> None:
         tail = text[text.index("not ") :]
         for phrase in tail.split(", "):
             assert phrase in ("not smiling", "not wearing glasses", "not wearing a hat"), text
-
-
-def test_a_list_in_a_list_does_not_run_on() -> None:
-    """As in "wearing earrings and lipstick and not smiling"."""
-    for _, caption in MANY:
-        for clause in re.split(r", |\. ", caption.text):
-            assert clause.count(" and ") <= 1, caption.text
 
 
 def test_the_same_three_numbers_give_the_same_caption_and_others_another() -> None:
@@ -251,12 +208,3 @@ def test_the_longest_caption_fits_clip() -> None:
     row = vector(*longest.split())
     texts = [describe(row, index) for index in range(6000)]
     assert max(map(clip_length, texts)) <= 77, max(texts, key=clip_length)
-
-
-def test_the_token_table_is_of_the_grammar() -> None:
-    """Known lengths in CLIP, so that the table is not of another tokenizer."""
-    assert clip_length("a photo of a man") == 7
-    assert clip_length("A clean-shaven man, not wearing eyeglasses") == 13
-    words = {word for _, caption in MANY for word in SPLIT.findall(caption.text.lower())}
-    assert words <= set(TOKENS)
-    assert all(before < after for before, after in pairwise(TOKENS))

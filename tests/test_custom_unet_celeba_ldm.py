@@ -49,17 +49,11 @@ def test_every_parameter_is_trained(small: UNet2DConditionModel) -> None:
     assert idle == []
 
 
-@pytest.mark.parametrize("part", ["latents", "timestep", "text", "a late word"])
-def test_output_depends_on_every_input(small: UNet2DConditionModel, part: str) -> None:
+def test_output_depends_on_every_word(small: UNet2DConditionModel) -> None:
     latents, steps, text = inputs()
     before = small(latents, steps, text).sample
-    if part == "latents":
-        latents = latents + 1
-    elif part == "timestep":
-        steps = steps + 50
-    else:
-        text = text.clone()
-        text[:, 60 if part == "a late word" else slice(None)] += 1
+    text = text.clone()
+    text[:, 60] += 1
     difference = (small(latents, steps, text).sample - before).abs().amax(dim=(1, 2, 3))
     assert (difference > 1e-4).all()
 

@@ -9,13 +9,12 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 import config as config_module
-from config import Config, get_config
+from config import Config, override
 from custom_datasets.celeba_hq_dataset import CelebAHQ, to_model_range
 from inference.exporting import export
 from inference.text_to_face import TextToFace
 from models.vae_wrapper import VAEWrapper
 from pretraining.growing import grown
-from training import checkpoints
 from training.experiment import Experiment
 
 PROMPTS, SEEDS = ["a man with glasses", "a woman, smiling"], [3, 4]
@@ -50,12 +49,6 @@ def decoders(tiny_autoencoder_folder: Path, tmp_path: Path) -> dict[int, str]:
     return folders
 
 
-def with_decoder(config: Config, folder: str, size: int) -> Config:
-    models = dataclasses.replace(config.models, decoder=folder)
-    data = dataclasses.replace(config.data, picture_size=size)
-    return dataclasses.replace(config, models=models, data=data)
-
-
 def ways(folder: str, size: int) -> dict[str, object]:
     """Changes of a run so that this decoder makes its pictures."""
     return {"models.decoder": folder, "data.picture_size": size}
@@ -76,46 +69,24 @@ def test_pictures_are_the_same_latents_through_the_decoder(
     torch.testing.assert_close(pictures, decoder.decode(latents), rtol=0, atol=1e-5)
 
 
-def test_a_run_that_names_a_decoder_is_opened_with_it(
-    run: Path, decoders: dict[int, str], tmp_path: Path
-) -> None:
-    path = checkpoints.require_checkpoint(run)
-    changed = TextToFace.from_run(run, changes=ways(decoders[128], 128) | {"name": "trial"})
-    stored = checkpoints.load_checkpoint(path)
-    config = with_decoder(stored.config, decoders[128], 128)
-    checkpoints.save_checkpoint(path, dataclasses.replace(stored, config=config))
-    opened = TextToFace.from_run(run)
-    assert torch.equal(opened.generate(PROMPTS, SEEDS), changed.generate(PROMPTS, SEEDS))
-    assert changed.config == opened.config
-    Path(decoders[128]).rename(tmp_path / "elsewhere")
-    with pytest.raises(FileNotFoundError, match="decoder_128"):
-        TextToFace.from_run(run)
-
-
 def test_training_is_the_same_and_the_decoder_is_opened_before_it(
     tiny_config: Config, decoders: dict[int, str], tmp_path: Path
 ) -> None:
     with Experiment(tiny_config, tmp_path / "run") as before:
         fingerprint = before.fingerprint
-    config = with_decoder(tiny_config, decoders[128], 128)
+    config = override(tiny_config, ways(decoders[128], 128))
     with Experiment(config, tmp_path / "run") as experiment:
         experiment.open_all()
         assert experiment.fingerprint == fingerprint  # so that a run resumes with it
         assert experiment.latents.fetch(np.array([0]), np.array([False])).mean.shape[-1] == 8
         assert TextToFace.of(experiment).generate(PROMPTS[:1], SEEDS[:1]).shape[-1] == 128
-    wrong = with_decoder(tiny_config, decoders[64], 128)
+    wrong = override(tiny_config, ways(decoders[64], 128))
     with (
         Experiment(wrong, tmp_path / "wrong") as experiment,
         pytest.raises(ValueError, match="decoder_64"),
     ):
         experiment.open_all()
     assert not list((tmp_path / "wrong").glob("*.pt"))
-
-
-def test_larger_pictures_need_a_decoder() -> None:
-    with pytest.raises(ValueError, match="need a decoder"):
-        get_config("laptop", ["models.decoder=none"])
-    assert get_config("laptop", ["data.picture_size=none"]).picture_size == 128
 
 
 def test_latents_of_larger_pictures_are_those_of_the_faces(

@@ -37,14 +37,8 @@ DRAWINGS = [imagine(index) for index in range(2000)]
 def pixels(drawing: Drawing, size: int = 64, **changes: object) -> np.ndarray:
     """The picture as float (size, size, 3), with some options drawn otherwise."""
     upright = {"rotate": 0, "translateX": 0, "translateY": 8, "scale": 1.2}
-    changed = Drawing({**drawing.options, **upright, **changes})
+    changed = Drawing({**drawing.options, **upright, **changes}, set(), drawing.hair_below)
     return np.asarray(draw(changed, size)).astype(float)
-
-
-def example(*shown: str, without: str = "") -> Drawing:
-    """A drawing with these attributes and without those."""
-    hidden = set(without.split())
-    return next(d for d in DRAWINGS if set(shown) <= d.attributes and not hidden & d.attributes)
 
 
 def test_the_same_number_is_the_same_face_and_another_is_another() -> None:
@@ -84,26 +78,11 @@ def test_head_attributes_are_those_of_the_drawing() -> None:
     assert min(kinds.values()) > 60
 
 
-def test_hair_shows_from_under_a_hat_and_the_hat_hides_none_of_its_own() -> None:
-    long_black = (d for d in DRAWINGS if d.hair_below == "straight01")
-    drawing = next(d for d in long_black if "Black_Hair" in d.attributes)
-    bare = Drawing({**drawing.options, "topVariant": "straight01"})
-    hatted, bald = Drawing(drawing.options), Drawing({**drawing.options, "topProbability": 0})
-    pictures = (drawing, bare, hatted, bald)
-    both, hair, hat, head = (np.asarray(draw(d, 128), dtype=float) for d in pictures)
-    of_hat = np.abs(hat - head).min(axis=2) > 30
-    of_hair = (np.abs(hair - head).min(axis=2) > 30) & ~(np.abs(hat - head).max(axis=2) > 0)
-    assert of_hat.sum() > 500 and of_hair.sum() > 500
-    assert np.abs(both - hat)[of_hat].mean() < 1 and np.abs(both - hair)[of_hair].mean() < 1
-
-
 @pytest.mark.parametrize(
     ("option", "before", "after", "rows"),
     [
         ("accessoriesProbability", 0, 100, (22, 44)),
         ("mouthVariant", "serious", "smile", (36, 52)),
-        ("mouthVariant", "serious", "concerned", (36, 52)),
-        ("eyesVariant", "default", "squint", (24, 44)),
         ("eyebrowsVariant", "flatNatural", "raisedExcitedNatural", (20, 40)),
         ("facialHairProbability", 0, 100, (25, 60)),
     ],
@@ -112,20 +91,23 @@ def test_an_option_changes_the_picture_where_it_should(
     option: str, before: object, after: object, rows: tuple[int, int]
 ) -> None:
     bare = {"accessoriesProbability": 0, "facialHairProbability": 0, option: before}
-    drawing = example("Male", "Black_Hair", "Straight_Hair")
+    shown = {"Male", "Black_Hair", "Straight_Hair"}
+    drawing = next(d for d in DRAWINGS if shown <= d.attributes)
     first, second = pixels(drawing, **bare), pixels(drawing, **{**bare, option: after})
     changed = np.flatnonzero(np.abs(first - second).max(axis=(1, 2)) > 24)
     assert len(changed) >= 2
     assert rows[0] <= changed.min() and changed.max() < rows[1]
 
 
-@pytest.mark.parametrize("hat", HATS)
-def test_a_hat_hides_the_hair(hat: str) -> None:
-    """No hair attribute is set beside a hat, so no hair may be seen."""
-    drawing = example("Wearing_Hat", "No_Beard")
-    dark = pixels(drawing, topVariant=hat, hairColor="#000000")
-    light = pixels(drawing, topVariant=hat, hairColor="#ffffff")
-    assert (np.abs(dark - light).max(axis=2) > 24).mean() < 0.01
+def test_hair_is_seen_beside_a_hat_where_its_color_is_an_attribute() -> None:
+    def share(drawing: Drawing, **changes: object) -> float:
+        dark, light = (pixels(drawing, hairColor=c, **changes) for c in ("#000000", "#ffffff"))
+        return (np.abs(dark - light).max(axis=2) > 24).mean()
+
+    hatted = [d for d in DRAWINGS if {"Wearing_Hat", "No_Beard"} <= d.attributes]
+    short = next(d for d in hatted if not d.attributes & set(HAIR))
+    assert max(share(short, topVariant=hat) for hat in HATS) < 0.01
+    assert share(next(d for d in hatted if d.attributes & set(HAIR))) > 0.03
 
 
 def test_a_written_folder_reads_back(drawn_folder: Path) -> None:
@@ -143,14 +125,6 @@ def test_a_written_folder_reads_back(drawn_folder: Path) -> None:
 def test_a_face_does_not_depend_on_how_many_are_drawn(drawn_folder: Path, tmp_path: Path) -> None:
     few = write_drawn_faces(tmp_path / "few", (2, 1, 1), workers=1)
     assert (few / "test/3.jpg").read_bytes() == (drawn_folder / "train/3.jpg").read_bytes()
-
-
-def test_an_existing_set_is_kept(tmp_path: Path) -> None:
-    folder = write_drawn_faces(tmp_path / "faces", (2, 1, 1), 32, workers=1)
-    image = folder / "train" / "0.jpg"
-    image.write_bytes(b"touched")
-    assert write_drawn_faces(folder, (2, 1, 1), 32, workers=1) == folder
-    assert image.read_bytes() == b"touched"
 
 
 def test_a_set_has_its_name_when_it_is_whole(
@@ -173,21 +147,18 @@ def test_a_set_has_its_name_when_it_is_whole(
     assert not [path for path in tmp_path.iterdir() if path.is_dir() and path != folder]
 
 
-@pytest.mark.parametrize(
-    "settings", [{"counts": (3, 1, 1)}, {"size": 48}, {"seed": 1}], ids=["counts", "size", "seed"]
-)
-def test_faces_of_other_settings_are_not_overwritten(
-    tmp_path: Path, settings: dict[str, object]
-) -> None:
-    base = {"counts": (2, 1, 1), "size": 32, "seed": 0}
-    folder = write_drawn_faces(tmp_path / "faces", **base, workers=1)
+def test_a_set_is_kept_and_not_overwritten_by_other_settings(tmp_path: Path) -> None:
+    folder = write_drawn_faces(tmp_path / "faces", (2, 1, 1), 32, workers=1)
+    (folder / "train" / "0.jpg").write_bytes(b"touched")
     before = {path: path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
-    with pytest.raises(FileExistsError, match="faces"):
-        write_drawn_faces(folder, **{**base, **settings}, workers=1)
+    assert write_drawn_faces(folder, (2, 1, 1), 32, workers=1) == folder
+    for counts, seed in (((3, 1, 1), 0), ((2, 1, 1), 1)):
+        with pytest.raises(FileExistsError, match="faces"):
+            write_drawn_faces(folder, counts, 32, seed, workers=1)
     assert {path: path.read_bytes() for path in folder.rglob("*.*") if path.is_file()} == before
 
 
-@pytest.mark.parametrize("name", ["photo.jpg", "CelebA-HQ-img/0.jpg", "notes.txt", MARKER_FILE])
+@pytest.mark.parametrize("name", ["CelebA-HQ-img/0.jpg", MARKER_FILE])
 def test_nothing_is_written_into_a_folder_that_holds_something(tmp_path: Path, name: str) -> None:
     """Such as a user's photographs."""
     (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -218,10 +189,3 @@ def test_processes_that_inherit_nothing_draw_the_same(tmp_path: Path) -> None:
     alone = write_drawn_faces(tmp_path / "alone", (2, 1, 1), 32, workers=1)
     for path in filter(Path.is_file, alone.rglob("*")):
         assert (tmp_path / "spawned" / path.relative_to(alone)).read_bytes() == path.read_bytes()
-
-
-def test_only_drawing_loads_what_draws() -> None:
-    """It takes a second; and where processes are spawned, each would load torch too."""
-    code = "import sys, custom_datasets.drawn_faces; assert not {0} & set(sys.modules)"
-    unwanted = {"torch", "datasets", "dicebear", "resvg_py"}
-    subprocess.run([sys.executable, "-c", code.format(unwanted)], cwd=ROOT, check=True)

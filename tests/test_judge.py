@@ -231,18 +231,6 @@ def test_a_judge_saved_without_names_is_refused_with_the_remedy(tmp_path: Path) 
         AttributeClassifier.load(tmp_path / "old.pt")
 
 
-def test_imagenet_weights_are_taken_but_for_the_last_layer(tmp_path: Path) -> None:
-    published = resnet18(num_classes=1000)
-    torch.save(published.state_dict(), tmp_path / "resnet18.pth")
-    classifier = AttributeClassifier(SETTINGS, ATTRIBUTES)
-    last = classifier.network.fc.weight.clone()
-    classifier.start_from_imagenet(tmp_path / "resnet18.pth")
-    assert torch.equal(classifier.network.conv1.weight, published.conv1.weight)
-    assert torch.equal(classifier.network.fc.weight, last)
-    with pytest.raises(FileNotFoundError, match="imagenet_weights to None"):
-        classifier.start_from_imagenet(tmp_path / "absent.pth")
-
-
 def test_a_saved_judge_decides_as_before(
     trained: tuple[AttributeClassifier, list[judge.Epoch]], tmp_path: Path
 ) -> None:
@@ -253,6 +241,10 @@ def test_a_saved_judge_decides_as_before(
     assert facts == {"reliable": ["Smiling"]} and loaded.config == SETTINGS
     assert torch.equal(loaded.thresholds, classifier.thresholds)
     assert np.array_equal(loaded.decide(images), classifier.decide(images))
+    values = torch.load(tmp_path / "new" / "judge.pt", weights_only=True)
+    values["config"]["imagenet_weights"] = None  # as judges of earlier code hold it
+    torch.save(values, tmp_path / "earlier.pt")
+    assert AttributeClassifier.load(tmp_path / "earlier.pt")[0].config == SETTINGS
     with pytest.raises(FileNotFoundError, match="train2"):
         AttributeClassifier.load(tmp_path / "absent.pt")
     torch.save({"weights": {}}, tmp_path / "other.pt")

@@ -1,8 +1,6 @@
 """Opening weights: what is the same model, and what is none."""
 
-import ast
 import copy
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +13,7 @@ from transformers import CLIPModel, CLIPTextModel
 
 from config import ROOT
 from models.loading import fingerprint, open_model
-from models.text_encoder import TextEncoder
+from models.text_encoder import TextEncoder, save_text_weights
 from models.vae_wrapper import VAEWrapper
 
 Weights = dict[str, Tensor]
@@ -66,24 +64,15 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return shutil.copytree(request.getfixturevalue(request.param), tmp_path / "model")
 
 
-def as_text_half(folder: Path) -> None:
-    """Turn a CLIP's folder into that of its text model."""
-    half = CLIPTextModel.from_pretrained(folder)
-    half.config.save_pretrained(folder)
-    values = half.state_dict().items()
-    named = {f"text_model.{name.removeprefix('text_model.')}": value for name, value in values}
-    save_file(named, folder / "model.safetensors", metadata={"format": "pt"})
-
-
 def weights_file(folder: Path) -> Path:
     return next(folder.glob("*.safetensors"))
 
 
-def change_weights(folder: Path, change: Callable[[Weights], Weights]) -> Path:
-    path = weights_file(folder)
-    values = change({name: value.clone() for name, value in load_file(path).items()})
-    save_file(values, path, metadata={"format": "pt"})
-    return path
+def change_weights(folder: Path, change: Callable[[Weights], object]) -> None:
+    """Change a copy of the weights in place, and write it."""
+    values = {name: value.clone() for name, value in load_file(weights_file(folder)).items()}
+    change(values)
+    save_file(values, weights_file(folder), metadata={"format": "pt"})
 
 
 def open_folder(folder: Path) -> TextEncoder | VAEWrapper:
@@ -97,16 +86,12 @@ def some_weight(weights: Weights) -> str:
 
 
 def lose_a_tensor(folder: Path) -> None:
-    def without(weights: Weights) -> Weights:
-        return {name: weights[name] for name in weights if name != some_weight(weights)}
-
-    change_weights(folder, without)
+    change_weights(folder, lambda weights: weights.pop(some_weight(weights)))
 
 
 def change_a_shape(folder: Path) -> None:
-    def cut(weights: Weights) -> Weights:
-        name = some_weight(weights)
-        return {**weights, name: weights[name][:-1].clone()}
+    def cut(weights: Weights) -> None:
+        weights[some_weight(weights)] = weights[some_weight(weights)][:-1].clone()
 
     change_weights(folder, cut)
 
@@ -116,24 +101,13 @@ def cut_weights_short(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def leave_a_pointer(folder: Path) -> None:
-    weights_file(folder).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:a")
-
-
-def leave_no_config(folder: Path) -> None:
-    (folder / "config.json").write_text("<!DOCTYPE html>")
-
-
 def describe_another_model(folder: Path) -> None:
     (folder / "config.json").write_text('{"model_type": "t5"}')
 
 
 @pytest.mark.parametrize(
     "damage",
-    [
-        *(lose_a_tensor, change_a_shape, cut_weights_short, leave_a_pointer),
-        *(leave_no_config, describe_another_model),
-    ],
+    [lose_a_tensor, change_a_shape, cut_weights_short, describe_another_model],
 )
 def test_a_damaged_model_is_named(folder: Path, damage: Callable[[Path], None]) -> None:
     assert open_folder(folder)
@@ -145,7 +119,7 @@ def test_a_damaged_model_is_named(folder: Path, damage: Callable[[Path], None]) 
 def test_an_autoencoder_has_no_tensors_to_spare(autoencoder_folder: Path, tmp_path: Path) -> None:
     """Under a config.json of fewer layers every tensor that it asks for would be there."""
     folder = shutil.copytree(autoencoder_folder, tmp_path / "model")
-    change_weights(folder, lambda weights: {**weights, "decoder.extra": torch.zeros(2)})
+    change_weights(folder, lambda weights: weights.update({"decoder.extra": torch.zeros(2)}))
     with pytest.raises(ValueError, match=r"decoder\.extra"):
         VAEWrapper.from_pretrained(str(folder))
 
@@ -154,13 +128,14 @@ def test_old_names_of_attention_are_read(autoencoder_folder: Path, tmp_path: Pat
     """stabilityai/sd-vae-ft-mse has them."""
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
-    def rename(name: str) -> str:
-        for new, former in old.items():
-            name = name.replace(f".{new}.", f".{former}.")
-        return name
+    def rename(weights: Weights) -> None:
+        for name in list(weights):
+            for new, former in old.items():
+                if f".{new}." in name:
+                    weights[name.replace(f".{new}.", f".{former}.")] = weights.pop(name)
 
     folder = shutil.copytree(autoencoder_folder, tmp_path / "model")
-    change_weights(folder, lambda weights: {rename(name): weights[name] for name in weights})
+    change_weights(folder, rename)
     assert any(".query." in name for name in load_file(weights_file(folder)))
     expected = VAEWrapper.from_pretrained(str(autoencoder_folder))
     assert fingerprint(VAEWrapper.from_pretrained(str(folder))) == fingerprint(expected)
@@ -168,14 +143,16 @@ def test_old_names_of_attention_are_read(autoencoder_folder: Path, tmp_path: Pat
 
 def test_a_text_half_is_the_whole_models(clip_folder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(clip_folder, tmp_path / "model")
-    as_text_half(folder)
+    half = CLIPTextModel.from_pretrained(folder)
+    half.config.save_pretrained(folder)
+    save_text_weights(half, folder)
     assert not any("vision" in name for name in load_file(weights_file(folder)))
     whole, half = (TextEncoder.from_pretrained(str(place)) for place in (clip_folder, folder))
     assert fingerprint(whole) == fingerprint(half)
     assert torch.equal(whole(["a man"]), half(["a man"]))
 
 
-@pytest.mark.parametrize("name", ["assets/demo_autoencodr", "./x", "../x", "x", "assets"])
+@pytest.mark.parametrize("name", ["assets/demo_autoencodr", "./x"])
 def test_a_misspelt_folder_is_named_and_not_asked_of_the_hub(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,35 +160,9 @@ def test_a_misspelt_folder_is_named_and_not_asked_of_the_hub(
     with pytest.raises(FileNotFoundError) as caught:
         VAEWrapper.from_pretrained(name)
     assert str(ROOT / name) in str(caught.value)
-    assert ("demo_autoencoder" in str(caught.value)) == (name == "assets/demo_autoencodr")
 
 
 def test_float16_files_are_opened_in_float32(clip_folder: Path, tmp_path: Path) -> None:
     CLIPModel.from_pretrained(clip_folder).half().save_pretrained(tmp_path)
     model = open_model({"clip": CLIPModel}, str(tmp_path), "CLIP")
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-
-
-def test_a_tokenizer_of_another_model_is_refused(clip_folder: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(clip_folder, tmp_path / "model")
-    config = json.loads((folder / "config.json").read_text())
-    tokens = config["text_config"]["vocab_size"]
-    config["text_config"]["vocab_size"] = tokens - 1
-    (folder / "config.json").write_text(json.dumps(config))
-    name = "text_model.embeddings.token_embedding.weight"
-    change_weights(folder, lambda weights: {**weights, name: weights[name][:-1].clone()})
-    with pytest.raises(ValueError, match=f"{tokens} tokens"):
-        TextEncoder.from_pretrained(str(folder))
-
-
-def test_models_import_from_no_room_above() -> None:
-    """A checkpoint of weights must open without the data that they were trained on."""
-    below = {"config", "sections", "settings", "files", "diffusion", "models"}
-    rooms = {path.stem for path in ROOT.iterdir() if path.suffix == ".py" or path.is_dir()}
-    for path in sorted((ROOT / "models").glob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom):
-                names = [node.module or ""]
-            above = {name.partition(".")[0] for name in names} & (rooms - below)
-            assert not above, f"{path.name} imports {above}"

@@ -9,7 +9,7 @@ import config as config_module
 from config import Config, get_config
 from custom_datasets import opening
 from custom_datasets.drawn_faces import write_drawn_faces
-from custom_datasets.opening import find_faces, has_split, locate, open_faces
+from custom_datasets.opening import find_faces, locate, open_faces
 from training.old_configs import read_config
 
 
@@ -40,12 +40,9 @@ def test_the_door_to_the_faces(root: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert located("celeba_hq") == str(root / "elsewhere")
     assert located("celeba_hq", "data.source=mine") == str(mine)  # what is said last counts
     assert located("celeba_hq", "data.source=owner/name") == "owner/name"
-    assert located("celeba_hq", "data.source=data/celeba") == str(
-        root / "data" / "celeba"
-    )  # misspelt
-    assert located("celeba_hq", "data.source=~/none") == str(Path("~/none").expanduser())
+    misspelt = located("celeba_hq", "data.source=data/celeba")
+    assert misspelt == str(root / "data" / "celeba")
     assert Path(located("demo")).is_relative_to(root / "data" / "drawn")
-    assert located("demo") != located("smoke")
     assert located("demo", "data.source=mine") == str(mine)
 
 
@@ -74,7 +71,6 @@ def test_faces_that_are_there_are_found(tiny_config: Config) -> None:
     assert len(faces) == 6 and faces.split == "test"
     assert len(open_faces(tiny_config, None)) == 36
     assert open_faces(tiny_config, "val", 32)[0].image.shape == (3, 32, 32)
-    assert has_split(faces, "val")
     larger = dataclasses.replace(tiny_config.data, picture_size=128)
     models = dataclasses.replace(tiny_config.models, decoder="of twice the size")
     twice = dataclasses.replace(tiny_config, data=larger, models=models)

@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
 
 import config as config_module
 from custom_datasets import recognition, sources
@@ -96,8 +95,6 @@ def test_the_official_folder(official: Path) -> None:
     for split in set(official_split()[INDICES[:12]]):
         chosen = CelebAHQ(official, SPLITS[split], 32)
         assert chosen.indices.tolist() == [i for i in INDICES[:-1] if official_split()[i] == split]
-    with pytest.raises(ValueError, match="trian"):
-        CelebAHQ(official, "trian", 32)
 
 
 def test_the_held_out_faces_that_are_trained_on_are_in_no_split() -> None:
@@ -123,23 +120,8 @@ def test_a_copy_of_pictures_alone_is_recognised(
     assert_official(faces, INDICES[:-1])
     said = capsys.readouterr().out
     assert "stranger.jpg" in said and "other.jpg" in said
-
-
-def test_what_was_recognised_is_kept_until_a_file_changes(
-    official: Path, root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CELEBA_HQ_DIR", str(official))
-    write_pictures(root / "copy", {f"{chr(97 + i)}.png": i for i in range(12)})
-    hashed = []
-    own = recognition.perceptual_hash
-    monkeypatch.setattr(recognition, "perceptual_hash", lambda file: hashed.append(1) or own(file))
-    counts = []
-    for _ in range(2):
-        CelebAHQ(root / "copy", None, 32)
-        counts.append(len(hashed))
-    blots(3).save(root / "copy" / "a.png")
-    CelebAHQ(root / "copy", None, 32)
-    assert counts == [24, 36] and len(hashed) == 60  # a sample of 12, and all 12 where needed
+    blots(99).save(copy / "0000.webp")  # face 0: what was recognised holds for unchanged files
+    assert_official(CelebAHQ(copy, None, 32), INDICES[1:-1])
 
 
 def test_names_that_claim_another_face_are_not_believed(root: Path) -> None:
@@ -162,17 +144,6 @@ def test_other_pictures_with_such_names_have_no_split_of_celeba(root: Path) -> N
     assert np.array_equal(faces.attributes, OFFICIAL[:20])
 
 
-def test_pictures_that_nothing_tells_about_are_refused(root: Path) -> None:
-    write_pictures(root / "mine", {f"{i}.jpg": 500 + i for i in range(3)})
-    with pytest.raises(ValueError, match=r"metadata\.csv"):
-        CelebAHQ(root / "mine", None, 32)
-    with pytest.raises(FileNotFoundError, match="empty"):
-        (root / "empty").mkdir()
-        CelebAHQ(root / "empty", None, 32)
-    with pytest.raises(FileNotFoundError, match="gone"):
-        CelebAHQ(root / "gone", None, 32)
-
-
 def write_parquet(folder: Path, columns: dict[str, list], indices: list[int], name: str) -> None:
     folder.mkdir(exist_ok=True)
     values = {"image": [blots(i) for i in indices], **columns}
@@ -190,17 +161,15 @@ def as_columns(indices: list[int]) -> dict[str, list]:
     return {n.replace("_", " "): signs[:, ATTRIBUTES.index(n)].tolist() for n in backwards}
 
 
-@pytest.mark.parametrize("form", [as_list, as_columns])
-@pytest.mark.parametrize("order", [list(range(12)), [5, 0, 3, 1, 4, 2]], ids=["official", "other"])
+@pytest.mark.parametrize(
+    ("form", "order"), [(as_list, [5, 0, 3, 1, 4, 2]), (as_columns, list(range(12)))]
+)
 def test_a_data_set_of_celeba_hq(
     root: Path, form: Callable[[list[int]], dict[str, list]], order: list[int]
 ) -> None:
     """What the hub serves, and `datasets` opens, lies in parquet files."""
     write_parquet(root / "hub", form(order), order, "train")
-    faces = CelebAHQ(root / "hub", None, 32)
-    assert_official(faces, sorted(order))
-    loader = DataLoader(faces, batch_size=None, num_workers=1)
-    assert [face.index for face in loader] == sorted(order)
+    assert_official(CelebAHQ(root / "hub", None, 32), sorted(order))
 
 
 def test_labels_of_another_face_are_told(root: Path, capsys: pytest.CaptureFixture) -> None:
@@ -236,12 +205,9 @@ def test_a_list_that_is_in_another_order_is_told(capsys: pytest.CaptureFixture) 
     rates = np.array([sources.CELEBA_RATES.get(name, 0.1) for name in ATTRIBUTES])
     values = np.random.default_rng(0).random((1200, 40)) < rates
     sources._warn_of_rates("right", values)
-    sources._warn_of_rates("few", values[:900, ::-1])
     assert not capsys.readouterr().out
     sources._warn_of_rates("reversed", values[:, ::-1])
-    sources._warn_of_rates("denied", ~values)
-    said = capsys.readouterr().out
-    assert "reversed" in said and "denied" in said
+    assert "reversed" in capsys.readouterr().out
 
 
 def test_attributes_come_from_the_hub_where_no_table_is_at_hand(
@@ -282,8 +248,6 @@ def test_own_captions_are_used_as_they_are(root: Path) -> None:
     for position, name in enumerate(faces.names):
         caption = faces.caption(position, wording=position, seed=position)
         assert caption.text == f"Aunt Ada, number {name[0]}" and caption.stated == {}
-    held_out = CelebAHQ(root / "mine", "test", 32)
-    assert held_out.caption(0).text == f"Aunt Ada, number {held_out.names[0][0]}"
 
 
 def test_several_captions_of_a_picture_are_used_in_turn(root: Path) -> None:
@@ -333,15 +297,6 @@ def test_own_attributes_make_captions(root: Path) -> None:
     table.drop(columns="Bald").to_csv(folder / "metadata.csv", index=False)
     with pytest.raises(ValueError, match="Bald"):
         CelebAHQ(folder, None, 32)
-    table.assign(Bald=7).to_csv(folder / "metadata.csv", index=False)
-    with pytest.raises(ValueError, match="Bald"):
-        CelebAHQ(folder, None, 32)
-
-
-@pytest.mark.parametrize("table", ["name,caption\n0.jpg,a man", "file_name;caption\n0.jpg;a man"])
-def test_a_table_without_file_names_is_refused(root: Path, table: str) -> None:
-    with pytest.raises(ValueError, match="file_name"):
-        CelebAHQ(mine(root, table), None, 32)
 
 
 def test_a_split_by_chance_is_the_same_everywhere() -> None:
@@ -357,29 +312,13 @@ def test_a_split_by_chance_is_the_same_everywhere() -> None:
 # --- the annotation file ---
 
 
-def test_the_annotation_file_of_other_hands(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "damage", [lambda text: text[:-200], lambda text: text.replace(" -1", " 5", 1)]
+)
+def test_a_damaged_annotation_file_is_named(tmp_path: Path, damage: Callable[[str], str]) -> None:
     write_annotation(tmp_path, [0, 2, 7])
     path = tmp_path / ATTRIBUTE_FILE
-    text = path.read_text().replace("\n", "\r\n").replace("  ", " ").rstrip()
-    path.write_bytes(f"\ufeff{text}".encode())
-    names, values = read_attributes(path)
-    assert names == ["0.jpg", "2.jpg", "7.jpg"] and np.array_equal(values, OFFICIAL[[0, 2, 7]])
-
-
-DAMAGE = {
-    "cut": lambda text: text[:-200],
-    "a row less": lambda text: text[: text.rindex("\n", 0, -1) + 1],
-    "another value": lambda text: text.replace(" -1", " 5", 1),
-    "another name": lambda text: text.replace("Bald", "Hairless"),
-    "empty": lambda text: "",
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_annotation_file_is_named(tmp_path: Path, damage: str) -> None:
-    write_annotation(tmp_path, [0, 2, 7])
-    path = tmp_path / ATTRIBUTE_FILE
-    path.write_text(DAMAGE[damage](path.read_text()))
+    path.write_text(damage(path.read_text()))
     with pytest.raises(ValueError, match=ATTRIBUTE_FILE):
         read_attributes(path)
 

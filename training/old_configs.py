@@ -14,7 +14,7 @@ RETIRED: dict[str, set[str]] = {
     "diffusion": set(),
     "training": {"scale_batch", "scale_rate", "fused_attention", "log_every"},
     "sampling": {"guidance_interval", "guide_epoch"},
-    "classifier": {"least_balanced_accuracy"},
+    "classifier": {"least_balanced_accuracy", "imagenet_weights"},
     "evaluation": set(),
 }
 
