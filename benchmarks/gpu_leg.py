@@ -13,13 +13,14 @@ import time
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torchvision.utils import save_image
 
 from benchmarks import runs
+from benchmarks.report import Report
 from command_line import path
 from config import Config, get_config
 from custom_datasets.captions import describe
@@ -30,9 +31,6 @@ from models.text_encoder import TextEncoder
 from models.vae_wrapper import VAEWrapper
 from training.experiment import Experiment
 from training.loop import train
-
-if TYPE_CHECKING:
-    from benchmarks.gpu import Report
 
 STEP_OF_INT8 = 31.75  # values a unit of a latent
 PICTURES, QUICK_PICTURES, PICTURES_AT_ONCE, GRID = 400, 8, 50, 64
@@ -107,7 +105,7 @@ def read_latents(folder: Path) -> tuple[runs.GivenLatents, np.ndarray]:
         return runs.GivenLatents(np.load(file), STEP_OF_INT8), np.load(folder / "indices.npy")
 
 
-def run(report: "Report", leg: Leg, is_compiled: bool) -> None:
+def run(report: Report, leg: Leg, is_compiled: bool) -> None:
     """Train until the minutes are over, and leave pictures, losses and weights.
 
     The length is planned by the speed that was timed at the nearest batch, so that the learning
