@@ -45,14 +45,6 @@ def test_jobs_alternate_and_their_first_block_does_not_count() -> None:
     assert timing.ratio(times["a"], times["b"], "clock") == "2.5 [2, 4]"
 
 
-def test_a_block_repeats_its_job_and_gives_the_mean() -> None:
-    with timing.Worker("sleeping", 0.01) as sleeper:
-        begin = time.perf_counter()
-        taken = [sleeper.block(0.2)["clock"] for _ in range(2)]
-        assert time.perf_counter() - begin > 0.4
-    assert min(taken) > 0.01 and max(taken) < 0.2
-
-
 PARENT = """
 from benchmarks.timing import Worker
 with Worker("sleeping", 60) as worker:

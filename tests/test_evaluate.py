@@ -311,27 +311,6 @@ def test_a_runs_own_pictures_from_a_folder_give_its_numbers(done: Bench) -> None
     assert "sweep" in protocol(folder)["not_measured"]
 
 
-def test_folders_of_one_last_name_keep_their_own_numbers(done: Bench, tmp_path: Path) -> None:
-    done.plan(feature_networks=(), clip_judges=())
-    folders = set()
-    for parent in ("a", "b"):
-        folder = tmp_path / parent / "samples"
-        faces = Path(done.values.data.source) / FOLDERS[0]
-        folder.mkdir(parents=True)
-        for number in range(45):  # training faces: copies, all of them
-            shutil.copy(faces / f"{number}.jpg", folder / f"{number}.jpg")
-        folders.add(done.evaluate("--pictures", str(folder)))
-    assert len(folders) == 2
-    for folder in folders:
-        (copied,) = (
-            each
-            for each in read(folder / "metrics.json")
-            if (each.question, each.set) == ("copies", "generated")
-        )
-        assert copied.value == 1
-        assert {"clip_score", "consistency"} <= set(protocol(folder)["not_measured"])
-
-
 def test_two_prompts_asked_again_and_again_are_measured(done: Bench, tmp_path: Path) -> None:
     """Each picture is a unit; the control has a caption of the other prompt."""
     done.plan(feature_networks=())

@@ -4,7 +4,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -72,41 +71,11 @@ def test_the_pipeline_is_encode_guide_sample_decode(text_to_face: TextToFace) ->
     torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
 
 
-def test_scale_and_negative_prompt_change_the_picture(text_to_face: TextToFace) -> None:
-    def picture(scale: float | None = None, negative: str = "") -> torch.Tensor:
-        return text_to_face.generate(PROMPTS[:1], [8], scale, negative_prompt=negative)
-
-    assert not torch.equal(picture(), picture(9.0))
-    assert not torch.equal(picture(), picture(negative="smiling"))
-    # Guided away from nothing, or not guided at all: no negative prompt is looked at.
-    assert torch.equal(picture(1.0), picture(1.0, "smiling"))
-    # Scale 0 is given, not missing: the words do not matter then.
-    other = text_to_face.generate(PROMPTS[1:2], [8], 0.0)
-    assert torch.equal(picture(0.0), other)
-    # The negative prompt takes the place of the empty one: at scale 0 it alone is drawn.
+def test_at_scale_0_the_negative_prompt_alone_is_drawn(text_to_face: TextToFace) -> None:
+    """Scale 0 is given, not missing."""
+    got = text_to_face.generate(PROMPTS[:1], [8], 0.0, negative_prompt="smiling")
     alone = text_to_face.generate(["smiling"], [8], 1.0)
-    torch.testing.assert_close(picture(0.0, "smiling"), alone, rtol=0, atol=1e-5)
-
-
-def in_bf16(model: TextToFace) -> TextToFace:
-    return TextToFace(model.config, model.unet, model.text_encoder, model.vae, "bf16")
-
-
-def test_a_single_text_is_the_prompt_of_every_seed(text_to_face: TextToFace) -> None:
-    want = text_to_face.generate(["a man"] * 3, [5, 6, 7])
-    for seeds in (range(5, 8), np.arange(5, 8), torch.arange(5, 8)):
-        assert torch.equal(text_to_face.generate("a man", seeds), want)
-
-
-def test_a_seed_that_another_would_equal_is_refused(text_to_face: TextToFace) -> None:
-    """A CPU generator of torch ignores all bits above the 32nd."""
-    last = sampling.MAX_SEED
-    a, b = (torch.Generator().manual_seed(seed) for seed in (3, 3 + last + 1))
-    assert torch.equal(torch.randn(9, generator=a), torch.randn(9, generator=b))
-    text_to_face.generate("a man", [last], steps=1)
-    for seed in (last + 1, -1):
-        with pytest.raises(ValueError, match=str(seed)):
-            text_to_face.generate("a man", [seed])
+    torch.testing.assert_close(got, alone, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -115,8 +84,7 @@ def test_a_seed_that_another_would_equal_is_refused(text_to_face: TextToFace) ->
         {"prompts": ["a man", "a man with a beard " * 30]},
         {"negative_prompt": "a man with a beard " * 30},
         {"seeds": [0]},
-        {"seeds": []},
-        {"guidance_scale": float("nan")},
+        {"seeds": [0, sampling.MAX_SEED + 1]},  # a CPU generator ignores bits above the 32nd
         {"steps": 1001},
     ],
 )
@@ -143,7 +111,9 @@ def test_pictures_decoded_in_the_runs_precision_are_those_of_float32(
 ) -> None:
     latents = torch.randn(11, *text_to_face.latent_shape)
     want = text_to_face.vae.decode(latents)
-    difference = (in_bf16(text_to_face).decode(latents) - want).abs()
+    parts = (text_to_face.unet, text_to_face.text_encoder, text_to_face.vae)
+    in_bf16 = TextToFace(text_to_face.config, *parts, "bf16")
+    difference = (in_bf16.decode(latents) - want).abs()
     assert difference.mean() < 0.005  # a step of eight bits is 0.004
     assert difference.max() < 0.1
 
@@ -161,26 +131,11 @@ def test_casting_the_matrices_once_changes_no_bit(run: Path) -> None:
     assert torch.equal(*pictures)
 
 
-def test_words_are_known_where_captions_are_made_from_attributes(text_to_face: TextToFace) -> None:
-    assert text_to_face.unknown_words("a cat, smiling") == ["cat"]
-    data = dataclasses.replace(text_to_face.config.data, source="own/photographs")
-    text_to_face.config = dataclasses.replace(text_to_face.config, data=data)
-    assert text_to_face.unknown_words("a cat, smiling") == []
-
-
 def test_how_pictures_are_made_may_change_and_what_was_trained_may_not(run: Path) -> None:
     trial = TextToFace.from_run(run, changes=["name=trial", "sampling.steps=7"])
     assert trial.config.sampling.steps == 7 and trial.config.name != "trial"
     with pytest.raises(ValueError, match=r"unet\.widths"):
         TextToFace.from_run(run, changes="unet.widths=32,64")
-
-
-def test_hidden_states_take_the_place_of_prompts(text_to_face: TextToFace) -> None:
-    latents = torch.randn(2, *text_to_face.latent_shape)
-    states = text_to_face.encode_text(PROMPTS[:2])
-    with torch.no_grad():
-        got = text_to_face.predictor(states, 2.0)(latents, 500)
-        assert torch.equal(got, text_to_face.predictor(PROMPTS[:2], 2.0)(latents, 500))
 
 
 def test_sampling_needs_the_decoder_alone_and_opens_an_encoder_to_encode(
