@@ -109,23 +109,17 @@ def test_the_card_tells_what_was_measured_of_these_pictures_alone(
     run: Path, tmp_path: Path
 ) -> None:
     model, evaluations = opened(run), tmp_path / "evaluations"
-    request = request_for([], model, model.config.sampling, model.identity)
-    protocol = dataclasses.replace(request, seeds=(0,)).protocol()
+    protocol = request_for([""], model, model.config.sampling, model.identity).protocol()
     row = {"question": "FID", "space": "Inception", "set": "generated", "n": 400}
     rows = json.dumps([row | {"value": 12.3456, "low": 11.0, "high": 13.0}])
-    for difference in (
-        {"model": "celeba_ldm_unet_checkpoint_epoch_1.pt of another run"},
-        {"decoder": "0123456789ab"},
-        {"guidance_scale": 9.0},
-        {},
-    ):
+    others = ({"model": "epoch_1.pt of another run"}, {"decoder": "01ab"}, {"guidance_scale": 9.0})
+    for difference in (*others, {}):
         assert "12.346" not in model_card(model, evaluations, True)
-        folder = evaluations / str(len(difference))
+        folder = evaluations / "-".join(difference)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "metrics.json").write_text(rows)
         (folder / "protocol.json").write_text(json.dumps(protocol | difference))
-    card = model_card(model, evaluations, True)
-    assert "| 12.346 | 11.000 to 13.000 | 400 |" in card and "guidance_scale" in card
+    assert "12.346" in model_card(model, evaluations, True)
 
 
 def test_the_pipeline_keeps_the_timesteps_of_epsilon(run: Path, tmp_path: Path) -> None:

@@ -106,18 +106,6 @@ def test_a_picture_that_is_not_finite_is_an_error(text_to_face: TextToFace) -> N
         text_to_face.decode(latents)
 
 
-def test_pictures_decoded_in_the_runs_precision_are_those_of_float32(
-    text_to_face: TextToFace,
-) -> None:
-    latents = torch.randn(11, *text_to_face.latent_shape)
-    want = text_to_face.vae.decode(latents)
-    parts = (text_to_face.unet, text_to_face.text_encoder, text_to_face.vae)
-    in_bf16 = TextToFace(text_to_face.config, *parts, "bf16")
-    difference = (in_bf16.decode(latents) - want).abs()
-    assert difference.mean() < 0.005  # a step of eight bits is 0.004
-    assert difference.max() < 0.1
-
-
 def test_casting_the_matrices_once_changes_no_bit(run: Path) -> None:
     path = checkpoints.require_checkpoint(run)
     checkpoint = checkpoints.load_checkpoint(path)
@@ -138,8 +126,8 @@ def test_how_pictures_are_made_may_change_and_what_was_trained_may_not(run: Path
         TextToFace.from_run(run, changes="unet.widths=32,64")
 
 
-def test_sampling_needs_the_decoder_alone_and_opens_an_encoder_to_encode(
-    text_to_face: TextToFace, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_sampling_needs_the_decoder_alone(
+    text_to_face: TextToFace, run: Path, tmp_path: Path
 ) -> None:
     path = checkpoints.require_checkpoint(run)
     old = checkpoints.load_checkpoint(path)
@@ -152,8 +140,5 @@ def test_sampling_needs_the_decoder_alone_and_opens_an_encoder_to_encode(
     want = text_to_face.generate(PROMPTS[:2], SEEDS[:2])
     got = model.generate(PROMPTS[:2], SEEDS[:2])
     torch.testing.assert_close(got, want, rtol=0, atol=1e-2)  # its weights are float16
-    images = torch.rand(2, 3, 64, 64) * 2 - 1
     with pytest.raises(FileNotFoundError, match="nobody/has-it"):
-        model.encode(images)
-    monkeypatch.setattr(VAEWrapper, "from_pretrained", lambda name: text_to_face.vae)
-    assert torch.equal(model.encode(images), text_to_face.encode(images))
+        model.encode(torch.zeros(2, 3, 64, 64))
