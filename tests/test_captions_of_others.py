@@ -24,21 +24,20 @@ def test_a_table_comes_back_whatever_the_captions_hold(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "line"),
+    "lines",
     [
-        ("file_name,text\na.png,a man, smiling\n", "line 2"),
-        ("file_name,text\na.png,a man\na.png,a woman\n", "line 3"),
-        ("file_name,text\na.png\n", "line 2"),
-        ("name;caption\na.png;a man\n", "line 1"),
-        ("file_name,text\na.png,caf\xe9\n".encode("cp1252"), "UTF-8"),
+        ["file_name,text", "a.png,a man", "b.png,a man, smiling"],
+        ["file_name,text", "a.png,a man", "a.png,a woman"],
+        ["file_name,text", "a.png,"],
+        ["file_name,words", "a.png,a man"],
+        ["name;caption", "a.png;a man"],
+        ["file_name,text", "a.png,caf\xe9"],
     ],
 )
-def test_a_torn_table_is_refused_by_file_and_line(
-    text: str | bytes, line: str, tmp_path: Path
-) -> None:
+def test_a_torn_table_is_refused_by_its_name(lines: list[str], tmp_path: Path) -> None:
     path = tmp_path / "captions.csv"
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(ValueError, match=rf"captions\.csv.*{line}"):
+    path.write_text("\n".join(lines), encoding="cp1252")
+    with pytest.raises(ValueError, match=r"captions\.csv"):
         read_captions(path)
 
 
