@@ -21,6 +21,7 @@ from config import ModelsConfig, UNetConfig
 from custom_datasets.captions import describe
 from custom_datasets.drawn_faces import write_drawn_faces
 from custom_datasets.latent_cache import LatentSource
+from inference.text_to_face import TextToFace
 from models.custom_unet_celeba_ldm import build_unet
 from models.vae_wrapper import Posterior
 from pretraining.clip import ClipSettings, build_clip, build_image_processor, train_tokenizer
@@ -161,6 +162,20 @@ def save_run(folder: Path, values: config.Config) -> Path:
     )
     checkpoints.save_checkpoint(checkpoints.checkpoint_path(folder, 1, 3, True), checkpoint)
     return folder
+
+
+def change_run(folder: Path, changes: config.Changes) -> None:
+    """Write the checkpoint of a run again, under a changed config."""
+    path = checkpoints.require_checkpoint(folder)
+    old = checkpoints.load_checkpoint(path)
+    values = config.override(old.config, changes)
+    checkpoints.save_checkpoint(path, dataclasses.replace(old, config=values))
+
+
+@pytest.fixture
+def model(run: Path) -> TextToFace:
+    """The run, opened as a user does."""
+    return TextToFace.from_run(run)
 
 
 @pytest.fixture(scope="session")

@@ -26,11 +26,6 @@ NOTHING = [None] * 7  # all fields but the prompt cleared
 
 
 @pytest.fixture
-def model(run: Path) -> TextToFace:
-    return TextToFace.from_run(run)
-
-
-@pytest.fixture
 def address(model: TextToFace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A page whose pictures lie where the system keeps temporary files, as on some machines."""
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "temporary"))

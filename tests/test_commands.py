@@ -144,13 +144,6 @@ def test_a_word_that_no_caption_has_is_hinted_at(
     assert "cat" in error and "(smiling:1.5)" in error and "young" not in error
 
 
-def test_a_file_of_prompts(call: Callable[..., list[Path]], tmp_path: Path) -> None:
-    (tmp_path / "prompts.txt").write_text("a man\n\na woman with 人\n", encoding="utf-8")
-    made = call(f"--prompts={tmp_path / 'prompts.txt'}", "--count=2")
-    told = {(facts(file)["prompt"], facts(file)["seed"]) for file in made}
-    assert told == {("a man", 0), ("a man", 1), ("a woman with 人", 2), ("a woman with 人", 3)}
-
-
 def test_a_checkpoint_is_chosen_by_its_epoch_or_path(
     call: Callable[..., list[Path]], run: Path
 ) -> None:

@@ -222,9 +222,8 @@ def test_a_decoder_is_not_written_over_where_it_starts_from(
 
 
 def test_latents_are_those_of_the_runs_own_pictures(
-    run: Path, monkeypatch: pytest.MonkeyPatch
+    model: TextToFace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = TextToFace.from_run(run)
     monkeypatch.setattr(latents, "BATCH", 2)
     captions = ["a man", "a woman", "a person"]
     sampled = latents.sample_latents(model, captions)
