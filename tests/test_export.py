@@ -115,7 +115,7 @@ def test_the_card_tells_what_was_measured_of_these_pictures_alone(
     others = ({"model": "epoch_1.pt of another run"}, {"decoder": "01ab"}, {"guidance_scale": 9.0})
     for difference in (*others, {}):
         assert "12.346" not in model_card(model, evaluations, True)
-        folder = evaluations / "-".join(difference)
+        folder = evaluations / f"with_{'-'.join(difference)}"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "metrics.json").write_text(rows)
         (folder / "protocol.json").write_text(json.dumps(protocol | difference))
