@@ -47,8 +47,9 @@ class Rates:
     """Shares of what is asked for that is shown, and asked against that is not, per attribute."""
 
     def __init__(self, seen: np.ndarray, asked: Asked) -> None:
-        """Args:
-        seen: bool (N, 40), what the classifier sees in the picture of each caption.
+        """
+        Args:
+            seen: bool (N, 40), what the classifier sees in the picture of each caption.
         """
         self.right = np.stack([seen & asked.wanted, ~seen & asked.unwanted], 1)  # (N, 2, 40)
         self.said = np.stack(asked, 1)  # (N, 2, 40)

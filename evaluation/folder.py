@@ -1,6 +1,5 @@
 """Pictures made elsewhere: a folder of image files, and a table of their captions."""
 
-import csv
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from custom_datasets.celeba_files import caption_column
+from custom_datasets.celeba_files import caption_column, list_files, read_metadata
 from custom_datasets.images import open_rgb, read_image
 from evaluation.sets import ORDER_SEED
 from inference.picture_sets import key_of
@@ -56,7 +55,7 @@ def open_folder(folder: Path, size: int) -> FolderImages:
         FileNotFoundError: no such folder, or no image in it.
         ValueError: an image cannot be read.
     """
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in ENDINGS)
+    found = [folder / name for name in list_files(folder) if name.lower().endswith(ENDINGS)]
     if not found:
         raise FileNotFoundError(f"no {', '.join(ENDINGS)} in {folder.resolve()}")
     with ThreadPoolExecutor() as readers:
@@ -103,26 +102,15 @@ def read_captions(path: Path) -> dict[str, str]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is no such table; names the file, the line and the remedy.
+        ValueError: it is no such table, or a picture has no caption or two; names the file.
     """
-    captions: dict[str, str] = {}
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file, strict=True, restval="")
-        try:
-            column = caption_column(rows.fieldnames or ())
-            if "file_name" not in (rows.fieldnames or ()) or not column:
-                raise ValueError(f"{rows.fieldnames}, expected file_name,text")
-            for each in rows:
-                name, caption = each["file_name"].strip(), each[column].strip()
-                if None in each:
-                    raise ValueError('too many columns; put a caption with a comma in "quotes"')
-                if not name or not caption:
-                    raise ValueError("a picture or its caption is missing; complete the line")
-                if name in captions:
-                    raise ValueError(f"{name!r} has a caption already; remove one")
-                captions[name] = caption
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: {error}; save it as CSV in UTF-8") from error
-        except (ValueError, csv.Error) as error:
-            raise ValueError(f"{path}, line {max(1, rows.line_num)}: {error}") from error
-    return captions
+    table = read_metadata(path.parent, path)
+    column = caption_column(table)
+    if column is None:
+        raise ValueError(f"{path} has no column text or caption, but {', '.join(table)}")
+    wrong = table["file_name"].duplicated() | table[column].isna()
+    if wrong.any():
+        raise ValueError(
+            f"{path}: no caption, or a second one, of {table['file_name'][wrong].iloc[0]}"
+        )
+    return dict(zip(table["file_name"], table[column].astype(str), strict=True))

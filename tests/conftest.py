@@ -21,9 +21,10 @@ from config import ModelsConfig, UNetConfig
 from custom_datasets.captions import describe
 from custom_datasets.drawn_faces import write_drawn_faces
 from custom_datasets.latent_cache import LatentSource
+from inference.text_to_face import TextToFace
 from models.custom_unet_celeba_ldm import build_unet
 from models.vae_wrapper import Posterior
-from pretraining.clip import ClipSettings, build_clip, train_tokenizer
+from pretraining.clip import ClipSettings, build_clip, build_image_processor, train_tokenizer
 from training import checkpoints
 from training.checkpoints import Checkpoint, Fingerprint
 from training.experiment import Experiment
@@ -108,10 +109,11 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(4)
         build_clip(settings, tokenizer, IMAGE_SIZE).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    build_image_processor(IMAGE_SIZE).save_pretrained(folder)
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_config(drawn_folder: Path, autoencoder_folder: Path, clip_folder: Path) -> config.Config:
     """The smallest run there can be, over the session's own data and models."""
     smoke = config.smoke()
@@ -137,6 +139,11 @@ def run(tiny_config: config.Config, tmp_path: Path) -> Path:
     training = dataclasses.replace(tiny_config.training, mixed_precision="no")
     data = dataclasses.replace(tiny_config.data, source=None, drawn_counts=DRAWN_COUNTS)
     values = dataclasses.replace(tiny_config, data=data, training=training)
+    return save_run(tmp_path, values)
+
+
+def save_run(folder: Path, values: config.Config) -> Path:
+    """Write a checkpoint of random weights; returns the folder."""
     torch.manual_seed(5)
     state = new_state(build_unet(values.unet), values.training)
     with torch.no_grad():
@@ -153,8 +160,22 @@ def run(tiny_config: config.Config, tmp_path: Path) -> Path:
         optimizer=state.optimizer.state_dict(),
         updates=3,
     )
-    checkpoints.save_checkpoint(checkpoints.checkpoint_path(tmp_path, 1, 3, True), checkpoint)
-    return tmp_path
+    checkpoints.save_checkpoint(checkpoints.checkpoint_path(folder, 1, 3, True), checkpoint)
+    return folder
+
+
+def change_run(folder: Path, changes: config.Changes) -> None:
+    """Write the checkpoint of a run again, under a changed config."""
+    path = checkpoints.require_checkpoint(folder)
+    old = checkpoints.load_checkpoint(path)
+    values = config.override(old.config, changes)
+    checkpoints.save_checkpoint(path, dataclasses.replace(old, config=values))
+
+
+@pytest.fixture
+def model(run: Path) -> TextToFace:
+    """The run, opened as a user does."""
+    return TextToFace.from_run(run)
 
 
 @pytest.fixture(scope="session")

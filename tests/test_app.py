@@ -26,11 +26,6 @@ NOTHING = [None] * 7  # all fields but the prompt cleared
 
 
 @pytest.fixture
-def model(run: Path) -> TextToFace:
-    return TextToFace.from_run(run)
-
-
-@pytest.fixture
 def address(model: TextToFace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A page whose pictures lie where the system keeps temporary files, as on some machines."""
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "temporary"))
@@ -41,12 +36,6 @@ def address(model: TextToFace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     )
     yield address
     built.close()
-
-
-def test_switches_write_the_prompt() -> None:
-    got = page.write_prompt("woman", "older", ["bangs", "black hair"], ["a hat"], "not smiling")
-    want = "A photo of an older woman with bangs and black hair, wearing a hat, not smiling"
-    assert got == want
 
 
 def test_pictures_are_those_of_generate_and_carry_what_made_them(
@@ -65,14 +54,9 @@ def test_pictures_are_those_of_generate_and_carry_what_made_them(
         assert (got.permute(2, 0, 1).float() - picture * 255).abs().max() < 1.01
 
 
-def test_a_field_that_was_cleared_takes_its_default_and_words_are_hinted_at(address: str) -> None:
-    shown, _, line = Client(address, verbose=False).predict("a cat", *NOTHING, api_name="/sample")
-    assert len(shown) == page.USUAL_PICTURES and line.startswith("done") and "cat" in line
-
-
 @pytest.mark.parametrize(
     ("place", "value"),
-    [(0, "a man with a beard " * 30), (2, 1e12), (3, 10**9), (6, 1000)],
+    [(0, "a man with a beard " * 30), (3, 10**9), (6, 1000)],
 )
 def test_bounds_hold_for_a_client_without_a_browser(address: str, place: int, value: Any) -> None:
     fields = ["", "", 2.0, 4, "ddim", 0, 1]

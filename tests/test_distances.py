@@ -7,10 +7,8 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 from torch_fidelity.metric_kid import kernel_mmd
 from torch_fidelity.metric_prc import calculate_precision_recall_full
 
-from evaluation.distance import Frechet, Kernel, distances
-from evaluation.session import Features
-from evaluation.table import ALL
-from evaluation.variety import NEIGHBOR, Overlap, Reference, variety
+from evaluation.distance import Frechet, Kernel
+from evaluation.variety import NEIGHBOR, Overlap, Reference
 
 
 @pytest.mark.parametrize(("n", "m", "width"), [(120, 200, 16), (60, 90, 128)])
@@ -42,23 +40,3 @@ def test_the_pair_distance_is_a_ratio() -> None:
     middle = features.mean(0)
     overlap = Overlap(middle + 0.7 * (features - middle), Reference(features))
     assert overlap.pair_distance(np.arange(60)) == pytest.approx(0.7)
-
-
-def test_tables_name_the_space_and_leave_the_kernel_of_large_sets_out() -> None:
-    generator = torch.Generator().manual_seed(3)
-    sets = {
-        name: Features(torch.randn(n, 4, generator=generator), np.arange(n))
-        for name, n in (("generated", 50), ("real", 50), (ALL, 90))
-    }
-    reference = torch.randn(70, 4, generator=generator)
-    table = distances("Inception", sets, reference)
-    assert [(each.question, each.set) for each in table] == [
-        *(("FID", name) for name in sets),
-        *(("KID", name) for name in ("generated", "real")),
-    ]
-    assert [each.n for each in table[:3]] == [50, 50, 90]
-    others = distances("judge", sets, reference)
-    assert {each.question for each in others} == {"frechet_distance", "kernel_distance"}
-    shown = variety("judge", {"real": sets["real"]}, reference)
-    assert [each.question for each in shown] == ["recall", "precision", "pair_distance"]
-    assert all(each.low <= each.value <= each.high for each in (*table, *others, *shown))

@@ -40,13 +40,6 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors_of(target), f"{page.name} links to {link}"
 
 
-def test_every_page_is_reached_from_the_readme() -> None:
-    linked = {
-        (ROOT / link.replace("%20", " ").partition("#")[0]).resolve() for link in links_of(README)
-    }
-    assert {page for page in PAGES if page.parent == ROOT / "docs"} <= linked
-
-
 def commands_of(text: str) -> list[list[str]]:
     """Commands of this repository in the fenced blocks and code spans of a page, as words."""
     spans = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)

@@ -1,5 +1,6 @@
 """The one jackknife: its intervals hold the true value as often as they say, in clusters too."""
 
+from collections import defaultdict
 from collections.abc import Callable
 
 import numpy as np
@@ -66,8 +67,7 @@ def test_distances_and_recall_of_other_pictures_of_one_model() -> None:
     rng, rows, repeats = np.random.default_rng(3), np.arange(100), 200
     reference = torch.from_numpy(rng.normal(size=(150, 8)))
     frechet, real = Frechet(reference), Reference(reference)
-    found: dict[str, list] = {"frechet": [], "kernel": [], "pairs": []}
-    found |= {"recall": [], "precision": []}
+    found = defaultdict(list)
     for _ in range(repeats):
         x = torch.from_numpy(0.8 * rng.normal(size=(100, 8)) + 0.3)
         overlap, kernel = Overlap(x, real), Kernel(x, reference)

@@ -16,7 +16,6 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from fake_cuda import CUDA, FakeCuda, backward, fake_cuda
-from tiny_clip import with_image_preparation
 from torch import Tensor
 
 from benchmarks import runs
@@ -259,10 +258,8 @@ def test_judging_reads_the_finished_answers_alone(device: FakeCuda) -> None:
     assert {name for _, name in device.reads} == {"probabilities", "decide"}
 
 
-def test_features_are_read_once_a_batch(
-    device: FakeCuda, clip_folder: Path, tmp_path: Path
-) -> None:
-    clip = open_clip(str(with_image_preparation(clip_folder, tmp_path)), CUDA)
+def test_features_are_read_once_a_batch(device: FakeCuda, clip_folder: Path) -> None:
+    clip = open_clip(str(clip_folder), CUDA)
     images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
     features = extract(clip_image_features(clip), images, CUDA)
     assert features.shape == (3, 16) and features.device.type == "cpu"

@@ -93,76 +93,48 @@ def test_readings_equal_scikit_learns() -> None:
         assert reading.balanced_accuracy == pytest.approx(balanced)
 
 
-def test_thresholds_are_the_best_of_all_and_in_the_middle_of_their_plateau() -> None:
+def test_a_threshold_lies_in_the_middle_of_its_plateau() -> None:
     truth = torch.zeros(100, 40, dtype=torch.bool)
     truth[:10] = True
     probabilities = torch.where(truth, 0.30, 0.10)  # rare, never above one half, and yet plain
     thresholds = judge.best_thresholds(probabilities, truth)
     assert ((thresholds > 0.17) & (thresholds < 0.23)).all()
-    assert ((probabilities > thresholds) == truth).all()
     assert (judge.best_thresholds(probabilities, truth & False) == 0.5).all()
 
 
-def test_a_rare_attribute_has_a_threshold_as_low_as_it_needs() -> None:
-    truth = torch.zeros(1000, 40, dtype=torch.bool)
-    truth[:5] = True
-    probabilities = torch.where(truth, 0.010, 0.002)
-    thresholds = judge.best_thresholds(probabilities, truth)
-    assert ((probabilities > thresholds) == truth).all()
-
-
-def test_no_other_threshold_is_better() -> None:
+def answers_with_ties() -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(4)
     truth = torch.rand(300, 40, generator=generator) < 0.2
     noise = torch.rand(300, 40, generator=generator)
-    probabilities = ((0.3 * truth + 0.7 * noise) * 50).round() / 50  # with ties
+    return ((0.3 * truth + 0.7 * noise) * 50).round() / 50, truth
+
+
+def of_each(values: list[float]) -> torch.Tensor:
+    return torch.tensor(values)[:, None].repeat(1, 40)
+
+
+TWO_PLATEAUS = (of_each([0.1, 0.4, 0.5, 0.9]), of_each([0, 1, 0, 1]).bool())  # lower between them
+
+
+@pytest.mark.parametrize(("probabilities", "truth"), [answers_with_ties(), TWO_PLATEAUS])
+def test_no_other_threshold_is_better(probabilities: torch.Tensor, truth: torch.Tensor) -> None:
     chosen = judge.best_thresholds(probabilities, truth)
     best = judge.balanced_accuracies(probabilities > chosen, truth)
     for threshold in torch.linspace(-0.01, 1.01, 103):
         assert (judge.balanced_accuracies(probabilities > threshold, truth) <= best + 1e-6).all()
 
 
-def test_of_two_plateaus_the_widest_gives_the_threshold_not_their_middle() -> None:
-    """False answers at 0.25 and 0.60 and true ones around them: between, the accuracy is lower."""
-    truth = torch.tensor([True, False, True, False])[:, None].repeat(1, 40)
-    truth[:, MALE] = ~truth[:, MALE]
-    probabilities = torch.tensor([0.10, 0.25, 0.60, 0.20])[:, None].repeat(1, 40)
-    thresholds = judge.best_thresholds(probabilities, truth)
-    # Above 0.25 and below 0.60 one true is found and both false are rejected: 0.75.
-    assert ((thresholds > 0.25) & (thresholds < 0.60))[torch.arange(40) != MALE].all()
-    tied = torch.tensor([0.10, 0.40, 0.50, 0.90])[:, None].repeat(1, 40)
-    alternating = torch.tensor([False, True, False, True])[:, None].repeat(1, 40)
-    scores = {
-        t: judge.balanced_accuracies(tied > t, alternating)[0].item() for t in (0.25, 0.45, 0.7)
-    }
-    assert scores[0.25] == scores[0.7] == 0.75 and scores[0.45] == 0.5
-    found = judge.best_thresholds(tied, alternating)  # the mean of both plateaus is near 0.55
-    assert ((found > 0.5) & (found < 0.9)).all() and found[0].item() == pytest.approx(0.7, abs=0.02)
-
-
-def test_every_face_has_a_crop_and_a_tint_of_its_own() -> None:
-    torch.manual_seed(0)
-    face = torch.nn.functional.interpolate(torch.rand(1, 3, 8, 8) * 255, (32, 32), mode="bicubic")
-    batch = face.clamp(0, 255).to(torch.uint8).repeat(64, 1, 1, 1)
-    changed = judge.augment(batch)
-    assert changed.dtype == torch.uint8 and changed.shape == batch.shape
-    assert len(changed.flatten(1).unique(dim=0)) == 64
-    means = changed.float().mean((1, 2, 3)) / batch.float().mean()
-    assert means.std() > 0.02 and means.min() > 0.75 and means.max() < 1.25
-    mirrored = [
-        (changed.float() - side.float()).square().mean((1, 2, 3))
-        for side in (batch, batch.flip(-1))
-    ]
-    assert 16 < (mirrored[0] < mirrored[1]).sum() < 48
-
-
-def test_a_crop_keeps_at_least_four_fifths_and_never_leaves_the_picture() -> None:
+def test_each_face_is_mirrored_cropped_and_tinted_by_its_own_draws() -> None:
+    """A crop keeps at least four fifths and never leaves the picture."""
     ramp = torch.linspace(0, 200, 64).round().to(torch.uint8).repeat(200, 3, 64, 1)
     torch.manual_seed(0)
     cropped = judge.augment(ramp).float()  # its tint changes the range by a tenth, twice
     kept = (cropped.amax((1, 2, 3)) - cropped.amin((1, 2, 3))) / 200
     assert (kept > 0.9**2 * 0.8**0.5 - 0.03).all() and (kept < 1.1**2).all()
     assert (kept < 0.8).any() and (kept > 1).any()
+    assert len(cropped.flatten(1).unique(dim=0)) == len(ramp)
+    is_mirrored = cropped[..., 0].mean((1, 2)) > cropped[..., -1].mean((1, 2))
+    assert 60 < is_mirrored.sum() < 140
 
 
 def test_decisions_do_not_depend_on_the_autocast_around_them(
@@ -184,51 +156,19 @@ def test_reliable_attributes_are_those_read_well() -> None:
 # --- the classifier itself ---
 
 
-@pytest.mark.parametrize(
-    "images",
-    [
-        torch.rand(2, 3, 32, 32),
-        torch.zeros(3, 32, 32, dtype=torch.uint8),
-        torch.zeros(2, 32, 32, 3, dtype=torch.uint8),
-    ],
-    ids=["float", "no batch", "channels last"],
-)
-def test_other_images_are_refused(images: torch.Tensor) -> None:
+def test_images_in_unit_range_are_refused() -> None:
     with pytest.raises(ValueError, match="expected uint8"):
-        AttributeClassifier(SETTINGS, ATTRIBUTES)(images)
+        AttributeClassifier(SETTINGS, ATTRIBUTES)(torch.rand(2, 3, 32, 32))
 
 
 def test_it_is_a_resnet_18_with_40_logits_at_any_image_size() -> None:
     classifier = AttributeClassifier(SETTINGS, ATTRIBUTES).eval()
-    reference = resnet18(num_classes=40)
-    assert classifier.network.state_dict().keys() == reference.state_dict().keys()
-    for side in (32, 64, 50):
+    assert classifier.network.state_dict().keys() == resnet18(num_classes=40).state_dict().keys()
+    for side in (32, 50):
         images = torch.randint(256, (2, 3, side, side), dtype=torch.uint8)
-        assert classifier(images).shape == (2, 40)
         features = classifier.features(images)
         assert features.shape == (2, 512)
         assert torch.allclose(classifier.network.fc(features), classifier(images), atol=1e-5)
-
-
-def test_it_has_a_logit_for_each_name_that_it_is_given(tmp_path: Path) -> None:
-    names = ("Smiling", "Male", "Wearing_Scarf")
-    classifier = AttributeClassifier(SETTINGS, names).eval()
-    classifier.save(tmp_path / "judge.pt", {})
-    loaded, _ = AttributeClassifier.load(tmp_path / "judge.pt")
-    assert loaded.attribute_names == classifier.attribute_names == names
-    assert loaded(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape == (2, 3)
-    assert [path.name for path in tmp_path.iterdir()] == ["judge.pt"]
-
-
-def test_a_judge_saved_without_names_is_refused_with_the_remedy(tmp_path: Path) -> None:
-    saved = judge.new_judge(SETTINGS, "cpu")
-    assert saved.attribute_names == ATTRIBUTES
-    saved.save(tmp_path / "judge.pt", {})
-    values = torch.load(tmp_path / "judge.pt", weights_only=True)
-    assert tuple(values.pop("attribute_names")) == ATTRIBUTES
-    torch.save(values, tmp_path / "old.pt")
-    with pytest.raises(ValueError, match=r"lacks \['attribute_names'\]\. Run .* train2 again"):
-        AttributeClassifier.load(tmp_path / "old.pt")
 
 
 def test_a_saved_judge_decides_as_before(
@@ -245,11 +185,6 @@ def test_a_saved_judge_decides_as_before(
     values["config"]["imagenet_weights"] = None  # as judges of earlier code hold it
     torch.save(values, tmp_path / "earlier.pt")
     assert AttributeClassifier.load(tmp_path / "earlier.pt")[0].config == SETTINGS
-    with pytest.raises(FileNotFoundError, match="train2"):
-        AttributeClassifier.load(tmp_path / "absent.pt")
-    torch.save({"weights": {}}, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match=r"other\.pt is no judge .*config"):
-        AttributeClassifier.load(tmp_path / "other.pt")
     (tmp_path / "torn.pt").write_bytes((tmp_path / "new" / "judge.pt").read_bytes()[:-500])
-    with pytest.raises(ValueError, match=r"torn\.pt is not a whole judge"):
+    with pytest.raises(ValueError, match=r"torn\.pt"):
         AttributeClassifier.load(tmp_path / "torn.pt")

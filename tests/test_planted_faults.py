@@ -145,16 +145,6 @@ def test_other_real_faces_pass(faces: Faces, untouched: dict[str, Row]) -> None:
         assert parts[1][name].low <= parts[0][name].high, name
 
 
-def test_a_distance_alone_would_call_lost_variety_better(faces: Faces) -> None:
-    """Why a pair leads: with fewer pictures than dimensions the Fréchet distance falls."""
-    if faces.own.shape[1] < N:
-        pytest.skip("needs more dimensions than pictures")
-    honest, shrunk = (measured(faces, x) for x in (faces.own, drawn_to_the_mean(faces.own, 0.9)))
-    assert shrunk["frechet_distance"].value < honest["frechet_distance"].value
-    assert shrunk["precision"].value > honest["precision"].value
-    assert shrunk["recall"].value < honest["recall"].value
-
-
 # --- copies ---
 
 

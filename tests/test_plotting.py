@@ -39,8 +39,3 @@ def test_losses_show_held_out_faces_beside_training_faces() -> None:
     np.testing.assert_allclose(held_out.get_ydata(), [0.5, 0.25, 0.5 / 3, 0.125])
     np.testing.assert_allclose(by_timestep.lines[-1].get_ydata(), [0.1] * 10)
     assert [bar.get_height() for bar in by_timestep.patches] == [0.5] * 9 + [0]
-    plt.close(figure)
-
-
-def test_a_run_without_its_logs_is_drawn_empty() -> None:
-    plt.close(plot_losses([], []))

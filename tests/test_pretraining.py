@@ -16,17 +16,16 @@ from torch import Tensor
 from custom_datasets.celeba_hq_dataset import CelebAHQ, to_model_range
 from inference.text_to_face import TextToFace
 from models.decoder import open_beside
-from models.text_encoder import TextEncoder, open_tokenizer
+from models.text_encoder import TextEncoder
 from models.vae_wrapper import Posterior, VAEWrapper
 from pretraining import __main__ as entry
 from pretraining import clip, decoder, latents
 from pretraining.adversary import CHANNELS, Adversary, Perception, perceptual_distance
-from pretraining.common import WARM_UP, choose, learning_rate_at, measure, steps_for
+from pretraining.common import measure
 from pretraining.decoder import DecoderConfig, DecoderTraining, decoder_weights, train_decoder
 from pretraining.growing import grown
 
 CPU = torch.device("cpu")
-FOLDERS = ["tiny_autoencoder_folder", "autoencoder_folder"]
 
 
 @pytest.fixture
@@ -38,6 +37,11 @@ def images(drawn_folder: Path) -> Tensor:
 @pytest.fixture
 def vae(tiny_autoencoder_folder: Path) -> VAEWrapper:
     return VAEWrapper.from_pretrained(str(tiny_autoencoder_folder))
+
+
+@pytest.fixture(params=["tiny_autoencoder_folder", "autoencoder_folder"])
+def either_vae(request: pytest.FixtureRequest) -> VAEWrapper:
+    return VAEWrapper.from_pretrained(str(request.getfixturevalue(request.param)))
 
 
 @pytest.fixture(autouse=True)
@@ -64,24 +68,6 @@ def call(monkeypatch: pytest.MonkeyPatch, *words: object) -> dict[str, object]:
     return json.loads((Path(words[words.index("--out") + 1]) / "measured.json").read_text())
 
 
-# --- faces and time ---
-
-
-def test_a_choice_of_few_is_random_and_repeatable() -> None:
-    chosen = choose(1000, 100)
-    assert np.array_equal(chosen, choose(1000, 100)) and len(set(chosen.tolist())) == 100
-    assert 350 < chosen.mean() < 650  # from all over the set: the mean of the first 100 is 49.5
-    assert sorted(choose(7, 100).tolist()) == list(range(7))
-
-
-def test_a_training_ends_with_its_time_and_its_rate_at_zero() -> None:
-    steps = list(steps_for(1e-4))
-    assert steps and all(0 <= done < 1 for _, done in steps)
-    assert learning_rate_at(2.0, 0, 0.0) == 2.0 / WARM_UP
-    assert learning_rate_at(2.0, WARM_UP, 0.0) == 2.0
-    assert learning_rate_at(2.0, 10 * WARM_UP, 1.0) == 0.0
-
-
 # --- autoencoder and CLIP ---
 
 
@@ -93,8 +79,7 @@ def test_the_command_makes_a_model_that_opens(
     monkeypatch.setattr(clip, "random_people", lambda count, seed: people(count // 40, seed))
     options = ("--faces", drawn_folder, "--minutes", "1e-4", "--out", tmp_path / "made")
     measured = call(monkeypatch, what, *options)
-    assert str(tmp_path) not in json.dumps(measured)
-    assert str(drawn_folder) not in json.dumps(measured)
+    assert not any(str(place) in json.dumps(measured) for place in (tmp_path, drawn_folder))
     if what == "autoencoder":
         vae = VAEWrapper.from_pretrained(str(tmp_path / "made"))
         assert vae.scale == measured["scaling_factor"] > 0 and measured["psnr_db"] > 0
@@ -103,27 +88,13 @@ def test_the_command_makes_a_model_that_opens(
         assert encoder(["a young man"]).isfinite().all() and 0 <= measured["top1"] <= 1
 
 
-def test_statements_are_what_captions_say(clip_folder: Path) -> None:
-    tokenizer = open_tokenizer(str(clip_folder))
-    tokens, stated = clip.statements(tokenizer, count=50)
-    assert tokens.shape == (50, 77) and stated.shape == (50, 80)
-    caption = clip.compose(clip.random_people(50, 1)[7], 7)
-    names = clip.ATTRIBUTES
-    said = {names[i % 40]: i < 40 for i in stated[7].nonzero().flatten().tolist()}
-    assert said == {name: bool(value) for name, value in caption.stated.items()}
-
-
 # --- the decoder: what changes and what stays ---
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
-def test_only_the_decoder_changes(
-    folder: str, images: Tensor, request: pytest.FixtureRequest
-) -> None:
-    vae = VAEWrapper.from_pretrained(str(request.getfixturevalue(folder)))
-    before = copy.deepcopy(vae)
-    *_, last = training(vae, images, minutes=3, adversarial_from=0.0)
-    for old, given in zip(before.parameters(), vae.parameters(), strict=True):
+def test_only_the_decoder_changes(either_vae: VAEWrapper, images: Tensor) -> None:
+    before = copy.deepcopy(either_vae)
+    *_, last = training(either_vae, images, minutes=3, adversarial_from=0.0)
+    for old, given in zip(before.parameters(), either_vae.parameters(), strict=True):
         assert torch.equal(old, given)  # a copy is trained
     own = {id(weight) for weight in last.averages}
     pairs = list(zip(before.parameters(), last.averaged.parameters(), strict=True))
@@ -132,30 +103,16 @@ def test_only_the_decoder_changes(
     assert not any(weight.requires_grad for weight in last.averaged.parameters())
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
-def test_the_weights_of_a_decoder_are_those_that_latents_pass(
-    folder: str, request: pytest.FixtureRequest
-) -> None:
-    vae = VAEWrapper.from_pretrained(str(request.getfixturevalue(folder)))
-    vae.requires_grad_(True)
-    vae.decode_unclamped(torch.randn(1, 4, 8, 8)).sum().backward()
-    passed = {id(weight) for weight in vae.parameters() if weight.grad is not None}
-    assert passed == {id(weight) for weight in decoder_weights(vae)}
-
-
-def test_reconstructions_come_nearer(vae: VAEWrapper, images: Tensor, drawn_folder: Path) -> None:
-    held_out = CelebAHQ(drawn_folder, "test", 64).all_images()
-    before = measure(vae, held_out, held_out)
-    *_, last = training(vae, images, minutes=20, learning_rate=5e-2, adversarial_from=1.0)
-    assert measure(last.averaged, held_out, held_out)["psnr_db"] > before["psnr_db"] + 1
+def test_the_weights_of_a_decoder_are_those_that_latents_pass(either_vae: VAEWrapper) -> None:
+    either_vae.requires_grad_(True)
+    either_vae.decode_unclamped(torch.randn(1, 4, 8, 8)).sum().backward()
+    passed = {id(weight) for weight in either_vae.parameters() if weight.grad is not None}
+    assert passed == {id(weight) for weight in decoder_weights(either_vae)}
 
 
 def test_the_adversary_comes_in_its_time(vae: VAEWrapper, images: Tensor) -> None:
     heeded, never = (
-        [
-            state.losses
-            for state in training(vae, images, minutes=5, batch_size=2, adversarial_from=start)
-        ]
+        [each.losses for each in training(vae, images, minutes=5, adversarial_from=start)]
         for start in (0.5, 1.0)
     )
     # The discriminators learn from the start; the decoder heeds them after half of the time.
@@ -189,14 +146,6 @@ def test_each_loss_pulls_as_strongly_as_it_is_told(vae: VAEWrapper) -> None:
     torch.testing.assert_close(norms[0], torch.tensor(16.0))  # of 256 signs
 
 
-def test_what_is_yielded_are_averages(vae: VAEWrapper, images: Tensor) -> None:
-    """AdamW's first step moves each weight by its rate, and the average by 2^-3/4 of that."""
-    states = training(vae, images, minutes=9, learning_rate=0.5, adversarial_from=1.0)
-    last = [model.autoencoder.decoder.layers[-1].weight for model in (next(states).averaged, vae)]
-    moved = (last[0] - last[1]).abs().max().item()
-    assert moved == pytest.approx(2**-0.75 * learning_rate_at(0.5, 0, 0.0), rel=0.05)
-
-
 # --- a larger decoder ---
 
 
@@ -206,15 +155,11 @@ def test_more_blocks_decode_the_same_pictures_at_first(vae: VAEWrapper, images: 
     encoded = vae.encode(to_model_range(images[:4])).mean
     assert torch.equal(more.encode(to_model_range(images[:4])).mean, encoded)
     assert torch.equal(more.decode(encoded), vae.decode(encoded))
-    assert grown(more, 64, 64, (2, 2)).autoencoder.config == more.autoencoder.config
 
 
-@pytest.mark.parametrize("blocks", [(), (2, 1, 1, 2, 1)])
-def test_one_more_level_decodes_twice_as_large(
-    vae: VAEWrapper, images: Tensor, blocks: tuple[int, ...]
-) -> None:
-    larger = grown(vae, 64, 128, blocks)
-    assert tuple(larger.autoencoder.config.num_decoder_blocks) == (blocks or (1, 1, 1, 1, 0))
+def test_one_more_level_decodes_twice_as_large(vae: VAEWrapper, images: Tensor) -> None:
+    larger = grown(vae, 64, 128, (2, 1, 1, 2, 1))
+    assert tuple(larger.autoencoder.config.num_decoder_blocks) == (2, 1, 1, 2, 1)
     assert (larger.upsampling, larger.downsampling) == (16, 8)
     encoded = vae.encode(to_model_range(images[:4])).mean
     pictures, old = larger.decode(encoded), vae.decode(encoded)
@@ -222,19 +167,16 @@ def test_one_more_level_decodes_twice_as_large(
     # Away from the border, where padding counts for less, it is the old picture, enlarged.
     difference = (F.avg_pool2d(pictures, 2) - old).abs()[..., 4:-4, 4:-4]
     assert difference.mean() < 0.3 * (old - old.mean(dim=(2, 3), keepdim=True)).abs().mean()
-    assert grown(larger, 64, 128, blocks).upsampling == 16  # it decodes to them already
+    assert grown(larger, 64, 128, ()).upsampling == 16  # it decodes to them already
 
 
-@pytest.mark.parametrize(
-    ("folder", "sizes"),
-    [(FOLDERS[0], (60, 60)), (FOLDERS[0], (64, 96)), (FOLDERS[1], (64, 128))],
-)
-def test_sizes_that_do_not_fit_are_refused(
-    folder: str, sizes: tuple[int, int], request: pytest.FixtureRequest
-) -> None:
-    vae = VAEWrapper.from_pretrained(str(request.getfixturevalue(folder)))
+def test_what_does_not_fit_is_refused_before_the_training(vae: VAEWrapper, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--picture-size"):
-        grown(vae, *sizes, ())
+        grown(vae, 64, 96, ())
+    file = tmp_path / "sampled.npy"
+    np.save(file, np.full((5, 4, 8, 8), np.nan, np.float16))
+    with pytest.raises(ValueError, match=r"sampled\.npy"):
+        entry.read_latents(file, vae, 64)
 
 
 # --- the command ---
@@ -268,34 +210,20 @@ def test_a_decoder_is_made_and_goes_on_with_latents_that_a_run_sampled(
     assert torch.equal(last.encode(picture).mean, vae.encode(picture).mean)
 
 
-def test_a_decoder_alone_asks_for_its_autoencoder_and_is_not_written_over(
-    tiny_autoencoder_folder: Path, vae: VAEWrapper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_decoder_is_not_written_over_where_it_starts_from(
+    tiny_autoencoder_folder: Path, vae: VAEWrapper, tmp_path: Path
 ) -> None:
+    alone = str(tmp_path / "alone")
     entry.save_decoder_alone(vae, tmp_path / "alone")
-    before = (tmp_path / "alone" / "decoder.safetensors").read_bytes()
-    words = ("decoder", "--from", tmp_path / "alone", "--out")
-    with pytest.raises(SystemExit):
-        call(monkeypatch, *words, tmp_path / "out")
-    with pytest.raises(SystemExit):
-        call(monkeypatch, *words, tmp_path / "alone", "--autoencoder", tiny_autoencoder_folder)
-    assert (tmp_path / "alone" / "decoder.safetensors").read_bytes() == before
-
-
-@pytest.mark.parametrize(
-    "wrong", [np.zeros((5, 4, 16, 16)), np.zeros((0, 4, 8, 8)), np.full((5, 4, 8, 8), np.nan)]
-)
-def test_latents_that_do_not_fit_are_refused(
-    wrong: np.ndarray, vae: VAEWrapper, tmp_path: Path
-) -> None:
-    np.save(tmp_path / "sampled.npy", wrong.astype(np.float16))
-    with pytest.raises(ValueError, match=r"sampled\.npy"):
-        entry.read_latents(tmp_path / "sampled.npy", vae, 64)
+    with pytest.raises(ValueError, match="--out"):
+        entry.open_start(alone, str(tiny_autoencoder_folder), tmp_path / "alone")
+    with pytest.raises(ValueError, match="--autoencoder"):
+        entry.open_start(alone, None, tmp_path / "out")
 
 
 def test_latents_are_those_of_the_runs_own_pictures(
-    run: Path, monkeypatch: pytest.MonkeyPatch
+    model: TextToFace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = TextToFace.from_run(run)
     monkeypatch.setattr(latents, "BATCH", 2)
     captions = ["a man", "a woman", "a person"]
     sampled = latents.sample_latents(model, captions)
@@ -307,17 +235,14 @@ def test_latents_are_those_of_the_runs_own_pictures(
 # --- losses and measurements ---
 
 
-def test_a_perfect_autoencoder_measures_as_real_and_a_small_one_as_blurred(
-    vae: VAEWrapper, images: Tensor, drawn_folder: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_perfect_autoencoder_measures_as_real(
+    vae: VAEWrapper, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vae, "encode", lambda batch: Posterior(batch, torch.zeros_like(batch)))
     monkeypatch.setattr(vae, "decode", lambda latents: latents / 2 + 0.5 + 1 / 255)
     measured = measure(vae, images, images)
     assert measured["psnr_db"] == pytest.approx(20 * math.log10(255), abs=0.1)
     assert measured["detail_ratio"] == pytest.approx(1, abs=1e-3)
-    small = CelebAHQ(drawn_folder, "train", 32).all_images()
-    measured = measure(vae, small, images)
-    assert measured["psnr_db"] > 20 and measured["detail_ratio"] < 0.5
 
 
 def test_the_adversary_learns_and_who_descends_its_loss_deceives_it() -> None:
