@@ -59,6 +59,41 @@ class Section:
                 raise ValueError(f"{section.lower()}.{each.name}: {value!r} {problem}")
 
 
+def nearest(name: object, known: Iterable[str]) -> str:
+    """ " (did you mean 'cosine'?)", for messages; empty where nothing known is like the name."""
+    found = difflib.get_close_matches(str(name), list(known), 1, 0.5)
+    return f" (did you mean {found[0]!r}?)" if found else ""
+
+
+def _problem(value: Any, hint: Any, allowed: Mapping[str, Any]) -> str:
+    """Why a value cannot be used; empty if it can."""
+    if not _fits(value, hint):
+        return f"is not of type {getattr(hint, '__name__', hint)}"
+    items = value if isinstance(value, tuple) else (value,)
+    choices, low, above, high = (allowed[name] for name in ("choices", "min", "above", "max"))
+    if len(items) < allowed["min_items"]:
+        return f"is too short: give {allowed['min_items']} or more"
+    for item in items:
+        if choices and item not in choices:
+            return f"is unknown{nearest(item, choices)}; choose from {choices}"
+        is_number = isinstance(item, int | float) and not isinstance(item, bool)
+        if is_number and not (low <= item <= high and above < item and abs(item) < math.inf):
+            lower = f"above {above}" if above > -math.inf else f"from {low}"
+            return f"is out of range: use a number {lower} to {high}"
+    return ""
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of an annotated type: a plain one, `X | None`, or `tuple[X, ...]`."""
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_fits(item, get_args(hint)[0]) for item in value)
+    if get_origin(hint) is not None:
+        return any(_fits(value, option) for option in get_args(hint))
+    if isinstance(value, bool):  # which Python counts among the integers
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)
+
+
 # The experiment as specified; the preset `celeba_hq` keeps these defaults.
 TRAIN_CELEBA_LDM_CONFIG = {
     "num_epochs": 100,
@@ -198,12 +233,8 @@ class TrainingConfig(Section):
     validation_faces: int = setting(256, resume=ANNOUNCED, min=0)
     warmup_steps: int = setting(0, resume=ANNOUNCED, min=0)  # linear, from zero
     lr_decay: str = setting("constant", choices=("constant", "cosine"))  # cosine: to zero
-    weight_decay: float = setting(0.01, resume=ANNOUNCED, min=0)  # AdamW's
-    # Gradients are clipped at this norm; None: not.
-    max_grad_norm: float | None = setting(1.0, resume=ANNOUNCED, above=0)
     # Batches with a loss or gradient that is not finite which a run tolerates.
     skip_not_finite: int = setting(0, resume=FREE, min=0)
-    ema_decay: float = setting(0.9999, min=0, max=1)  # ceiling of 1 - (1 + step)^-3/4
     # torch.compile of the UNet's blocks; None: on CUDA. LDM_GRAPHS=0 switches CUDA graphs off.
     compile: bool | None = setting(None, resume=FREE)
     # By accelerate's name; its files go to <run folder>/logs.
@@ -347,11 +378,6 @@ class Config:
             )
         if self.data.drawn_counts and len(self.data.drawn_counts) != 3:
             yield f"data.drawn_counts: {self.data.drawn_counts} is not (train, val, test)"
-        if self.sampling.steps > self.diffusion.num_train_timesteps:
-            yield (
-                f"sampling.steps: {self.sampling.steps} is more than "
-                f"diffusion.num_train_timesteps ({self.diffusion.num_train_timesteps})"
-            )
         if self.diffusion.timestep_sampling == "weight" and self.diffusion.snr_gamma is None:
             yield "diffusion.timestep_sampling 'weight' needs diffusion.snr_gamma, such as 5"
 
@@ -388,6 +414,12 @@ class Config:
         return dataclasses.asdict(self)
 
 
+# What measurement chose for real faces.
+BEST_OBJECTIVE = DiffusionConfig(
+    prediction_type="v_prediction", snr_gamma=5.0, timestep_sampling="weight"
+)
+
+
 def celeba_hq() -> Config:
     """The specified experiment, value for value; one GPU or several."""
     return Config("celeba_hq")
@@ -395,20 +427,17 @@ def celeba_hq() -> Config:
 
 def celeba_hq_best() -> Config:
     """The same data and models, with the objective of `laptop`; untried at full size."""
-    training = TrainingConfig(
-        num_epochs=500,
-        learning_rate=2e-4,
-        batch_size=64,
-        keep_every_n_epochs=50,
-        warmup_steps=1000,
-        lr_decay="cosine",
-    )
     return Config(
         "celeba_hq_best",
-        diffusion=DiffusionConfig(
-            prediction_type="v_prediction", snr_gamma=5.0, timestep_sampling="weight"
+        diffusion=BEST_OBJECTIVE,
+        training=TrainingConfig(
+            num_epochs=500,
+            learning_rate=2e-4,
+            batch_size=64,
+            keep_every_n_epochs=50,
+            warmup_steps=1000,
+            lr_decay="cosine",
         ),
-        training=training,
         sampling=SamplingConfig(sampler="dpm++", steps=25, guidance_scale=2.0),
     )
 
@@ -425,9 +454,7 @@ def laptop() -> Config:
             "madebyollin/taesd", "assets/demo_clip", decoder="assets/laptop_decoder"
         ),
         unet=UNetConfig(16, 4, (128, 256, 256), 1, 4, 128, text_at_every_layer=True),
-        diffusion=DiffusionConfig(
-            prediction_type="v_prediction", snr_gamma=5.0, timestep_sampling="weight"
-        ),
+        diffusion=BEST_OBJECTIVE,
         training=TrainingConfig(
             num_epochs=24,
             learning_rate=8e-4,
@@ -484,29 +511,29 @@ def demo() -> Config:
 
 def smoke() -> Config:
     """The demo's story in seconds, for tests: it learns nothing."""
-    small = demo()
-    return dataclasses.replace(
-        small,
-        name="smoke",
-        data=dataclasses.replace(small.data, drawn_counts=(128, 56, 112)),
-        unet=dataclasses.replace(small.unet, widths=(32, 64)),
-        training=dataclasses.replace(
-            small.training, num_epochs=2, batch_size=16, checkpoint_every_n_epochs=1, warmup_steps=2
-        ),
-        sampling=dataclasses.replace(small.sampling, steps=4),
-        classifier=dataclasses.replace(small.classifier, num_epochs=1, batch_size=16),
-        evaluation=dataclasses.replace(
-            small.evaluation, count=100, sweep_count=50, sweep_scales=(1.0,), sweep_steps=(2,)
-        ),
+    return override(
+        demo(),
+        {
+            "name": "smoke",
+            "data.drawn_counts": (128, 56, 112),
+            "unet.widths": (32, 64),
+            "training.num_epochs": 2,
+            "training.batch_size": 16,
+            "training.checkpoint_every_n_epochs": 1,
+            "training.warmup_steps": 2,
+            "sampling.steps": 4,
+            "classifier.num_epochs": 1,
+            "classifier.batch_size": 16,
+            "evaluation.count": 100,
+            "evaluation.sweep_count": 50,
+            "evaluation.sweep_scales": (1.0,),
+            "evaluation.sweep_steps": (2,),
+        },
     )
 
 
 PRESETS: dict[str, Callable[[], Config]] = {
-    "celeba_hq": celeba_hq,
-    "celeba_hq_best": celeba_hq_best,
-    "laptop": laptop,
-    "demo": demo,
-    "smoke": smoke,
+    preset.__name__: preset for preset in (celeba_hq, celeba_hq_best, laptop, demo, smoke)
 }
 
 
@@ -541,44 +568,45 @@ def override(config: Settings, changes: Changes) -> Settings:
         ValueError: a change has no "=", names no setting (the nearest one is given), or its value
             is refused.
     """
-    known = _types_of(type(config))
-    parts: dict[str, dict[str, Any]] = {}
-    for name, value in _pairs(changes):
-        if name not in known:
-            near = nearest(name, list(known))
-            raise ValueError(f"{name!r}: no such setting{near}; config.py lists them all")
+    texts = [changes] if isinstance(changes, str) else changes or ()
+    pairs = changes.items() if isinstance(changes, Mapping) else map(_pair, texts)
+    nested: dict[str, Any] = {}
+    for name, value in pairs:
         section, _, key = name.rpartition(".")
-        parts.setdefault(section, {})[key] = _read(value, known[name])
-    top = parts.pop("", {})
-    for section, values in parts.items():
-        top[section] = dataclasses.replace(getattr(config, section), **values)
-    return dataclasses.replace(config, **top)
+        (nested.setdefault(section, {}) if section else nested)[key] = value
+    return from_dict(nested, type(config), config)
 
 
-def _types_of(kind: Any, prefix: str = "") -> dict[str, Any]:
-    """The annotated type of every setting, by its full name."""
-    types: dict[str, Any] = {}
-    for name, hint in get_type_hints(kind).items():
-        is_section = dataclasses.is_dataclass(hint)
-        types |= _types_of(hint, f"{name}.") if is_section else {f"{prefix}{name}": hint}
-    return types
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"{text!r}: write section.field=value")
+    return name.strip(), value.strip()
 
 
-def _pairs(changes: Changes) -> Iterable[tuple[str, Any]]:
-    if isinstance(changes, Mapping):
-        return changes.items()
-    texts = [changes] if isinstance(changes, str) else list(changes or ())
-    for text in texts:
-        if "=" not in text:
-            raise ValueError(f"{text!r}: write section.field=value")
-    parts = (text.partition("=") for text in texts)
-    return [(name.strip(), value.strip()) for name, _, value in parts]
+def from_dict(values: Any, kind: type[Settings], base: Settings | None = None) -> Settings:
+    """A config (or one section) from values by name: plain ones, as JSON has them, or texts.
 
+    Args:
+        base: what the fields hold that are not named; None: their defaults, which mean "as before"
+            where a field was added since the values were stored.
 
-def nearest(name: object, known: Sequence[str]) -> str:
-    """ " (did you mean 'cosine'?)", for messages; empty where nothing known is like the name."""
-    found = difflib.get_close_matches(str(name), list(known), 1, 0.5)
-    return f" (did you mean {found[0]!r}?)" if found else ""
+    Raises:
+        ValueError: a field is unknown (the nearest one is given), missing or refused.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"{kind.__name__}: expected its fields by name, got {values!r}")
+    hints, read = get_type_hints(kind), {}
+    for name, value in values.items():
+        if name not in hints:
+            near = nearest(name, hints)
+            raise ValueError(f"{kind.__name__} has no {name!r}{near}; config.py lists all settings")
+        is_section, own = dataclasses.is_dataclass(hints[name]), getattr(base, name, None)
+        read[name] = from_dict(value, hints[name], own) if is_section else _read(value, hints[name])
+    try:
+        return dataclasses.replace(base, **read) if base else kind(**read)
+    except TypeError as error:  # a field without a default is missing
+        raise ValueError(f"{kind.__name__}: {error}") from error
 
 
 def _read(value: Any, hint: Any) -> Any:
@@ -591,58 +619,3 @@ def _read(value: Any, hint: Any) -> Any:
     literal = tuple(literal) if isinstance(literal, list) else literal
     readings = (literal, (literal,), value, (value,))
     return next((reading for reading in readings if _fits(reading, hint)), literal)
-
-
-def from_dict(values: Any, kind: type[Settings]) -> Settings:
-    """Rebuild a config (or one section) from plain values, whose tuples JSON turned into lists.
-
-    A field that was added since takes its default, which means "as before".
-
-    Raises:
-        ValueError: a field is unknown, missing or refused; it is named.
-    """
-    if not isinstance(values, dict):
-        raise ValueError(f"{kind.__name__}: expected its fields by name, got {values!r}")
-    hints, read = get_type_hints(kind), {}
-    for name, value in values.items():
-        if name not in hints:
-            raise ValueError(f"{kind.__name__}: unknown field {name!r}, of a newer version?")
-        is_section = dataclasses.is_dataclass(hints[name])
-        plain = tuple(value) if isinstance(value, list) else value
-        read[name] = from_dict(value, hints[name]) if is_section else plain
-    try:
-        return kind(**read)
-    except TypeError as error:  # a field without a default is missing
-        raise ValueError(f"{kind.__name__}: {error}") from error
-
-
-# --- what a field may hold ---
-
-
-def _problem(value: Any, hint: Any, allowed: Mapping[str, Any]) -> str:
-    """Why a value cannot be used; empty if it can."""
-    if not _fits(value, hint):
-        return f"is not of type {getattr(hint, '__name__', hint)}"
-    items = value if isinstance(value, tuple) else (value,)
-    choices, low, above, high = (allowed[name] for name in ("choices", "min", "above", "max"))
-    if len(items) < allowed["min_items"]:
-        return f"is too short: give {allowed['min_items']} or more"
-    for item in items:
-        if choices and item not in choices:
-            return f"is unknown{nearest(item, choices)}; choose from {choices}"
-        is_number = isinstance(item, int | float) and not isinstance(item, bool)
-        if is_number and not (low <= item <= high and above < item and abs(item) < math.inf):
-            lower = f"above {above}" if above > -math.inf else f"from {low}"
-            return f"is out of range: use a number {lower} to {high}"
-    return ""
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of an annotated type: a plain one, `X | None`, or `tuple[X, ...]`."""
-    if get_origin(hint) is tuple:
-        return isinstance(value, tuple) and all(_fits(item, get_args(hint)[0]) for item in value)
-    if get_origin(hint) is not None:
-        return any(_fits(value, option) for option in get_args(hint))
-    if isinstance(value, bool):  # which Python counts among the integers
-        return hint is bool
-    return isinstance(value, (int, float) if hint is float else hint)

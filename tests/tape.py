@@ -60,16 +60,6 @@ class Tape(TorchDispatchMode):
                 if isinstance(held, Tensor) and held.data_ptr() != value.data_ptr():
                     held.copy_(value)
 
-    def script(self) -> list[tuple[str, tuple[Any, ...]]]:
-        """Names of the operators and all arguments that are no tensors."""
-        return [
-            (
-                str(operator),
-                tuple(x for x in tree_leaves((args, kwargs)) if not isinstance(x, Tensor)),
-            )
-            for operator, args, kwargs, _ in self.operators
-        ]
-
 
 class TapeRecorder:
     """In place of `models.graphs.Recorder`."""

@@ -1,6 +1,6 @@
 """The order of the faces and the randomness of a step, which depend on its number alone."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -50,7 +50,7 @@ def test_every_sample_of_every_step_has_its_own_generator() -> None:
     assert numbers(0, 1, 2) == numbers(0, 1, 2)
 
 
-@pytest.mark.parametrize("processes", [2, 3, 8])
+@pytest.mark.parametrize("processes", [2, 3])
 def test_the_shares_of_processes_are_the_batch(inputs: Inputs, processes: int) -> None:
     """Noise, timesteps, captions and mirroring too: a sample does not know who computes it."""
     opened = inputs()
@@ -67,31 +67,19 @@ def test_the_shares_of_processes_are_the_batch(inputs: Inputs, processes: int) -
 
 
 def test_a_batch_holds_the_tokens_of_its_captions(inputs: Inputs) -> None:
-    """Those of the wording of its epoch; each text is tokenized once."""
-    opened, asked = inputs(cfg_dropout_prob=0.3), []
+    """Those of the wording of its epoch, or of the empty caption."""
+    opened, dropped = inputs(cfg_dropout_prob=0.3), 0
     tokenize = opened.text_encoder.tokenize
-
-    def counted(captions: Sequence[str]) -> torch.Tensor:
-        asked.extend(captions)
-        return tokenize(captions)
-
-    config, dropped = opened.config, 0
-    batches = Batches(
-        opened.latents, caption, counted, opened.objective, config.data, config.training
-    )
-    seen = set()
-    for step in [*range(8), *range(8)]:
-        batch = batches[step]
-        for face, tokens in zip(batches.faces(step), batch.tokens, strict=True):
+    for step in range(8):
+        batch = opened.batches[step]
+        for face, tokens in zip(opened.batches.faces(step), batch.tokens, strict=True):
             empty, own = tokenize(["", caption(face, step // 3)])
             assert torch.equal(tokens, own) or torch.equal(tokens, empty)
             dropped += torch.equal(tokens, empty)
-            seen.add(tuple(tokens.tolist()))
-    assert 0.1 < dropped / (16 * 8) < 0.5
-    assert len(seen) <= len(asked) <= 26 * 3 + 2  # of each wording met, and the empty one twice
+    assert 0.1 < dropped / (8 * 8) < 0.5
 
 
-@pytest.mark.parametrize("threads", [1, 3, 8])
+@pytest.mark.parametrize("threads", [1, 3])
 def test_a_batch_is_a_function_of_its_number(inputs: Inputs, threads: int) -> None:
     batches = inputs().batches
     wanted = [batches[step] for step in range(5)]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from what_is_left import difference
 
 from config import Config, get_config
 from training import checkpoints, run_folder
@@ -48,17 +49,10 @@ def write(folder: Path, **values: Any) -> Path:
 
 
 def assert_whole(path: Path, fill: float = 1.5) -> None:
-    loaded, want = checkpoints.load_checkpoint(path), checkpoint(fill)
-    assert checkpoints.stored_config(loaded.config) == checkpoints.stored_config(want.config)
-    assert (loaded.epoch, loaded.step) == (1, 3)
-    for part in ("unet", "ema"):
-        got, expected = getattr(loaded, part), getattr(want, part)
-        assert got.keys() == expected.keys()
-        assert all(torch.equal(got[n], expected[n]) for n in expected)
-    assert loaded.optimizer["param_groups"] == want.optimizer["param_groups"]
-    assert torch.equal(
-        loaded.optimizer["state"][0]["exp_avg"], want.optimizer["state"][0]["exp_avg"]
-    )
+    loaded, want = (vars(each) for each in (checkpoints.load_checkpoint(path), checkpoint(fill)))
+    stored = [checkpoints.stored_config(values["config"]) for values in (loaded, want)]
+    assert stored[0] == stored[1]
+    assert difference(loaded | {"config": None}, want | {"config": None}) == ""
 
 
 def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
@@ -79,7 +73,7 @@ def saved(tmp_path: Path) -> Path:
     return tmp_path / NAME
 
 
-@pytest.mark.parametrize("part", [0.0, 0.01, 0.3, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("part", [0.0, 0.5, 0.999])
 def test_a_torn_file_is_refused(saved: Path, part: float) -> None:
     os.truncate(saved, int(saved.stat().st_size * part))
     with pytest.raises(ValueError, match=NAME):
@@ -109,10 +103,10 @@ def test_a_file_that_holds_code_is_refused_and_the_code_not_run(tmp_path: Path) 
 
 def test_a_config_of_another_version_is_refused(tmp_path: Path) -> None:
     values = small_config().to_dict()
-    values["training"]["momentum"] = values["training"].pop("ema_decay")
+    values["training"]["momentum"] = values["training"].pop("warmup_steps")
     with pytest.raises(checkpoints.OtherVersion, match="momentum"):
         checkpoints.load_checkpoint(write(tmp_path, config=values))
-    with pytest.raises(checkpoints.OtherVersion, match="update the code"):
+    with pytest.raises(checkpoints.OtherVersion, match="version"):
         checkpoints.load_checkpoint(write(tmp_path, version=checkpoints.VERSION + 1))
 
 
@@ -131,21 +125,14 @@ def test_any_altered_byte_of_the_weights_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / NAME
     checkpoints.save_checkpoint(path, checkpoint())
     whole, rng = path.read_bytes(), random.Random(1)
-    want = checkpoints.load_checkpoint(path)
     for place in rng.sample(range(len(whole)), 150):
         altered = bytearray(whole)
         altered[place] ^= 1 << rng.randrange(8)
         path.write_bytes(altered)
         try:
-            found = checkpoints.load_checkpoint(path)
+            assert_whole(path)  # a bit of padding, then: what is read is what was written
         except ValueError as error:
             assert NAME in str(error)
-            continue
-        for part in ("unet", "ema"):  # a bit of padding, then: what is read is what was written
-            assert all(
-                torch.equal(getattr(found, part)[n], v) for n, v in getattr(want, part).items()
-            )
-        assert found.config == want.config and found.step == want.step
 
 
 # --- retention, and going on past damage ---

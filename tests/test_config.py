@@ -91,13 +91,13 @@ def test_changes_from_text_arrive_in_their_types() -> None:
         "demo",
         [
             *("name=trial", "training.learning_rate=1e-4", "data.flip=false"),
-            *("unet.widths=[64, 96]", "training.max_grad_norm=none"),
+            *("unet.widths=[64, 96]", "diffusion.snr_gamma=none"),
             *("evaluation.sweep_scales=1, 2.5", "models.autoencoder=owner/name"),
             *("training.num_epochs=3", "training.num_epochs=4"),
         ],
     )
     assert (changed.name, changed.run_folder.name) == ("trial", "trial")
-    assert (changed.training.learning_rate, changed.training.max_grad_norm) == (1e-4, None)
+    assert (changed.training.learning_rate, changed.diffusion.snr_gamma) == (1e-4, None)
     assert changed.training.num_epochs == 4 and changed.data.flip is False
     assert changed.unet.widths == (64, 96) and changed.evaluation.sweep_scales == (1, 2.5)
     assert changed.models.autoencoder == "owner/name"

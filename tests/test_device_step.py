@@ -94,23 +94,6 @@ def test_a_replayed_step_is_the_step_to_the_bit(
     assert difference(*found) == ""
 
 
-def test_a_replayed_run_is_that_of_a_device_without_graphs(
-    opening: Opening, recorders: list[TapeRecorder], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whose rate is a Python number, and whose host reads norms: equal but for rounding."""
-    replayed = opening(name="a", **BASE)
-    begun = torch.cat([x.flatten() for x in replayed.state.averages])
-    losses = [step.loss for step in train(replayed)]
-    monkeypatch.setattr(loop, "open_recorder", lambda device: None)
-    monkeypatch.setattr(loop, "_reads_for_free", lambda value: True)
-    plain = opening(name="b", **BASE)
-    assert [step.loss for step in train(plain)] == pytest.approx(losses, rel=1e-4)
-    assert recorders[0].replays == STEPS - PLAIN_STEPS
-    ends = (torch.cat([x.flatten() for x in run.state.averages]) for run in (replayed, plain))
-    one, other = (end - begun for end in ends)
-    assert (one - other).norm() < 0.01 * one.norm() > 0
-
-
 def test_a_device_without_streams_trains_without_graphs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -124,15 +107,6 @@ def test_a_device_without_streams_trains_without_graphs(
     assert graphs_module.open_recorder(torch.device("cuda")) is None
     assert graphs_module.open_recorder(torch.device("cpu")) is None
     assert not capsys.readouterr().out
-
-
-def test_a_recording_that_fails_is_said_and_training_continues(
-    opening: Opening, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    record_with(monkeypatch, RefusingRecorder, [])
-    opened = opening(**BASE, mixed_precision="fp16")
-    assert [step.number for step in train(opened)] == list(range(1, STEPS + 1))
-    assert capsys.readouterr().out.count("no CUDA graph") == 1
 
 
 def test_a_compiler_that_fails_is_said_and_training_continues(
@@ -153,18 +127,6 @@ def test_a_compiler_that_fails_is_said_and_training_continues(
     said = capsys.readouterr().out
     assert said.count("torch.compile") == 1 and "Failed to find C compiler" in said
     torch._dynamo.reset()
-
-
-def test_nothing_that_python_counts_is_in_the_recording(
-    opening: Opening, recorders: list[TapeRecorder], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Recorded at another step, it is the same to the last number."""
-    for plain_steps in (3, 6):
-        monkeypatch.setattr(device_step, "PLAIN_STEPS", plain_steps)
-        list(train(opening(name=str(plain_steps), **BASE, mixed_precision="fp16")))
-    early, late = (recorder.tapes[0].script() for recorder in recorders)
-    assert len(early) > 500
-    assert early == late
 
 
 @pytest.mark.parametrize("is_old", [True, False])

@@ -119,6 +119,3 @@ def test_a_full_disk_stops_the_run_and_leaves_what_was_there(
     _, found = checkpoints.open_newest(folder)
     _, want = checkpoints.open_newest(tmp_path / "whole" / "checkpoints" / "test")
     assert all(torch.equal(found.ema[name], value) for name, value in want.ema.items())
-
-
-# --- several processes ---

@@ -18,11 +18,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 from config import Config
 from training import checkpoints, run_folder
-from training.processes import build_accelerator
 
 ROOT = Path(__file__).resolve().parents[1]
 MOVED = 6 * 7e-4  # six steps of AdamW move a weight by the learning rate each, at most
@@ -162,44 +160,6 @@ def test_a_run_goes_from_two_processes_to_four_to_one(
     assert_same_run(whole, root)
 
 
-def test_one_process_that_dies_ends_the_run_with_a_message(
-    tiny_config: Config, tmp_path: Path
-) -> None:
-    script = TRAIN.replace(
-        "    mine = opened",
-        "    if step.number == 3 and os.environ['RANK'] == '1':\n"
-        "        os.kill(os.getpid(), 9)\n    mine = opened",
-    )
-    root = tmp_path / "dying"
-    begun = time.monotonic()
-    process = start(2, root, settled(tiny_config, num_epochs=200, lr_decay="constant"), script)
-    assert process.wait(240) != 0
-    third = root.parent / "dying.faces"
-    assert time.time() - third.stat().st_mtime < 60 and time.monotonic() - begun < 240
-    errors = (root.parent / "dying.err").read_text()
-    assert "(exitcode: -9) local_rank: 1" in errors
-    finish(1, root, settled(tiny_config, lr_decay="constant"))  # nothing was lost
-
-
-def test_processes_must_open_the_same_checkpoint(
-    tiny_config: Config, whole: Path, tmp_path: Path
-) -> None:
-    """As two machines without a shared folder would, and only the first has a checkpoint."""
-    script = TRAIN.replace(
-        "config.ROOT = Path(sys.argv[1])",
-        "config.ROOT = Path(sys.argv[1])\nRANK = int(os.environ['RANK'])",
-    ).replace(
-        "opened = experiment.Experiment(values)",
-        "opened = experiment.Experiment(values, config.ROOT / f'rank{RANK}')",
-    )
-    root = tmp_path / "apart"
-    newest = checkpoints.newest_checkpoint(folder_of(whole))
-    (root / "rank0").mkdir(parents=True)
-    (root / "rank0" / newest.name).write_bytes(newest.read_bytes())
-    assert start(2, root, settled(tiny_config), script).wait(240) != 0
-    assert "all machines need the same run folder" in errors_of(root)
-
-
 def test_a_second_run_is_refused_in_every_process(tiny_config: Config, tmp_path: Path) -> None:
     root = tmp_path / "held"
     with run_folder.hold(folder_of(root)):
@@ -207,13 +167,3 @@ def test_a_second_run_is_refused_in_every_process(tiny_config: Config, tmp_path:
     errors = errors_of(root)
     assert f"in use by process {os.getpid()}" in errors
     assert "process 0 failed while opening the run folder" in errors
-
-
-# --- what is not supported ---
-
-
-def test_accumulation_of_gradients_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
-    with pytest.raises(ValueError, match=r"training\.micro_batch_size"):
-        build_accelerator()

@@ -15,11 +15,7 @@ BINS = (0.9, None, *(0.1,) * 8)
 
 
 def steps(count: int) -> list[Step]:
-    return [step(n, 1 / n) for n in range(1, count + 1)]
-
-
-def step(number: int, loss: float, moved: bool = True) -> Step:
-    return Step(number, 0, loss, BINS, 0.3, 1e-4, moved)
+    return [Step(n, 0, 1 / n, BINS, 0.3, 1e-4) for n in range(1, count + 1)]
 
 
 def test_every_step_reaches_tensorboard(tmp_path: Path) -> None:
@@ -53,19 +49,3 @@ def test_logs_that_are_deleted_on_the_way_cost_no_step(tmp_path: Path) -> None:
         if step.number == 300:
             log_pictures(accelerator, torch.rand(2, 3, 8, 8), step.number)
     assert passed == list(range(1, 401))
-
-
-def test_any_trouble_of_a_tracker_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
-    class Broken:
-        def __init__(self) -> None:
-            self.trackers = ["one"]
-
-        def init_trackers(self, name: str, init_kwargs: dict) -> None:
-            pass
-
-        def log(self, values: dict, step: int) -> None:
-            if self.trackers:
-                raise OSError("No space left on device")
-
-    assert [step.number for step in tracked(steps(3), Broken(), "test")] == [1, 2, 3]
-    assert capsys.readouterr().out.count("No space left") == 1

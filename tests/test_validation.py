@@ -102,14 +102,6 @@ def test_a_restart_measures_the_same_samples(opening: Opening) -> None:
     assert torch.equal(first.held_out.noise, again.held_out.noise)
 
 
-def test_what_is_logged_beyond_the_checkpoint_is_cut_on_resume(opening: Opening) -> None:
-    opened = opening()
-    list(train(opened))
-    (opened.folder / "celeba_ldm_unet_checkpoint_epoch_2.pt").unlink()
-    list(train(opening()))
-    assert [x["epoch"] for x in run_folder.read_validation(opened.folder)] == [1, 2]
-
-
 def test_the_best_epoch_is_decided_by_held_out_faces(opening: Opening) -> None:
     """Training continues to learn its faces by heart; the checkpoint before that is kept."""
     opened = opening(num_epochs=3, keep_last=1, keep_every_n_epochs=100)

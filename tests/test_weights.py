@@ -26,10 +26,10 @@ def trained(run: Path) -> Weights:
     return checkpoints.open_newest(run)[1]
 
 
-@pytest.fixture(params=[8, 16])
-def shared(request: pytest.FixtureRequest, trained: Weights, tmp_path: Path) -> Path:
-    """A folder of weights alone, in 8 or 16 bits."""
-    save_weights(tmp_path / "shared" / checkpoints.WEIGHTS_FILE, trained, request.param)
+@pytest.fixture
+def shared(trained: Weights, tmp_path: Path) -> Path:
+    """A folder of weights alone."""
+    save_weights(tmp_path / "shared" / checkpoints.WEIGHTS_FILE, trained)
     return tmp_path / "shared"
 
 
@@ -77,7 +77,6 @@ def test_pictures_are_nearly_those_of_the_checkpoint(
     [
         ("fp16", True, "fp16"),
         ("no", True, "no"),
-        ("bf16", True, "bf16"),
         ("bf16", False, "no"),
         ("auto", True, "bf16"),
     ],

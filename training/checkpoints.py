@@ -22,9 +22,7 @@ from training.old_configs import read_config
 
 CHECKPOINT_PATTERN = "celeba_ldm_unet_checkpoint_epoch_*.pt"
 WEIGHTS_FILE = "weights.safetensors"  # of a folder that holds trained weights alone
-# 1: files without a version; batch_size is that of one process, "ema" has the names of torch's
-# averaged model. 2: "scaler" and "updates" are fields; the fingerprint is named "circumstances".
-VERSION = 3
+VERSION = 3  # in 2 the fingerprint is named "circumstances"
 FIELDS = ("config", "epoch", "step", "unet", "ema", "optimizer")
 # What shapes the weights and the course of a run, and how its pictures are made.
 STORED_SECTIONS = ("data", "models", "unet", "diffusion", "training", "sampling")
@@ -128,34 +126,16 @@ def load_checkpoint(path: Path, map_memory: bool = True) -> Checkpoint:
     if not isinstance(values, dict) or not values.keys() >= set(FIELDS):
         raise ValueError(f"{path} is no checkpoint of this project: it lacks some of {FIELDS}")
     version = values.pop("version", 1)
-    if version > VERSION:
-        raise OtherVersion(f"{path} has version {version}, not {VERSION}: update the code")
+    if version not in (2, VERSION):
+        raise OtherVersion(f"{path} has version {version}, and this code reads 2 and {VERSION}")
     try:
-        if version == 1:
-            values = _from_version_1(values)
-        if version <= 2:
+        if version == 2:
             values["fingerprint"] = values.pop("circumstances")
         values["config"] = read_config(values["config"])
         values["fingerprint"] = from_dict(values["fingerprint"], Fingerprint)
         return Checkpoint(**values)
     except (ValueError, KeyError, TypeError) as error:
         raise OtherVersion(f"{path}: {error}") from error
-
-
-def _from_version_1(values: dict[str, Any]) -> dict[str, Any]:
-    """The values of a version 1 file as version 2 has them; its digest of the frozen models, which
-    depends on the release of transformers, is dropped.
-    """
-    circumstances = values["circumstances"]
-    config = {key: values["config"][key] for key in ("name", *STORED_SECTIONS)}
-    batch_size = config["training"]["batch_size"] * circumstances["processes"]
-    average = {name.removeprefix("module."): value for name, value in values["ema"].items()}
-    return values | {
-        "config": config | {"training": config["training"] | {"batch_size": batch_size}},
-        "circumstances": {"faces": circumstances["faces"], "frozen": ""},
-        "updates": int(average.pop("n_averaged")),
-        "ema": average,
-    }
 
 
 def identity(path: Path) -> str:

@@ -33,6 +33,8 @@ from training.validation import validation_of
 
 AHEAD = {"cuda": 4}  # threads that make batches, by device; elsewhere one, which keeps up
 TIMED_STEPS = 50  # over which speed is measured
+MAX_GRAD_NORM = 1.0  # at which gradients are clipped
+EMA_DECAY = 0.9999  # of the average, at most
 
 
 def train(experiment: Experiment) -> Iterator[Step]:
@@ -180,7 +182,7 @@ def compute(
 
     def update(batch: Batch, losses: Tensor) -> Tensor:
         """Clip the gradients, update weights and average; the measurements of the step."""
-        norm = apply_gradients(state, settings)
+        norm = apply_gradients(state)
         return measure(losses, batch.timesteps, objective.num_train_timesteps, norm)
 
     # Where others wait in the middle of a backward pass, no process can begin it again.
@@ -196,7 +198,7 @@ def compute(
     )
 
 
-def apply_gradients(state: TrainingState, config: TrainingConfig) -> Tensor:
+def apply_gradients(state: TrainingState) -> Tensor:
     """Unscale, clip, AdamW, average, all of it on the device; returns the gradient's norm, ().
 
     Where the norm is not finite, nothing moves: AdamW's fused kernel reads the decision from the
@@ -206,14 +208,13 @@ def apply_gradients(state: TrainingState, config: TrainingConfig) -> Tensor:
     gradients = [weight.grad for weight in state.weights if weight.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     is_finite = torch.isfinite(norm)
-    if config.max_grad_norm is not None:
-        clip_gradients(gradients, norm, config.max_grad_norm)
+    clip_gradients(gradients, norm, MAX_GRAD_NORM)
     optimizer: Any = state.optimizer  # torch declares neither of these
     optimizer.grad_scale, optimizer.found_inf = None, 1.0 - is_finite.float()
     state.optimizer.step()
     if state.scaler.is_enabled():
         state.scaler.update()
-    update_average(state, is_finite.float(), config.ema_decay)
+    update_average(state, is_finite.float(), EMA_DECAY)
     return norm
 
 

@@ -4,18 +4,22 @@ from typing import Any
 
 from config import Config, from_dict
 
-# Settings that stored configs hold and that no longer exist, by section ("" for whole sections).
-# They are dropped on reading; every other unknown name is refused.
-RETIRED: dict[str, set[str]] = {
-    "": set(),
-    "data": {"folder"},
-    "models": set(),
-    "unet": set(),
-    "diffusion": set(),
-    "training": {"scale_batch", "scale_rate", "fused_attention", "log_every"},
-    "sampling": {"guidance_interval", "guide_epoch"},
-    "classifier": {"least_balanced_accuracy", "imagenet_weights"},
-    "evaluation": set(),
+ANY = object()
+# Settings that stored configs hold and that no longer exist, by section, with the value that the
+# code has in their place. Another value is refused, and so is every other unknown name.
+RETIRED: dict[str, dict[str, Any]] = {
+    "data": {"folder": ANY},
+    "training": {
+        "scale_batch": ANY,
+        "scale_rate": ANY,
+        "fused_attention": ANY,
+        "log_every": ANY,
+        "weight_decay": 0.01,
+        "max_grad_norm": 1.0,
+        "ema_decay": 0.9999,
+    },
+    "sampling": {"guidance_interval": ANY, "guide_epoch": ANY},
+    "classifier": {"least_balanced_accuracy": ANY, "imagenet_weights": ANY},
 }
 
 
@@ -23,16 +27,21 @@ def read_config(values: Any) -> Config:
     """A stored config, of this version or an earlier one.
 
     Raises:
-        ValueError: a field is unknown or of another type; it is named.
+        ValueError: a field is unknown, retired with another value, or of another type; it is named.
     """
-    if not isinstance(values, dict):
-        return from_dict(values, Config)  # which refuses it
-    known = {name: section for name, section in values.items() if name not in RETIRED[""]}
-    for name, section in known.items():
-        if isinstance(section, dict):
-            section = section | _translated(name, section)
-            known[name] = {k: v for k, v in section.items() if k not in RETIRED.get(name, ())}
-    return from_dict(known, Config)
+    sections = values if isinstance(values, dict) else {}  # from_dict refuses the rest
+    present = {k: _present(k, v) if isinstance(v, dict) else v for k, v in sections.items()}
+    return from_dict(present or values, Config)
+
+
+def _present(name: str, section: dict[str, Any]) -> dict[str, Any]:
+    """A section without retired settings."""
+    retired = RETIRED.get(name, {})
+    for key, constant in retired.items():
+        if constant is not ANY and section.get(key, constant) != constant:
+            raise ValueError(f"{name}.{key}: {section[key]} is no longer possible, only {constant}")
+    translated = section | _translated(name, section)
+    return {key: value for key, value in translated.items() if key not in retired}
 
 
 def _translated(name: str, section: dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from training import checkpoints
 from training.checkpoints import Checkpoint, Fingerprint
 from training.weights import load_weights, open_trained
 
+WEIGHT_DECAY = 0.01  # AdamW's
 COMPARED_SECTIONS = ("data", "models", "unet", "diffusion", "training")
 # What weights learn to do; a new run that starts from them may ask for something else.
 LEARNED_SECTIONS = ("models", "unet", "diffusion", "frozen")
@@ -118,7 +119,7 @@ def new_state(
     device = next(unet.parameters()).device
     ema_unet = copy.deepcopy(unet).requires_grad_(False).eval()
     optimizer = torch.optim.AdamW(
-        unet.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
+        unet.parameters(), config.learning_rate, weight_decay=WEIGHT_DECAY, fused=True
     )
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     return TrainingState(unet, ema_unet, optimizer, scaler, torch.zeros((), device=device))

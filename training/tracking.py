@@ -120,14 +120,11 @@ def tracked(
 
 
 def log_pictures(accelerator: Accelerator, images: Tensor, step: int) -> None:
-    """Log a grid of pictures (B, 3, H, W) in [0, 1] with the trackers that take images."""
-    grid = (make_grid(images, nrow=4).permute(1, 2, 0) * 255).byte().numpy()[None]  # (1, H, W, 3)
+    """Log a grid of pictures (B, 3, H, W) in [0, 1] to TensorBoard."""
     with _logs_only(accelerator):
         for tracker in accelerator.trackers:
-            # TensorBoard takes channels first unless told; the others take them last only.
-            options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-            if hasattr(tracker, "log_images"):
-                tracker.log_images({"samples": grid}, step, **options)
+            if tracker.name == "tensorboard":
+                tracker.writer.add_image("samples", make_grid(images, nrow=4), step)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Trained weights: loaded into a UNet, shared as one small file, opened from wherever they lie.
 
-A file of weights holds the averaged weights of one checkpoint, without what only training needs:
-in half precision, or in 8 bits with a scale for each output channel, a sixteenth of the checkpoint.
+A file of weights holds the averaged weights of one checkpoint, without what only training needs, in
+8 bits with a scale for each output channel: a sixteenth of the checkpoint.
 """
 
 import json
@@ -65,23 +65,21 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], origin: Path) -> 
 # --- the file ---
 
 
-def save_weights(path: Path, weights: Weights, bits: int = 16) -> None:
+def save_weights(path: Path, weights: Weights) -> None:
     """Write averaged weights as one safetensors file, with config and origin as JSON metadata.
+
+    Matrices and convolutions become int8, each output channel with a scale of its own, so that a
+    weight is off by at most 1/254 of its channel's largest one; biases and norms become float16.
 
     Args:
         weights: such as a checkpoint.
-        bits: 16: float16. 8: matrices and convolutions as int8, each output channel with a scale
-            of its own, so that a weight is off by at most 1/254 of its channel's largest one;
-            biases and norms as float16.
 
     Raises:
-        ValueError: another number of bits, or a weight that float16 cannot hold.
+        ValueError: a weight that float16 cannot hold.
     """
-    if bits not in (8, 16):
-        raise ValueError(f"bits: {bits} is neither 8 nor 16")
     tensors: dict[str, Tensor] = {}
     for name, values in weights.ema.items():
-        if bits == 8 and values.dim() > 1:
+        if values.dim() > 1:
             tensors[name], tensors[name + SCALE] = _to_int8(values)
         else:
             tensors[name] = values.half().contiguous()
