@@ -186,12 +186,20 @@ def real_faces() -> Path:
     return REAL_FACES
 
 
+COUNT = 26  # made-up faces: three batches of 8 and an incomplete one
+
+
+def caption(position: int, wording: int) -> str:
+    """Of a made-up face."""
+    return f"a photo of a {'wo' * (position % 2)}man with {['black', 'gray'][wording % 2]} hair"
+
+
 class Latents:
     """Posteriors of made-up faces; remembers what was asked for."""
 
     given_captions = None
 
-    def __init__(self, count: int = 24, std: float = 0.3) -> None:
+    def __init__(self, count: int = COUNT, std: float = 0.5) -> None:
         self.mean = torch.randn(count, 4, 8, 8, generator=torch.Generator().manual_seed(11))
         self.std = std
         self.asked: list[tuple[list[int], list[bool]]] = []
@@ -210,7 +218,9 @@ class Latents:
 def opening(
     tiny_config: config.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., Experiment]]:
-    """Opens an experiment over made-up latents with these training settings."""
+    """Opens an experiment over made-up latents, as a fresh process would: with these training
+    settings, or flip or snr_gamma.
+    """
     monkeypatch.setattr(config, "ROOT", tmp_path)
     made: list[Experiment] = []
 
@@ -219,10 +229,11 @@ def opening(
     ) -> Experiment:
         AcceleratorState._reset_state(reset_partial_state=True)
         changes = {"mixed_precision": "no", "tracker": None, "warmup_steps": 2} | changes
-        training = dataclasses.replace(tiny_config.training, **changes)
-        opened = Experiment(dataclasses.replace(tiny_config, training=training), tmp_path / name)
+        sections = {"flip": "data", "snr_gamma": "diffusion"}
+        named = {f"{sections.get(n, 'training')}.{n}": value for n, value in changes.items()}
+        opened = Experiment(config.override(tiny_config, named), tmp_path / name)
         opened.latents = opened.faces = latents or Latents()
-        opened.caption = lambda position, wording: f"a man, number {position % 7}"
+        opened.caption = caption
         opened.text_fingerprint = opened.vae_fingerprint = opened.image_fingerprint = "frozen"
         made.append(opened)
         return opened
@@ -254,30 +265,3 @@ def start(
     yield make
     for opened in made:
         opened.close()
-
-
-COUNT = 26  # faces of `inputs`: three batches of 8 and an incomplete one
-
-
-def caption(position: int, wording: int) -> str:
-    """Of the faces of `inputs`."""
-    return f"a photo of a {'wo' * (position % 2)}man with {['black', 'gray'][wording % 2]} hair"
-
-
-@pytest.fixture
-def inputs(opening: Callable[..., Experiment]) -> Callable[..., Experiment]:
-    """Makes an experiment over `COUNT` made-up latents, as a fresh process would open it."""
-
-    def make(
-        latents: Latents | None = None,
-        folder: str = "run",
-        flip: bool = True,
-        snr_gamma: float = 5.0,
-        **changes: object,
-    ) -> Experiment:
-        opened = opening(latents or Latents(COUNT, 0.5), folder, **changes)
-        settings = {"data.flip": flip, "diffusion.snr_gamma": snr_gamma}
-        opened.config, opened.caption = config.override(opened.config, settings), caption
-        return opened
-
-    return make

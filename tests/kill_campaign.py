@@ -14,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import torch
 from what_is_left import difference, left_in
@@ -64,6 +65,13 @@ def wait_for_write(folder: Path, child: int) -> None:
         time.sleep(0.0005)
 
 
+def finish(root: Path, config: config_module.Config) -> dict[str, Any]:
+    """Train to the end; what is left."""
+    _, status = os.waitpid(train_in(root, config), 0)
+    assert status == 0, (root.parent / f"{root.name}.log").read_text()[-3000:]
+    return left_in(folder_in(root))
+
+
 def main() -> None:
     """Run the campaign."""
     home, kills, rng = Path(sys.argv[1]), int(sys.argv[3]), random.Random(int(sys.argv[4]))
@@ -71,12 +79,10 @@ def main() -> None:
     import training.experiment  # so that every child has it already
 
     assert training.experiment
-    started = time.monotonic()
     (home / "whole").mkdir(parents=True)
-    _, status = os.waitpid(train_in(home / "whole", config), 0)
-    assert status == 0, (home / "whole.log").read_text()
+    started = time.monotonic()
+    want, counts = finish(home / "whole", config), Counter()
     seconds = time.monotonic() - started
-    want, counts = left_in(folder_in(home / "whole")), Counter()
     root = home / "killed"
     while counts["kills"] < kills:
         root.mkdir(exist_ok=True)
@@ -88,25 +94,14 @@ def main() -> None:
             time.sleep(rng.uniform(0, 0.004))
         else:
             time.sleep(rng.uniform(0, seconds))
-        number = rng.choice(SIGNALS)
-        writing = any(folder_in(root).glob(WRITING))
-        os.kill(child, number)
+        os.kill(child, rng.choice(SIGNALS))
         _, status = os.waitpid(child, 0)
-        if status == 0:  # it had finished
+        counts["kills"] += status != 0
+        if status == 0 or counts["kills"] == kills:  # it had finished, or does so now
+            counts["different"] += difference(finish(root, config), want) != ""
             counts["runs"] += 1
-            counts["different"] += difference(left_in(folder_in(root)), want) != ""
             shutil.rmtree(root)
-            continue
-        counts["kills"] += 1
-        counts[signal.Signals(number).name] += 1
-        counts["while writing a checkpoint"] += writing
-    while root.exists():
-        _, status = os.waitpid(train_in(root, config), 0)
-        assert status == 0, (home / "killed.log").read_text()[-3000:]
-        counts["runs"] += 1
-        counts["different"] += difference(left_in(folder_in(root)), want) != ""
-        shutil.rmtree(root)
-    print(json.dumps(dict(counts)))
+    print(json.dumps(counts))
     sys.exit(counts["different"] > 0)
 
 

@@ -13,7 +13,7 @@ from diffusion import determinism
 from training.batches import Batches
 from training.experiment import Experiment
 
-Inputs = Callable[..., Experiment]
+Opening = Callable[..., Experiment]
 
 
 @given(count=st.integers(1, 200), batch=st.integers(1, 16), processes=st.integers(1, 4))
@@ -51,9 +51,9 @@ def test_every_sample_of_every_step_has_its_own_generator() -> None:
 
 
 @pytest.mark.parametrize("processes", [2, 3])
-def test_the_shares_of_processes_are_the_batch(inputs: Inputs, processes: int) -> None:
+def test_the_shares_of_processes_are_the_batch(opening: Opening, processes: int) -> None:
     """Noise, timesteps, captions and mirroring too: a sample does not know who computes it."""
-    opened = inputs()
+    opened = opening()
     whole = opened.batches[4]
     shares = [
         Batches(
@@ -66,9 +66,9 @@ def test_the_shares_of_processes_are_the_batch(inputs: Inputs, processes: int) -
         assert torch.equal(torch.cat(parts), want)
 
 
-def test_a_batch_holds_the_tokens_of_its_captions(inputs: Inputs) -> None:
+def test_a_batch_holds_the_tokens_of_its_captions(opening: Opening) -> None:
     """Those of the wording of its epoch, or of the empty caption."""
-    opened, dropped = inputs(cfg_dropout_prob=0.3), 0
+    opened, dropped = opening(cfg_dropout_prob=0.3), 0
     tokenize = opened.text_encoder.tokenize
     for step in range(8):
         batch = opened.batches[step]
@@ -80,10 +80,10 @@ def test_a_batch_holds_the_tokens_of_its_captions(inputs: Inputs) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_a_batch_is_a_function_of_its_number(inputs: Inputs, threads: int) -> None:
-    batches = inputs().batches
+def test_a_batch_is_a_function_of_its_number(opening: Opening, threads: int) -> None:
+    batches = opening().batches
     wanted = [batches[step] for step in range(5)]
-    ahead = list(inputs().batches.ahead(1, 5, threads))
+    ahead = list(opening().batches.ahead(1, 5, threads))
     assert len(ahead) == 4
     for batch, want in zip(ahead, wanted[1:], strict=True):
         assert all(torch.equal(one, other) for one, other in zip(batch, want, strict=True))

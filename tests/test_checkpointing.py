@@ -3,7 +3,7 @@
 import os
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import torch
@@ -67,38 +67,25 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
 # --- files that are not whole, or not ours ---
 
 
-@pytest.fixture
-def saved(tmp_path: Path) -> Path:
-    checkpoints.save_checkpoint(tmp_path / NAME, checkpoint())
-    return tmp_path / NAME
-
-
 @pytest.mark.parametrize("part", [0.0, 0.5, 0.999])
-def test_a_torn_file_is_refused(saved: Path, part: float) -> None:
-    os.truncate(saved, int(saved.stat().st_size * part))
+def test_a_torn_file_is_refused(tmp_path: Path, part: float) -> None:
+    path = tmp_path / NAME
+    checkpoints.save_checkpoint(path, checkpoint())
+    os.truncate(path, int(path.stat().st_size * part))
     with pytest.raises(ValueError, match=NAME):
-        checkpoints.load_checkpoint(saved)
+        checkpoints.load_checkpoint(path)
 
 
 class Attack:
-    """Creates a file when it is unpickled."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
+    """Runs code when it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.target,)
+        return pytest.fail, ("the code ran",)
 
 
 def test_a_file_that_holds_code_is_refused_and_the_code_not_run(tmp_path: Path) -> None:
-    target = tmp_path / "attacked"
-    path = write(tmp_path, step=Attack(target))
-    torch.load(path, weights_only=False)
-    assert target.exists()  # the attack works on who is careless
-    target.unlink()
     with pytest.raises(ValueError, match=NAME):
-        checkpoints.load_checkpoint(path)
-    assert not target.exists()
+        checkpoints.load_checkpoint(write(tmp_path, step=Attack()))
 
 
 def test_a_config_of_another_version_is_refused(tmp_path: Path) -> None:
@@ -138,6 +125,23 @@ def test_any_altered_byte_of_the_weights_is_noticed(tmp_path: Path) -> None:
 # --- retention, and going on past damage ---
 
 
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints.save_checkpoint(tmp_path / NAME, checkpoint())
+
+    def fill(values: Any, file: BinaryIO) -> None:  # torch's writer hides the system's error
+        file.write(b"half")
+        try:
+            raise OSError(28, "No space left on device")
+        finally:
+            raise RuntimeError("unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(torch, "save", fill)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.save_checkpoint(tmp_path / NAME, checkpoint(2.5))
+    assert [path.name for path in tmp_path.iterdir()] == [NAME]
+    assert_whole(tmp_path / NAME)
+
+
 def test_a_damaged_checkpoint_is_passed_over_by_name(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -156,6 +160,8 @@ def test_a_damaged_checkpoint_is_passed_over_by_name(
 
 
 def test_the_last_the_best_and_every_nth_are_kept(tmp_path: Path) -> None:
+    """Those that lie ahead are damaged, and take no place among the last."""
+    checkpoints.checkpoint_path(tmp_path, 30, 900, False).touch()
     for epoch in range(1, 13):
         checkpoints.checkpoint_path(tmp_path, epoch, epoch, True).touch()
         checkpoints.checkpoint_path(tmp_path, epoch, 10 * epoch + 5, False).touch()
@@ -163,15 +169,7 @@ def test_the_last_the_best_and_every_nth_are_kept(tmp_path: Path) -> None:
     for path in checkpoints.superfluous(saved, last=3, every_n_epochs=5, best=7):
         path.unlink()
     found = [checkpoints.progress_in_name(path) for path in checkpoints.checkpoints(tmp_path)]
-    assert found == [(12, 125), (12, 0), (11, 115), (10, 0), (7, 0), (5, 0)]
-
-
-def test_damaged_ones_that_lie_ahead_take_no_place_among_the_last(tmp_path: Path) -> None:
-    ahead = [checkpoints.checkpoint_path(tmp_path, 30, n, False) for n in (900, 905)]
-    behind = [checkpoints.checkpoint_path(tmp_path, 20, n, False) for n in (601, 602, 603)]
-    for path in (*ahead, *behind):
-        path.touch()
-    assert checkpoints.superfluous(behind[-1], last=2, every_n_epochs=10, best=None) == behind[:1]
+    assert found[-6:] == [(12, 125), (12, 0), (11, 115), (10, 0), (7, 0), (5, 0)]
 
 
 def validate(folder: Path, losses: dict[int, float], faces: int = 4) -> None:

@@ -24,7 +24,7 @@ from training.processes import stop_on_signal
 from training.state import changed_settings
 from training.tracking import Step
 
-Inputs = Callable[..., Experiment]
+Opening = Callable[..., Experiment]
 
 
 def other_unet(config: UNetConfig) -> torch.nn.Module:
@@ -49,19 +49,19 @@ def stop_after(arguments: Experiment, steps: int, number: int) -> None:
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 @pytest.mark.parametrize(("steps", "number"), [(1, signal.SIGINT), (3, signal.SIGTERM)])
 def test_going_on_is_as_never_having_stopped(
-    inputs: Inputs, precision: str, steps: int, number: int, monkeypatch: pytest.MonkeyPatch
+    opening: Opening, precision: str, steps: int, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = {"mixed_precision": precision, "lr_decay": "cosine", "checkpoint_every_n_epochs": 9}
-    whole = inputs(folder="whole", **options)
+    whole = opening(name="whole", **options)
     finish(whole)
-    stopped = inputs(folder="stopped", **options)
+    stopped = opening(name="stopped", **options)
     handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
     stop_after(stopped, steps, number)
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
     name = f"celeba_ldm_unet_checkpoint_epoch_{(steps + 1) // 3}_step_{steps + 1}.pt"
     assert [p.name for p in stopped.folder.glob("*.pt")] == [name]
     monkeypatch.setattr(experiment_module, "build_unet", other_unet)  # which must be replaced
-    resumed = inputs(folder="stopped", **options)
+    resumed = opening(name="stopped", **options)
     assert resumed.state.step == steps + 1
     numbers = [step.number for step in loop.train(resumed)]
     assert numbers == list(range(steps + 2, 7))
@@ -71,12 +71,12 @@ def test_going_on_is_as_never_having_stopped(
     assert difference(dict(last.ema), dict(resumed.state.ema_unet.state_dict())) == ""
 
 
-def test_a_finished_run_has_nothing_left_to_do_and_may_be_made_longer(inputs: Inputs) -> None:
-    finish(inputs(lr_decay="constant"))
-    again = inputs(lr_decay="constant")
+def test_a_finished_run_has_nothing_left_to_do_and_may_be_made_longer(opening: Opening) -> None:
+    finish(opening(lr_decay="constant"))
+    again = opening(lr_decay="constant")
     before = left_in(again.folder)
     assert finish(again) == [] and difference(left_in(again.folder), before) == ""
-    longer = inputs(num_epochs=3, lr_decay="constant")
+    longer = opening(num_epochs=3, lr_decay="constant")
     assert [step.number for step in loop.train(longer)] == [7, 8, 9]
 
 
@@ -92,8 +92,8 @@ def test_a_closed_terminal_stops_no_run_under_nohup() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_the_second_signal_acts_at_once(inputs: Inputs) -> None:
-    steps = loop.train(inputs())
+def test_the_second_signal_acts_at_once(opening: Opening) -> None:
+    steps = loop.train(opening())
     next(steps)
     signal.raise_signal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt) as caught:
@@ -106,38 +106,29 @@ def test_the_second_signal_acts_at_once(inputs: Inputs) -> None:
 # --- refusals ---
 
 
-def test_a_run_begun_with_another_fingerprint_is_refused(inputs: Inputs) -> None:
+def test_a_run_begun_with_another_fingerprint_is_refused(opening: Opening) -> None:
     """Other faces would change the order of all of them; other frozen models, the latents."""
-    finish(inputs())
+    finish(opening())
     with pytest.raises(ValueError, match=f"faces.*{COUNT} in the checkpoint, {COUNT + 8} now"):
-        finish(inputs(Latents(COUNT + 8, 0.5)))
-    other = inputs()
+        finish(opening(Latents(COUNT + 8, 0.5)))
+    other = opening()
     other.text_fingerprint = "other"
     with pytest.raises(ValueError, match=r"frozen-frozen.*other-frozen"):
         finish(other)
-    assert finish(inputs()) == []
+    assert finish(opening()) == []
 
 
-def test_a_run_folder_is_held_from_the_opening_to_the_end(inputs: Inputs) -> None:
-    opened = inputs()
-    with pytest.raises(InUse, match="process"), run_folder.hold(opened.folder):
-        pass
+def test_a_run_folder_is_held_from_the_opening_to_the_end(opening: Opening) -> None:
+    """Opening it again in one process, as a notebook's cell, replaces the earlier opening."""
+    opened = opening()
     next(loop.train(opened))
-    with pytest.raises(InUse), run_folder.hold(opened.folder):
-        pass
-    opened.close()
-    with run_folder.hold(opened.folder):
-        pass
-
-
-def test_opening_a_run_again_in_one_process_replaces_the_earlier_opening(inputs: Inputs) -> None:
-    """As a notebook's cell that is run a second time."""
-    opened = inputs()
     again = Experiment(opened.config, opened.folder)
     opened.close()
-    with pytest.raises(InUse), run_folder.hold(again.folder):
+    with pytest.raises(InUse, match="process"), run_folder.hold(again.folder):
         pass
     again.close()
+    with run_folder.hold(opened.folder):
+        pass
 
 
 @pytest.mark.parametrize(
@@ -163,8 +154,8 @@ def test_what_shapes_the_weights_is_refused_by_name(
     assert announced == []
 
 
-def after_one_epoch(inputs: Inputs) -> Experiment:
-    opened = inputs()
+def after_one_epoch(opening: Opening) -> Experiment:
+    opened = opening()
     steps = loop.train(opened)
     for _ in range(3):
         next(steps)
@@ -172,32 +163,32 @@ def after_one_epoch(inputs: Inputs) -> Experiment:
     return opened
 
 
-def test_the_micro_batch_may_change_on_resume_and_the_batch_may_not(inputs: Inputs) -> None:
-    whole = inputs(folder="whole")
+def test_the_micro_batch_may_change_on_resume_and_the_batch_may_not(opening: Opening) -> None:
+    whole = opening(name="whole")
     finish(whole)
-    after_one_epoch(inputs)
-    resumed = inputs(micro_batch_size=3)
+    after_one_epoch(opening)
+    resumed = opening(micro_batch_size=3)
     assert [step.number for step in loop.train(resumed)] == [4, 5, 6]
     assert run_folder.read_changes(resumed.folder) == []
     weights = zip(whole.state.weights, resumed.state.weights, strict=True)
     rounding = torch.cat([(one - other).flatten() for one, other in weights])
     assert rounding.square().mean().sqrt() < 0.01 * 6 * 7e-4  # of what six steps move a weight
     with pytest.raises(ValueError, match=r"training\.batch_size: 8 in the checkpoint, 4 now"):
-        _ = inputs(batch_size=4).state
+        _ = opening(batch_size=4).state
 
 
 def test_a_lower_learning_rate_is_taken_said_aloud_and_recorded(
-    inputs: Inputs, capsys: pytest.CaptureFixture
+    opening: Opening, capsys: pytest.CaptureFixture
 ) -> None:
     """It is what the product itself advises after a loss that is not finite."""
-    after_one_epoch(inputs)
-    lower = inputs(learning_rate=1e-5)
+    after_one_epoch(opening)
+    lower = opening(learning_rate=1e-5)
     steps = finish(lower)
     change = "training.learning_rate: 0.0007 in the checkpoint, 1e-05 now"
     assert f"changed after step 3: {change}" in capsys.readouterr().out
     assert [step.number for step in steps] == [4, 5, 6] and steps[0].learning_rate < 1e-4
     assert run_folder.read_changes(lower.folder) == [{"step": 3, "changed": [change]}]
-    again = inputs(learning_rate=1e-5)  # nothing changes any more, and the record stays
+    again = opening(learning_rate=1e-5)  # nothing changes any more, and the record stays
     assert finish(again) == [] and len(run_folder.read_changes(again.folder)) == 1
 
 

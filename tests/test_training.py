@@ -22,7 +22,7 @@ from training.experiment import Experiment
 from training.loop import learning_rate_at
 from training.tracking import TIMESTEP_BINS, Step
 
-Inputs = Callable[..., Experiment]
+Opening = Callable[..., Experiment]
 
 
 def finish(arguments: Experiment) -> list[Step]:
@@ -47,10 +47,10 @@ def spied_losses(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor
 
 @pytest.mark.parametrize("decay", [0.5, 0.9999])
 def test_the_average_is_its_recursion(
-    inputs: Inputs, decay: float, monkeypatch: pytest.MonkeyPatch
+    opening: Opening, decay: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "EMA_DECAY", decay)
-    arguments = inputs(learning_rate=1e-2)
+    arguments = opening(learning_rate=1e-2)
     state, want = arguments.state, {}
     for step in loop.train(arguments):
         live = {n: v.detach().clone() for n, v in state.unet.state_dict().items()}
@@ -85,8 +85,8 @@ def test_the_shape_of_the_learning_rate(warmup: int, total: int, peak: float) ->
 
 
 @pytest.mark.parametrize("decay", ["constant", "cosine"])
-def test_the_optimiser_runs_at_the_rate_of_its_step(inputs: Inputs, decay: str) -> None:
-    arguments = inputs(lr_decay=decay, learning_rate=3e-3)
+def test_the_optimiser_runs_at_the_rate_of_its_step(opening: Opening, decay: str) -> None:
+    arguments = opening(lr_decay=decay, learning_rate=3e-3)
     for step in loop.train(arguments):
         (group,) = arguments.state.optimizer.param_groups
         want = learning_rate_at(step.number - 1, 6, arguments.config.training)
@@ -117,10 +117,10 @@ def test_clipping_equals_pytorchs(
 
 
 def test_latents_are_fresh_samples_of_the_posterior(
-    inputs: Inputs, spied_losses: list[dict[str, torch.Tensor]]
+    opening: Opening, spied_losses: list[dict[str, torch.Tensor]]
 ) -> None:
     latents = Latents(count=8, std=0.5)
-    finish(inputs(latents, num_epochs=6, flip=False))
+    finish(opening(latents, num_epochs=6, flip=False))
     draws = []
     for (positions, _), call in zip(latents.asked, spied_losses, strict=True):
         z = (call["latents"] - latents.mean[positions]) / 0.5
@@ -137,9 +137,9 @@ def test_latents_are_fresh_samples_of_the_posterior(
 
 
 def test_the_loss_reported_is_the_unweighted_mean(
-    inputs: Inputs, spied_losses: list[dict[str, torch.Tensor]]
+    opening: Opening, spied_losses: list[dict[str, torch.Tensor]]
 ) -> None:
-    opened = inputs(snr_gamma=0.01)
+    opened = opening(snr_gamma=0.01)
     for step, call in zip(loop.train(opened), spied_losses, strict=False):
         assert step.loss == pytest.approx(call["losses"].mean().item(), rel=1e-6)
         bins = call["timesteps"] * TIMESTEP_BINS // 1000
@@ -151,9 +151,9 @@ def test_the_loss_reported_is_the_unweighted_mean(
 
 
 def test_the_denoiser_sees_the_captions_of_its_faces(
-    inputs: Inputs, spied_losses: list[dict[str, torch.Tensor]]
+    opening: Opening, spied_losses: list[dict[str, torch.Tensor]]
 ) -> None:
-    arguments = inputs(cfg_dropout_prob=0.0)
+    arguments = opening(cfg_dropout_prob=0.0)
     epochs = [step.epoch for step in loop.train(arguments)]
     assert epochs == [0, 0, 1, 1, 1, 2]
     for number, (positions, _) in enumerate(arguments.latents.asked):
@@ -162,17 +162,17 @@ def test_the_denoiser_sees_the_captions_of_its_faces(
 
 
 def test_samples_of_weight_zero_give_no_gradient(
-    inputs: Inputs, monkeypatch: pytest.MonkeyPatch
+    opening: Opening, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Objective, "weight", lambda self, timesteps: timesteps * 0.0)
-    opened = inputs()
+    opened = opening()
     next(loop.train(opened))
     assert all(not weight.grad.any() for weight in opened.state.weights)
 
 
 @pytest.mark.parametrize("flip", [True, False])
-def test_mirrored_faces_are_asked_for(inputs: Inputs, flip: bool) -> None:
-    arguments = inputs(num_epochs=4, flip=flip, checkpoint_every_n_epochs=4)
+def test_mirrored_faces_are_asked_for(opening: Opening, flip: bool) -> None:
+    arguments = opening(num_epochs=4, flip=flip, checkpoint_every_n_epochs=4)
     finish(arguments)
     flipped = [f for _, batch in arguments.latents.asked for f in batch]
     share = np.mean(flipped)
@@ -182,9 +182,9 @@ def test_mirrored_faces_are_asked_for(inputs: Inputs, flip: bool) -> None:
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_the_unet_computes_in_the_asked_precision_at_every_step(
-    inputs: Inputs, precision: str
+    opening: Opening, precision: str
 ) -> None:
-    arguments = inputs(mixed_precision=precision)
+    arguments = opening(mixed_precision=precision)
     seen: list[torch.dtype] = []
     unet = arguments.state.unet
     unet.conv_in.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
@@ -193,8 +193,8 @@ def test_the_unet_computes_in_the_asked_precision_at_every_step(
     assert {p.dtype for p in unet.parameters()} == {torch.float32}
 
 
-def test_it_overfits_eight_faces(inputs: Inputs) -> None:
-    arguments = inputs(Latents(8, 0.0), num_epochs=300, learning_rate=3e-3, flip=False)
+def test_it_overfits_eight_faces(opening: Opening) -> None:
+    arguments = opening(Latents(8, 0.0), num_epochs=300, learning_rate=3e-3, flip=False)
     losses = [step.loss for step in loop.train(arguments)]
     # Latents of white noise cannot be guessed, only remembered: without memory the loss stays at 1.
     assert len(losses) == 300 and np.mean(losses[:5]) > 0.95
@@ -203,7 +203,7 @@ def test_it_overfits_eight_faces(inputs: Inputs) -> None:
 
 @pytest.mark.parametrize("allowed", [0, 1, 2])
 def test_batches_that_are_not_finite_are_skipped_up_to_a_bound(
-    inputs: Inputs, allowed: int, monkeypatch: pytest.MonkeyPatch
+    opening: Opening, allowed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two of the six steps blow up; what they would have done never reaches weights or average."""
     real, calls = Objective.loss, []
@@ -213,7 +213,7 @@ def test_batches_that_are_not_finite_are_skipped_up_to_a_bound(
         return real(*arguments) * (math.nan if len(calls) in (2, 5) else 1.0)
 
     monkeypatch.setattr(Objective, "loss", loss)
-    arguments = inputs(skip_not_finite=allowed)
+    arguments = opening(skip_not_finite=allowed)
     folder, steps = arguments.folder, []
     if allowed < 2:
         with pytest.raises(FloatingPointError, match=r"not_finite\.jsonl"):
@@ -230,9 +230,9 @@ def test_batches_that_are_not_finite_are_skipped_up_to_a_bound(
     assert all(p.isfinite().all() for p in arguments.state.unet.parameters())
 
 
-def test_speed_counts_all_the_time_that_passes(inputs: Inputs) -> None:
+def test_speed_counts_all_the_time_that_passes(opening: Opening) -> None:
     """Also what the caller takes between two steps."""
-    steps = loop.train(inputs())
+    steps = loop.train(opening())
     for _ in range(4):
         next(steps)
         time.sleep(0.2)

@@ -18,7 +18,6 @@ from training.checkpoints import checkpoints
 from training.experiment import Experiment
 from training.loop import train
 from training.tracking import TIMESTEP_BINS
-from training.validation import validation_of
 
 Opening = Callable[..., Experiment]
 HELD_OUT = 6  # of the drawn faces
@@ -92,16 +91,6 @@ def test_every_epoch_is_measured_and_training_is_the_same_without(opening: Openi
     assert all(torch.equal(a, b) for a, b in zip(weights, without.state.weights, strict=True))
 
 
-def test_a_restart_measures_the_same_samples(opening: Opening) -> None:
-    first = opening()
-    list(train(first))
-    line = run_folder.read_validation(first.folder)[-1]
-    again = opening()
-    validate = validation_of(again.held_out, again.state.ema_unet, again.objective, again.precision)
-    assert validate()["loss"] == pytest.approx(line["loss"], rel=1e-5)
-    assert torch.equal(first.held_out.noise, again.held_out.noise)
-
-
 def test_the_best_epoch_is_decided_by_held_out_faces(opening: Opening) -> None:
     """Training continues to learn its faces by heart; the checkpoint before that is kept."""
     opened = opening(num_epochs=3, keep_last=1, keep_every_n_epochs=100)
@@ -135,16 +124,9 @@ def line(epoch: int, losses: np.ndarray) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("changes", "advice", "best"),
-    [
-        ((0.8, 0.6, 0.5, 0.4, 0.3), "it still falls", 5),
-        ((0.8, 0.4, 0.3, 0.3, 0.3), "it no longer falls", None),
-        ((0.8, 0.4, 0.2, 0.3, 0.5), "it rises, so stop; epoch 3", 3),
-    ],
+    ("changes", "best"), [((0.8, 0.6, 0.5, 0.4, 0.3), 5), ((0.8, 0.4, 0.2, 0.3, 0.5), 3)]
 )
-def test_the_trend_tells_whether_more_training_helps(
-    changes: tuple[float, ...], advice: str, best: int | None
-) -> None:
+def test_the_trend_tells_whether_more_training_helps(changes: tuple[float, ...], best: int) -> None:
     rng = np.random.default_rng(0)
     faces = rng.gamma(1.0, 1.0, 256)  # losses of faces differ far more than epochs do
     lines = [
@@ -152,8 +134,5 @@ def test_the_trend_tells_whether_more_training_helps(
         for i, change in enumerate(changes, start=1)
     ]
     trend = recent_trend(lines)
-    assert advice in trend.advice() and (trend.first, trend.last) == (4, 5)
-    assert best is None or trend.best == best
-    assert recent_trend([]) is None
-    assert recent_trend([line(1, np.ones(8))]) is None
-    assert recent_trend([line(1, np.ones(4)), line(2, np.ones(8))]) is None
+    assert (trend.first, trend.last, trend.best) == (4, 5, best)
+    assert recent_trend(lines[:1]) is None

@@ -46,20 +46,15 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], origin: Path) -> 
     """Load weights into a model of the same shape.
 
     Raises:
-        ValueError: another architecture; names the file and the first difference.
+        ValueError: another architecture; names the file and first differences.
     """
-    own = model.state_dict()
-    wrong = [n for n in sorted(own.keys() | weights.keys()) if n not in own or n not in weights]
-    wrong += [n for n in own if n in weights and own[n].shape != weights[n].shape]
-    if wrong:
-        there, here = (
-            tuple(d[wrong[0]].shape) if wrong[0] in d else "absent" for d in (weights, own)
-        )
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
         raise ValueError(
-            f"{origin} was written by another architecture: {wrong[0]} is {there} there and {here} "
-            f"here ({len(wrong)} differences). Use the preset it was trained with."
-        )
-    model.load_state_dict(weights)
+            f"{origin} was written by another architecture; use the preset it was trained with: "
+            f"{str(error)[:300]} ..."
+        ) from error
 
 
 # --- the file ---
