@@ -353,7 +353,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse contradictions before anything is opened."""
-        for problem in self._contradictions():
+        if problem := next(self._contradictions(), None):
             raise ValueError(f"preset {self.name}: {problem}")
 
     def _contradictions(self) -> Iterator[str]:

@@ -156,28 +156,50 @@ def test_a_run_goes_on_between_devices_with_and_without_graphs(
     assert len(losses[0]) == STEPS and losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
+@pytest.mark.parametrize("precision", ["no", "fp16"])
 def test_a_stop_and_a_resume_change_nothing(
-    opening: Opening, recorders: list[TapeRecorder]
+    opening: Opening, recorders: list[TapeRecorder], precision: str
 ) -> None:
-    whole = opening(name="whole", **BASE)
-    list(train(whole))
+    """In float16 with a scale that falls all the way."""
+
+    def take(name: str, stop: int) -> Experiment:
+        opened = opening(name=name, **BASE, mixed_precision=precision)
+        if opened.state.step == 0:
+            opened.state.scaler._init_scale = 2.0**60
+        list(zip(range(stop - opened.state.step), train(opened), strict=False))
+        opened.close()
+        return opened
+
+    whole = take("whole", STEPS)
     for stop in (6, STEPS):
-        parts = opening(name="parts", **BASE)
-        list(zip(range(stop - parts.state.step), train(parts), strict=False))
-        parts.close()
+        parts = take("parts", stop)
     assert difference(left_in(whole.folder), left_in(parts.folder)) == ""
 
 
-def test_a_device_with_little_memory_records_the_micro_batches_that_fit(
+def small_device(opened: Experiment, most: int) -> list[int]:
+    """Lets the UNet take so many samples at once; returns the sizes that were tried."""
+    tried: list[int] = []
+
+    def refuse(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        tried.append(len(inputs[0]))
+        if len(inputs[0]) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    opened.state.unet.register_forward_pre_hook(refuse)
+    return tried
+
+
+def test_out_of_memory_halves_the_micro_batch_with_the_same_result(
     opening: Opening, recorders: list[TapeRecorder]
 ) -> None:
     want = [step.loss for step in train(opening(name="a", **BASE))]
     opened = opening(name="b", **BASE)
-
-    def refuse(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        if len(inputs[0]) > 3:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-
-    opened.state.unet.register_forward_pre_hook(refuse)
+    tried = small_device(opened, most=3)
     assert [step.loss for step in train(opened)] == pytest.approx(want, rel=1e-3)
+    # Halved twice, and then it stays; the graph does not come by here.
+    assert tried == [8, 4, *[2] * 4 * (PLAIN_STEPS + 1)]
     assert recorders[-1].replays == STEPS - PLAIN_STEPS
+    opened = opening(name="c")
+    small_device(opened, most=0)
+    with pytest.raises(RuntimeError, match="out of memory with 1 "):
+        next(train(opened))

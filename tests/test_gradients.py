@@ -60,34 +60,6 @@ def test_gradient_checkpointing_gives_the_same_gradient(opening: Opening) -> Non
 # --- out of memory ---
 
 
-def small_device(opened: Experiment, most: int) -> list[int]:
-    """Lets the UNet take so many samples at once; returns the sizes that were tried."""
-    tried: list[int] = []
-
-    def refuse(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        tried.append(len(inputs[0]))
-        if len(inputs[0]) > most:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-
-    opened.state.unet.register_forward_pre_hook(refuse)
-    return tried
-
-
-def test_out_of_memory_halves_the_micro_batch_with_the_same_result(
-    opening: Opening, capsys: pytest.CaptureFixture
-) -> None:
-    want = [step.loss for step in train(opening(name="a"))]
-    opened = opening(name="b")
-    tried = small_device(opened, most=3)
-    steps = list(train(opened))
-    assert [step.number for step in steps] == [1, 2, 3, 4, 5, 6]
-    assert [step.loss for step in steps] == pytest.approx(want, rel=1e-4)
-    assert tried == [8, 4, *[2] * 4 * 6]  # halved once and again, and then it stays
-    said = capsys.readouterr().out
-    assert "with 8 samples at once: continuing with 4" in said
-    assert "with 4 samples at once: continuing with 2" in said
-
-
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_a_backward_pass_that_fails_half_way_leaves_nothing(
     opening: Opening, monkeypatch: pytest.MonkeyPatch, precision: str
@@ -108,13 +80,6 @@ def test_a_backward_pass_that_fails_half_way_leaves_nothing(
     assert failed
     for one, other in zip(want, opened.state.weights, strict=True):
         assert torch.equal(one, other.grad)
-
-
-def test_a_device_that_takes_no_sample_at_all_is_told_so(opening: Opening) -> None:
-    opened = opening()
-    small_device(opened, most=0)
-    with pytest.raises(RuntimeError, match=r"out of memory with 1 .*gradient_checkpointing=true"):
-        next(train(opened))
 
 
 # --- the half-precision copy ---
@@ -191,25 +156,6 @@ def test_an_overflow_moves_nothing_and_is_no_error(opening: Opening) -> None:
     assert len(rest) == 5 and not (opened.folder / run_folder.NOT_FINITE).exists()
     lines = run_folder.read_losses(opened.folder)
     assert sum(line["loss"] is None for line in lines) == sum(not s.moved for s in [first, *rest])
-
-
-def test_the_scaler_is_part_of_exact_resume(opening: Opening) -> None:
-    def finish(name: str, stop: int | None) -> dict[str, Tensor]:
-        opened = opening(name=name, mixed_precision="fp16")
-        if stop:
-            opened.state.scaler._init_scale = 2.0**60
-            list(zip(range(stop), train(opened), strict=False))
-            opened.close()
-            opened = opening(name=name, mixed_precision="fp16")
-            assert opened.state.step == stop
-        else:
-            opened.state.scaler._init_scale = 2.0**60
-        list(train(opened))
-        scale = opened.state.scaler.state_dict()
-        return {"scale": torch.tensor(scale["scale"])} | opened.state.unet.state_dict()
-
-    whole, resumed = finish("whole", None), finish("stopped", 3)
-    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
 
 
 def test_a_loss_that_is_not_finite_is_no_overflow(
