@@ -116,9 +116,8 @@ NAMED_NETWORKS = ("clip:", "dinov2:")
 class DataConfig(Section):
     """Where faces come from."""
 
-    # A folder, relative to the repository, or the id of a data set on the hub: docs/data.md lists
-    # the forms. None: drawn faces if there are drawn_counts, else CELEBA_HQ_DIR, else
-    # data/celeba_hq, else CELEBA_HQ below.
+    # A folder, relative to the repository, or the id of a data set on the hub; docs/data.md lists
+    # the forms, and where faces are looked for if it is None.
     source: str | None = setting(None, resume=FREE)
     image_size: int = setting(256, min=8)  # pixels; others are resized and centre-cropped
     # Train, val, test faces to draw where no source is named; empty: real faces.
@@ -166,19 +165,17 @@ class UNetConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for width in self.widths:
-            if width % 32 or width % self.attention_heads:
-                raise ValueError(
-                    f"unet.widths: {width} is not a multiple of 32 (group normalisation) and of "
-                    f"unet.attention_heads ({self.attention_heads})"
-                )
+        if any(width % 32 or width % self.attention_heads for width in self.widths):
+            raise ValueError(
+                f"unet.widths: {self.widths} are not multiples of 32 (group normalisation) and of "
+                f"unet.attention_heads ({self.attention_heads})"
+            )
 
 
 @dataclass(frozen=True)
 class DiffusionConfig(Section):
     """The forward process and what the denoiser predicts."""
 
-    # T of Ho et al. 2020.
     num_train_timesteps: int = setting(TRAIN_CELEBA_LDM_CONFIG["num_train_timesteps"], min=2)
     # Noise schedule, by diffusers' name; "squaredcos_cap_v2" is Nichol & Dhariwal's cosine.
     beta_schedule: str = setting(
@@ -190,8 +187,7 @@ class DiffusionConfig(Section):
     # Gamma of min-SNR weighting (Hang et al. 2023); None: every sample weighs the same.
     snr_gamma: float | None = setting(None, above=0)
     # How t is drawn: "uniform", or "weight": in proportion to the min-SNR weight, which then is
-    # left out of the loss. Both give the same expected gradient; "weight" spends fewer
-    # samples on timesteps of low weight.
+    # left out of the loss; the expected gradient is the same.
     timestep_sampling: str = setting("uniform", choices=("uniform", "weight"))
 
 
@@ -199,10 +195,9 @@ class DiffusionConfig(Section):
 class TrainingConfig(Section):
     """The optimisation."""
 
-    # On resume free while lr_decay is "constant".
+    # May change on resume while lr_decay is "constant".
     num_epochs: int = setting(TRAIN_CELEBA_LDM_CONFIG["num_epochs"], min=1)
-    # AdamW's, after warm-up.
-    learning_rate: float = setting(
+    learning_rate: float = setting(  # AdamW's, after warm-up
         TRAIN_CELEBA_LDM_CONFIG["learning_rate"], resume=ANNOUNCED, above=0
     )
     # Samples per step, of all processes together.
@@ -319,11 +314,9 @@ class EvaluationConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        choices = [*FEATURE_NETWORKS, *(f"{kind}<name>" for kind in NAMED_NETWORKS)]
         for name in self.feature_networks:
-            kind = name[: name.find(":") + 1]  # "clip:" of "clip:openai/clip-vit-base-patch32"
-            is_known = name != kind and kind in NAMED_NETWORKS
-            if not is_known and name not in FEATURE_NETWORKS:
-                choices = [*FEATURE_NETWORKS, *(f"{kind}<name>" for kind in NAMED_NETWORKS)]
+            if name not in FEATURE_NETWORKS and not name.startswith(NAMED_NETWORKS):
                 raise ValueError(
                     f"evaluation.feature_networks: {name!r} is unknown{nearest(name, choices)}; "
                     f"choose from {choices}"
