@@ -1,6 +1,7 @@
 """The loss of held-out faces: the same samples every time, and it decides which epoch is best."""
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from config import Config
+from config import Config, override
 from custom_datasets.captions import describe
-from custom_datasets.celeba_hq_dataset import CelebAHQ, to_model_range
-from custom_datasets.splits import SPLITS
+from custom_datasets.celeba_hq_dataset import to_model_range
 from evaluation.training_trend import recent_trend
 from training import run_folder
 from training.checkpoints import checkpoints
@@ -104,19 +104,14 @@ def test_the_best_epoch_is_decided_by_held_out_faces(opening: Opening) -> None:
 
 
 def test_a_copy_without_val_faces_trains_and_says_what_is_missing(
-    opening: Opening, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    start: Opening, tiny_config: Config, drawn_folder: Path, tmp_path: Path
 ) -> None:
-    whole = CelebAHQ.__init__
-
-    def without_val(self: CelebAHQ, folder: Path, split: str | None, size: int) -> None:
-        whole(self, folder, split, size)
-        self._hold(self.table.only(np.flatnonzero(self.splits != SPLITS.index("val"))))
-        self.counts["val"] = 0
-
-    monkeypatch.setattr(CelebAHQ, "__init__", without_val)
-    opened = opening()
+    copied = shutil.copytree(drawn_folder, tmp_path / "faces")
+    shutil.rmtree(copied / "validation")
+    values = override(tiny_config, {"data.source": str(copied)})
+    opened = start(values, validation_faces=256).open_all()
     assert opened.held_out is None and len(list(train(opened))) == 6
-    assert "no face of the val split" in capsys.readouterr().out
+    assert not (opened.folder / run_folder.VALIDATION).exists()
 
 
 def line(epoch: int, losses: np.ndarray) -> dict:
