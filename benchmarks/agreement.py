@@ -110,11 +110,11 @@ def compared(ours: Steps, wanted: Steps, allowed: dict[str, float]) -> dict[str,
 def agreeing(
     preset: str, precision: str, way: str, plain: dict[str, Steps], **options: Any
 ) -> dict[str, Any]:
-    """The steps of a way beside those of the first one, which `plain` keeps by precision."""
+    """The steps of a way beside those of the first one, which `plain` keeps by what they are."""
     with switched(way) as is_compiled:
         changes = {"mixed_precision": precision, "compile": is_compiled}
         found = steps_of(get_config(preset), **options, **changes)
-    return {"way": way} | compared(found, plain.setdefault(precision, found), HALF)
+    return {"way": way} | compared(found, plain.setdefault(f"{precision} {options}", found), HALF)
 
 
 def in_float32(count: int = STEPS) -> Steps:

@@ -129,6 +129,8 @@ def read_metadata(folder: Path, path: Path) -> pd.DataFrame:
             table = pd.read_json(path, lines=True)
     except ValueError as error:  # not text in UTF-8, or another number of cells in a row
         raise ValueError(f"{path}: {error}") from error
+    if not isinstance(table.index, pd.RangeIndex):  # pandas took the first column for names
+        raise ValueError(f"{path}: more cells than columns; put a caption with a comma in quotes")
     if "file_name" not in table.columns:
         raise ValueError(f"{path} has no column file_name, but {', '.join(map(str, table))}")
     place = path.parent.relative_to(folder)

@@ -17,6 +17,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pandas as pd
+from datasets.naming import camelcase_to_snakecase
 
 import config
 from custom_datasets.celeba_files import (
@@ -276,7 +277,9 @@ def is_at_hand(source: str | Path) -> bool:
     """Whether a source can be opened without a download."""
     if is_path(source):
         return Path(source).is_dir()
-    return (Path(datasets.config.HF_DATASETS_CACHE) / str(source).replace("/", "___")).is_dir()
+    owner, _, name = str(source).rpartition("/")
+    kept = "___".join(filter(None, (owner, camelcase_to_snakecase(name))))  # as datasets names it
+    return (Path(datasets.config.HF_DATASETS_CACHE) / kept).is_dir()
 
 
 # --- words ---

@@ -24,7 +24,9 @@ SPLIT_KINDS = {
     "drawn": "drawn faces, each of them another",
     "own": "the data's own",
 }
-_NUMBERS = {"train": 0, "val": 1, "valid": 1, "validation": 1, "dev": 1, "test": 2}
+_NUMBERS = {"train": 0, "training": 0, "test": 2, "testing": 2} | dict.fromkeys(
+    ("val", "valid", "validation", "dev"), 1
+)
 HELD_OUT_SHARE = 0.1  # of faces that are divided by chance, for val, and as many for test
 ENOUGH, MAX_SHARE = 40, 0.2  # faces that an evaluation compares with, where a fifth is as many
 _HERE = Path(__file__).parent

@@ -14,8 +14,11 @@ from PIL import Image
 from config import ROOT
 
 WIDTH = 1_000  # pixels at most
-# Jupyter prints values and tables in indented blocks and HTML, which the tour leaves out.
-PRINTED = re.compile(r"^ {4}[^\n]*$|<div>.*?</div>|<style.*?</style>", re.M | re.S)
+# What the tour leaves out: Jupyter prints values and tables in indented blocks and HTML, and a bar
+# of progress as a line a state.
+PRINTED = re.compile(
+    r"^ {4}[^\n]*$|^[^\n]*\d%\|[^\n]*$|<div>.*?</div>|<style.*?</style>", re.M | re.S
+)
 HEADING = re.compile("^(?=#)", re.M)
 
 

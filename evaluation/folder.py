@@ -113,4 +113,4 @@ def read_captions(path: Path) -> dict[str, str]:
         raise ValueError(
             f"{path}: no caption, or a second one, of {table['file_name'][wrong].iloc[0]}"
         )
-    return dict(zip(table["file_name"], table[column].astype(str), strict=True))
+    return dict(zip(table["file_name"], table[column].astype(str).str.strip(), strict=True))

@@ -123,7 +123,7 @@ def _pictures_of_a_folder(
         )
     texts = captions_of(images, table) if table else []
     # A caption of ours is known with what it states; any other is scored by CLIP alone.
-    wordings = -(-len(texts) // max(1, len(test)))
+    wordings = -(-max(len(texts), config.evaluation.count) // max(1, len(test)))
     own = test.captions(wordings * len(test))
     faces = {caption.text: slot % len(test) for slot, caption in enumerate(own)}
     stated = {caption.text: caption for caption in own}

@@ -52,14 +52,17 @@ def as_text(table: Sequence[Row]) -> str:
 
 
 def plot(table: Iterable[Row], questions: Sequence[str]) -> Figure:
-    """Some numbers of all sets with their intervals: a panel for each question and space."""
+    """Some numbers of all sets with their intervals: a panel for each question and space; an empty
+    one where none was measured.
+    """
     panels: dict[tuple[str, str], Table] = {}
     for each in table:
         if each.question in questions:
             panels.setdefault((each.question, each.space), []).append(each)
-    size = (3.6 * len(panels), 2.1)
-    figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, layout="constrained")
-    for axis, ((question, space), rows) in zip(axes.flat, panels.items(), strict=True):
+    count = max(1, len(panels))
+    size = (3.6 * count, 2.1)
+    figure, axes = plt.subplots(1, count, figsize=size, squeeze=False, layout="constrained")
+    for axis, ((question, space), rows) in zip(axes.flat, panels.items(), strict=False):
         places = np.arange(len(rows))[::-1]
         reach = [[r.value - r.low for r in rows], [r.high - r.value for r in rows]]
         axis.errorbar([r.value for r in rows], places, xerr=reach, fmt="o", elinewidth=0.8)

@@ -154,5 +154,6 @@ def measured(evaluations: Path, model: TextToFace) -> str:
             rows = json.loads((path.parent / "metrics.json").read_text(encoding="utf-8"))
             lines = [LINE.format(**row) for row in rows if row["question"] in LEADING]
             facts = [f"{name} {protocol[name]}" for name in PROTOCOL if name in protocol]
-            return "\n".join([*HEAD, *lines, "", f"Pictures: {', '.join(facts)}."])
+            if lines:  # none in a sweep
+                return "\n".join([*HEAD, *lines, "", f"Pictures: {', '.join(facts)}."])
     return "Nothing: run the notebook `metrics1` with these weights and settings, export again."

@@ -3,6 +3,7 @@
 Shapes: B batch, C latent channels, h x w latents, H x W picture, L tokens, D text width.
 """
 
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -172,8 +173,12 @@ class TextToFace:
         sampler: str | None = None,
     ) -> SamplingConfig:
         """The run's `SamplingConfig` with what is given, which the config checks."""
-        given = {"guidance_scale": guidance_scale, "steps": steps, "sampler": sampler}
-        changed = {name: value for name, value in given.items() if value is not None}
+        given = {
+            "guidance_scale": (guidance_scale, float),  # numbers of numpy too
+            "steps": (steps, operator.index),
+            "sampler": (sampler, str),
+        }
+        changed = {name: kind(value) for name, (value, kind) in given.items() if value is not None}
         return replace(self.config.sampling, **changed)
 
     def require_fit(self, prompts: Sequence[str], how: SamplingConfig) -> None:
@@ -285,7 +290,7 @@ def paired(prompts: str | Sequence[str], seeds: Sequence[int]) -> tuple[list[str
     Raises:
         ValueError: none, different numbers of both, or a seed out of range.
     """
-    numbers = [int(seed) for seed in seeds]
+    numbers = [operator.index(seed) for seed in seeds]
     texts = [prompts] * len(numbers) if isinstance(prompts, str) else list(prompts)
     if not numbers or len(texts) != len(numbers):
         raise ValueError(

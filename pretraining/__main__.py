@@ -161,8 +161,12 @@ def read_arguments() -> argparse.Namespace:
 
 def how_made(source: str | None) -> str:
     """The command, without the folders of this machine, behind that of the model it began with."""
-    words = (Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:])
-    commands = [f"python -m pretraining {shlex.join(words)}"]
+
+    def without_folder(word: str) -> str:
+        option, equals, value = word.rpartition("=")
+        return f"{option}{equals}{Path(value).name}" if Path(value).is_absolute() else word
+
+    commands = [f"python -m pretraining {shlex.join(map(without_folder, sys.argv[1:]))}"]
     before = Path(source or "") / "measured.json"
     if before.is_file():
         commands.insert(0, json.loads(before.read_text(encoding="utf-8"))["made_by"])

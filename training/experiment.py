@@ -283,6 +283,11 @@ class Experiment:
                 f"this run has finished its {training.num_epochs} epochs, and nothing is left to "
                 f"train. To go on: --set name=<a new one> --set training.start_from={self.folder}"
             )
+        if training.warmup_steps >= steps:
+            yield (
+                f"training.warmup_steps ({training.warmup_steps}) are not fewer than the {steps} "
+                "steps of this run: its learning rate never reaches the peak"
+            )
         cards = torch.cuda.device_count() if self.device.type == "cuda" else 1
         if cards > 1 and self.accelerator.num_processes == 1:
             yield (

@@ -8,6 +8,7 @@ history is squashed into one commit: use a repository that serves nothing else.
 """
 
 import shutil
+import zipfile
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -99,13 +100,19 @@ class Mirror:
 
     def _write(self, folder: Path, gone: list[str]) -> None:
         for path in checkpoints.checkpoints(folder):
-            copy = self.folder / path.name
-            if not copy.is_file() or copy.stat().st_size != path.stat().st_size:
-                _copy_file(path, copy)
+            if not _is_copy(self.folder / path.name, path):
+                _copy_file(path, self.folder / path.name)
         for path in filter(Path.is_file, (folder / name for name in SMALL_FILES)):
             _copy_file(path, self.folder / path.name)
         for name in gone:
             (self.folder / name).unlink(missing_ok=True)
+
+
+def _is_copy(copy: Path, path: Path) -> bool:
+    try:
+        return checkpoints.identity(copy) == checkpoints.identity(path)
+    except (OSError, zipfile.BadZipFile):  # absent, or torn
+        return False
 
 
 def _copy_file(source: Path, target: Path) -> None:

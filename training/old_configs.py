@@ -6,7 +6,7 @@ from config import Config, from_dict
 
 ANY = object()
 # Settings that stored configs hold and that no longer exist, by section, with the value that the
-# code has in their place. Another value is refused, and so is every other unknown name.
+# code has in their place. Another value is told; every other unknown name is refused.
 RETIRED: dict[str, dict[str, Any]] = {
     "data": {"folder": ANY},
     "training": {
@@ -27,7 +27,7 @@ def read_config(values: Any) -> Config:
     """A stored config, of this version or an earlier one.
 
     Raises:
-        ValueError: a field is unknown, retired with another value, or of another type; it is named.
+        ValueError: a field is unknown, or of another type; it is named.
     """
     sections = values if isinstance(values, dict) else {}  # from_dict refuses the rest
     present = {k: _present(k, v) if isinstance(v, dict) else v for k, v in sections.items()}
@@ -35,11 +35,11 @@ def read_config(values: Any) -> Config:
 
 
 def _present(name: str, section: dict[str, Any]) -> dict[str, Any]:
-    """A section without retired settings."""
+    """A section without retired settings; what was trained with another value is told."""
     retired = RETIRED.get(name, {})
     for key, constant in retired.items():
         if constant is not ANY and section.get(key, constant) != constant:
-            raise ValueError(f"{name}.{key}: {section[key]} is no longer possible, only {constant}")
+            print(f"trained with {name}.{key}={section[key]}; training now always has {constant}")
     translated = section | _translated(name, section)
     return {key: value for key, value in translated.items() if key not in retired}
 

@@ -86,7 +86,7 @@ def _commit(folder: Path) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
     # A copy may lie inside of another repository, whose commit would tell nothing.
-    if shutil.which("git") is None or git("rev-parse", "--show-toplevel") != str(folder):
+    if shutil.which("git") is None or Path(git("rev-parse", "--show-toplevel")) != folder:
         return ""
     is_edited = bool(git("status", "--porcelain", "--untracked-files=no"))
     return git("rev-parse", "HEAD") + (" with edits" if is_edited else "")
