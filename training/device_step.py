@@ -8,6 +8,7 @@ from typing import cast
 import torch
 import torch._dynamo
 from diffusers import UNet2DConditionModel
+from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from config import Config, TrainingConfig
@@ -186,10 +187,14 @@ class HalfCopy:
 
 
 def prepare_unet(
-    unet: UNet2DConditionModel, settings: TrainingConfig, device: torch.device
+    unet: UNet2DConditionModel, settings: TrainingConfig, device: torch.device, is_alone: bool
 ) -> UNet2DConditionModel:
     """Bring the UNet into the form that trains fastest on its device."""
     unet.train()
+    if is_alone:  # in training diffusers copies the input of shortcuts, for DDP (its issue 12975)
+        for module in unet.modules():
+            if isinstance(module, ResnetBlock2D):
+                module.eval()  # which changes nothing else, as nothing is dropped out
     if device.type == "cpu":
         use_plain_attention(unet)
     if settings.gradient_checkpointing:

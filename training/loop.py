@@ -148,7 +148,7 @@ def compute(
     """
     device, is_alone = state.updates.device, accelerator.num_processes == 1
     half = HalfCopy(state.unet, precision) if is_alone and precision in PRECISIONS else None
-    bare = prepare_unet(half.unet if half else state.unet, settings, device)
+    bare = prepare_unet(half.unet if half else state.unet, settings, device, is_alone)
     unet = bare if is_alone else accelerator.prepare_model(bare)
     objective, text_encoder = objective.to(device), text_encoder.cast(precision)
 
