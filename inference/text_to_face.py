@@ -289,6 +289,7 @@ def paired(prompts: str | Sequence[str], seeds: Sequence[int]) -> tuple[list[str
 
     Raises:
         ValueError: none, different numbers of both, or a seed out of range.
+        TypeError: a seed is not a whole number.
     """
     numbers = [operator.index(seed) for seed in seeds]
     texts = [prompts] * len(numbers) if isinstance(prompts, str) else list(prompts)
