@@ -32,6 +32,7 @@ from custom_datasets.celeba_files import (
 )
 from custom_datasets.images import ImageFile, image_file, open_rgb, stamp
 from files import replacing
+from hub import download
 
 MAX_DISTANCE = 32  # bits of 256
 SAMPLE = 64  # faces that are looked at before all are
@@ -146,10 +147,13 @@ def official_attributes(annotation: Path | None = None) -> np.ndarray:
 
 
 def _fetch_attributes(record: Path) -> np.ndarray:
-    rows = datasets.load_dataset(
-        config.CELEBA_HQ, split="train", streaming=True, columns=["attributes"]
-    )
-    values = as_attributes(config.CELEBA_HQ, np.array([row["attributes"] for row in rows]))
+    def load() -> np.ndarray:
+        rows = datasets.load_dataset(
+            config.CELEBA_HQ, split="train", streaming=True, columns=["attributes"]
+        )
+        return np.array([row["attributes"] for row in rows])
+
+    values = as_attributes(config.CELEBA_HQ, download(load))
     if not np.array_equal(attribute_digests(values), known_digests()):
         raise ValueError(f"{config.CELEBA_HQ} is no longer in CelebA-HQ's order")
     with replacing(record) as temporary, temporary.open("wb") as opened:

@@ -17,6 +17,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pandas as pd
+from datasets.exceptions import DatasetsError
 from datasets.naming import camelcase_to_snakecase
 
 import config
@@ -41,7 +42,7 @@ from custom_datasets.recognition import (
     official_indices,
 )
 from custom_datasets.splits import NO_SPLIT, named_splits, official_split, split_by_chance
-from files import is_hub_id
+from hub import download, is_hub_id
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 UNREAD_SUFFIXES = (".heic", ".heif", ".avif", ".tif", ".tiff", ".bmp", ".gif", ".jfif")
@@ -49,6 +50,7 @@ UNREAD = "not JPEG, PNG or WebP: convert it to one of these"
 CELEBA_RATES = {"Male": 0.42, "Young": 0.77, "Smiling": 0.48, "No_Beard": 0.84}  # HQ's within .05
 RATE_TOLERANCE, ENOUGH = 0.2, 1_000  # faces, below which rates tell nothing
 WAYS = "; name a folder of faces, or a data set on the hub, with data.source: see docs/data.md"
+INCOMPLETE = ".incomplete"  # of a folder that `datasets` writes
 NAMED = 10  # pictures that are named of those that are left out for one reason
 
 
@@ -252,9 +254,12 @@ def _open_dataset(source: str) -> tuple[FaceTable, None]:
         place = datasets.config.HF_DATASETS_CACHE
         print(f"{source}: datasets keeps the download, and a copy of it in {place}")
     try:
-        parts = datasets.load_dataset(source)
+        parts = download(lambda: datasets.load_dataset(source))
     except (ConnectionError, FileNotFoundError) as error:
-        raise type(error)(f"{error}{WAYS}") from error
+        kind = ConnectionError if isinstance(error, ConnectionError) else FileNotFoundError
+        raise kind(f"{error}{WAYS}") from error
+    except (OSError, ValueError, DatasetsError) as error:  # a full disk, a damaged file
+        raise ValueError(f"cannot open {source}: {error.__cause__ or error}") from error
     table = datasets.concatenate_datasets(list(parts.values()))
     images = [name for name, kind in table.features.items() if isinstance(kind, datasets.Image)]
     if not images:
@@ -279,7 +284,8 @@ def is_at_hand(source: str | Path) -> bool:
         return Path(source).is_dir()
     owner, _, name = str(source).rpartition("/")
     kept = "___".join(filter(None, (owner, camelcase_to_snakecase(name))))  # as datasets names it
-    return (Path(datasets.config.HF_DATASETS_CACHE) / kept).is_dir()
+    whole = (Path(datasets.config.HF_DATASETS_CACHE) / kept).glob("*/*/*/dataset_info.json")
+    return any(not path.parent.name.endswith(INCOMPLETE) for path in whole)
 
 
 # --- words ---

@@ -1,0 +1,69 @@
+"""The Hugging Face hub: what its ids look like, and downloads over connections that break."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from huggingface_hub import utils
+from huggingface_hub.errors import HFValidationError
+
+# What the hub's client raises where a connection breaks while it reads.
+if hasattr(utils, "httpx"):
+    BROKEN: tuple[type[Exception], ...] = (
+        utils.httpx.ReadError,
+        utils.httpx.ReadTimeout,
+        utils.httpx.RemoteProtocolError,
+    )
+else:  # huggingface_hub before 1.0
+    from requests import exceptions
+
+    BROKEN = (exceptions.ChunkedEncodingError, exceptions.ReadTimeout)
+WAITS = (1, 2, 4, 8)  # seconds before a download goes on
+Got = TypeVar("Got")
+
+
+def is_hub_id(name: str, *homes: Path) -> bool:
+    """Whether a name is an id of the hub, owner/name or owner/name@revision, and not a path that
+    may be misspelt: of another form, or below a folder that one of the homes has.
+    """
+    repository = name.partition("@")[0]
+    try:
+        utils.validate_repo_id(repository)
+    except HFValidationError:
+        return False
+    owner, slash, _ = repository.partition("/")
+    return bool(slash) and not any((home / owner).is_dir() for home in homes)
+
+
+def download(load: Callable[[], Got]) -> Got:
+    """What `load` gives, which the hub's client downloads.
+
+    The client goes on by itself where a connection ends early, but not where one is reset. Then it
+    is asked again, and goes on from the bytes that it has.
+
+    Raises:
+        ConnectionError: the connection breaks again and again.
+    """
+    waits = iter(WAITS)
+    while True:
+        try:
+            return load()
+        except Exception as error:
+            if not _is_broken(error):
+                raise
+            seconds = next(waits, None)
+            if seconds is None:
+                raise ConnectionError(
+                    f"the connection to the hub breaks again and again ({error}); start once "
+                    "more: what has come is kept"
+                ) from error
+            print(f"the connection to the hub broke, going on in {seconds} s: {error}", flush=True)
+            time.sleep(seconds)
+
+
+def _is_broken(error: BaseException | None) -> bool:
+    """Whether a broken connection is the cause: transformers and datasets raise other errors."""
+    while error and not isinstance(error, BROKEN):
+        error = error.__cause__ or error.__context__
+    return error is not None
