@@ -46,6 +46,9 @@ def replacing(path: Path) -> Iterator[Path]:
         let_others_read(temporary)
         temporary.replace(path)
         sync_folder(path.parent)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk names no file
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

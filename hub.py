@@ -5,21 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from huggingface_hub import utils
 from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
-# What the hub's client raises where a connection breaks while it reads.
-if hasattr(utils, "httpx"):
-    BROKEN: tuple[type[Exception], ...] = (
-        utils.httpx.ReadError,
-        utils.httpx.ReadTimeout,
-        utils.httpx.RemoteProtocolError,
-    )
-else:  # huggingface_hub before 1.0
-    from requests import exceptions
-
-    BROKEN = (exceptions.ChunkedEncodingError, exceptions.ReadTimeout)
-WAITS = (1, 2, 4, 8)  # seconds before a download goes on
+# A connection that breaks while it is read, in requests, httpx or httpx2: the hub's client uses one
+# or another by its version, so errors go by their names.
+BROKEN = {"ChunkedEncodingError", "ReadError", "ReadTimeout", "RemoteProtocolError"}
+WAITS = (1, 2, 4, 8, 16)  # seconds before a download is tried again
 Got = TypeVar("Got")
 
 
@@ -29,7 +21,7 @@ def is_hub_id(name: str, *homes: Path) -> bool:
     """
     repository = name.partition("@")[0]
     try:
-        utils.validate_repo_id(repository)
+        validate_repo_id(repository)
     except HFValidationError:
         return False
     owner, slash, _ = repository.partition("/")
@@ -40,7 +32,7 @@ def download(load: Callable[[], Got]) -> Got:
     """What `load` gives, which the hub's client downloads.
 
     The client goes on by itself where a connection ends early, but not where one is reset. Then it
-    is asked again, and goes on from the bytes that it has.
+    is asked again; it keeps the files that have come whole.
 
     Raises:
         ConnectionError: the connection breaks again and again.
@@ -56,14 +48,14 @@ def download(load: Callable[[], Got]) -> Got:
             if seconds is None:
                 raise ConnectionError(
                     f"the connection to the hub breaks again and again ({error}); start once "
-                    "more: what has come is kept"
+                    "more: files that have come whole are kept"
                 ) from error
-            print(f"the connection to the hub broke, going on in {seconds} s: {error}", flush=True)
+            print(f"the connection to the hub broke, next try in {seconds} s: {error}", flush=True)
             time.sleep(seconds)
 
 
 def _is_broken(error: BaseException | None) -> bool:
     """Whether a broken connection is the cause: transformers and datasets raise other errors."""
-    while error and not isinstance(error, BROKEN):
+    while error and type(error).__name__ not in BROKEN:
         error = error.__cause__ or error.__context__
     return error is not None

@@ -153,7 +153,14 @@ def _fetch_attributes(record: Path) -> np.ndarray:
         )
         return np.array([row["attributes"] for row in rows])
 
-    values = as_attributes(config.CELEBA_HQ, download(load))
+    try:
+        values = as_attributes(config.CELEBA_HQ, download(load))
+    except (ConnectionError, FileNotFoundError) as error:
+        raise ConnectionError(
+            f"no attributes for these faces of CelebA-HQ: put {ATTRIBUTE_FILE} beside them or into "
+            f"the folder that CELEBA_HQ_DIR names, or let {config.CELEBA_HQ} be reached on the hub "
+            f"({error})"
+        ) from error
     if not np.array_equal(attribute_digests(values), known_digests()):
         raise ValueError(f"{config.CELEBA_HQ} is no longer in CelebA-HQ's order")
     with replacing(record) as temporary, temporary.open("wb") as opened:

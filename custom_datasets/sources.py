@@ -60,7 +60,6 @@ class FaceTable:
 
     source: str
     pictures: datasets.Dataset  # with a column "image", of files
-    rows: np.ndarray  # int (N,), in `pictures`
     names: np.ndarray  # str (N,), for messages
     indices: np.ndarray  # int (N,); CelebA-HQ's own where the faces are recognised
     splits: np.ndarray  # uint8 (N,): 0 train, 1 val, 2 test
@@ -72,11 +71,12 @@ class FaceTable:
 
     def only(self, kept: np.ndarray) -> "FaceTable":
         """The faces at these positions, in this order."""
-        columns = ("rows", "names", "indices", "splits", "attributes", "digests")
+        columns = ("names", "indices", "splits", "attributes", "digests")
         chosen = {name: getattr(self, name) for name in columns}
         chosen = {name: values[kept] for name, values in chosen.items() if values is not None}
+        pictures = self.pictures.select(kept)
         captions = self.captions and [self.captions[position] for position in kept]
-        return dataclasses.replace(self, captions=captions, **chosen)
+        return dataclasses.replace(self, pictures=pictures, captions=captions, **chosen)
 
     def leave_out(self, which: np.ndarray, reason: str) -> "FaceTable":
         """The other faces; these, bool (N,), are listed with the reason."""
@@ -93,14 +93,14 @@ def open_source(source: str | Path) -> FaceTable:
         ValueError: nothing tells what the pictures show, or a table contradicts itself.
     """
     found, annotation = (_open_folder if is_path(source) else _open_dataset)(str(source))
-    if not len(found.rows):
+    if not len(found.names):
         raise ValueError(f"{source} holds no face:{reasons_in_lines(found.left_out)}")
     indices = None
     if found.split_kind != "drawn":
-        indices = official_indices(found.pictures.select(found.rows), found.indices)
+        indices = official_indices(found.pictures, found.indices)
     opened = _others(found) if indices is None else _official(found, indices, annotation)
     if left_out := opened.left_out:
-        count = len(opened.rows) + len(left_out)
+        count = len(opened.names) + len(left_out)
         say_once(f"left out of {source}, {len(left_out)} of {count}:{reasons_in_lines(left_out)}")
     return opened
 
@@ -134,9 +134,9 @@ def _table(
     elif "attributes" in columns:
         attributes = as_attributes(source, np.array(columns["attributes"].tolist()))
         _warn_of_rates(source, attributes)
-    rows, named = np.arange(len(names)), named_splits(split_names)
+    named = named_splits(split_names)
     splits = np.zeros(len(names), np.uint8) if named is None else named
-    faces = (rows, np.array(names), claimed, splits, "own", attributes, captions)
+    faces = (np.array(names), claimed, splits, "own", attributes, captions)
     table = FaceTable(source, pictures, *faces, left_out)
     if captions:
         table = table.leave_out(np.array([not each for each in captions]), "it has no caption")
@@ -158,7 +158,7 @@ def _others(found: FaceTable) -> FaceTable:
             f"{found.source} holds pictures that are not CelebA-HQ's, and nothing tells what they "
             "show: put a metadata.csv beside them, with the columns file_name and caption"
         )
-    found.indices = np.arange(len(found.rows))
+    found.indices = np.arange(len(found.names))
     return found
 
 
