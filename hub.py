@@ -42,20 +42,20 @@ def download(load: Callable[[], Got]) -> Got:
         try:
             return load()
         except Exception as error:
-            if not _is_broken(error):
+            broken, seconds = _broken_connection(error), next(waits, None)
+            if broken is None:
                 raise
-            seconds = next(waits, None)
             if seconds is None:
                 raise ConnectionError(
-                    f"the connection to the hub breaks again and again ({error}); start once "
+                    f"the connection to the hub breaks again and again ({broken}); start once "
                     "more: files that have come whole are kept"
                 ) from error
-            print(f"the connection to the hub broke, next try in {seconds} s: {error}", flush=True)
+            print(f"the connection to the hub broke, next try in {seconds} s: {broken}", flush=True)
             time.sleep(seconds)
 
 
-def _is_broken(error: BaseException | None) -> bool:
-    """Whether a broken connection is the cause: transformers and datasets raise other errors."""
+def _broken_connection(error: BaseException | None) -> BaseException | None:
+    """The broken connection that is the cause of an error of transformers or datasets, if any."""
     while error and type(error).__name__ not in BROKEN:
         error = error.__cause__ or error.__context__
-    return error is not None
+    return error

@@ -125,18 +125,19 @@ def _recognise_all(pictures: datasets.Dataset) -> np.ndarray:
     return indices
 
 
-def official_attributes(annotation: Path | None = None) -> np.ndarray:
+def official_attributes(source: str) -> np.ndarray:
     """The attributes of the 30,000 official faces, int8 (30000, 40), 0 and 1, `UNKNOWN` of faces
-    that the file lacks: from an annotation file on this machine, else the column of the hub's data
-    set alone, without its pictures, kept.
+    that the file lacks: from an annotation file in the source, beside it, or elsewhere on this
+    machine, else the column of the hub's data set alone, without its pictures, kept.
 
     Raises:
         ConnectionError: there is no such file, and the hub does not answer.
         ValueError: they are of other faces.
     """
-    homes = [os.environ.get("CELEBA_HQ_DIR"), config.ROOT / "data" / "celeba_hq"]
-    places = [annotation, *(Path(home) / ATTRIBUTE_FILE for home in homes if home)]
-    if place := next((place for place in places if place and place.is_file()), None):
+    named = os.environ.get("CELEBA_HQ_DIR") or "data/celeba_hq"
+    homes = (Path(source), Path(source).parent, config.ROOT / Path(named).expanduser())
+    places = (p for home in homes for way in ("", "*/") for p in home.glob(way + ATTRIBUTE_FILE))
+    if place := next(places, None):
         names, found = read_attributes(place)
         values = np.full((OFFICIAL_COUNT, len(ATTRIBUTES)), UNKNOWN, np.int8)
         values[[image_number(name) for name in names]] = found

@@ -50,7 +50,6 @@ UNREAD = "not JPEG, PNG or WebP: convert it to one of these"
 CELEBA_RATES = {"Male": 0.42, "Young": 0.77, "Smiling": 0.48, "No_Beard": 0.84}  # HQ's within .05
 RATE_TOLERANCE, ENOUGH = 0.2, 1_000  # faces, below which rates tell nothing
 WAYS = "; name a folder of faces, or a data set on the hub, with data.source: see docs/data.md"
-INCOMPLETE = ".incomplete"  # of a folder that `datasets` writes
 NAMED = 10  # pictures that are named of those that are left out for one reason
 
 
@@ -92,13 +91,13 @@ def open_source(source: str | Path) -> FaceTable:
         ConnectionError: the hub does not answer.
         ValueError: nothing tells what the pictures show, or a table contradicts itself.
     """
-    found, annotation = (_open_folder if is_path(source) else _open_dataset)(str(source))
+    found = (_open_folder if is_path(source) else _open_dataset)(str(source))
     if not len(found.names):
         raise ValueError(f"{source} holds no face:{reasons_in_lines(found.left_out)}")
     indices = None
     if found.split_kind != "drawn":
         indices = official_indices(found.pictures, found.indices)
-    opened = _others(found) if indices is None else _official(found, indices, annotation)
+    opened = _others(found) if indices is None else _official(found, indices)
     if left_out := opened.left_out:
         count = len(opened.names) + len(left_out)
         say_once(f"left out of {source}, {len(left_out)} of {count}:{reasons_in_lines(left_out)}")
@@ -162,7 +161,7 @@ def _others(found: FaceTable) -> FaceTable:
     return found
 
 
-def _official(found: FaceTable, indices: np.ndarray, annotation: Path | None) -> FaceTable:
+def _official(found: FaceTable, indices: np.ndarray) -> FaceTable:
     """Faces of CelebA-HQ, in the order of their indices."""
     found.indices, found.split_kind = indices, "identity"
     found = found.leave_out(indices == UNKNOWN, "no face of CelebA-HQ")
@@ -170,7 +169,7 @@ def _official(found: FaceTable, indices: np.ndarray, annotation: Path | None) ->
     found = found.leave_out(found.splits == NO_SPLIT, "held out, but also among those for training")
     found = found.only(np.argsort(found.indices, kind="stable"))
     if found.attributes is None and found.captions is None:
-        values = official_attributes(annotation)[found.indices]
+        values = official_attributes(found.source)[found.indices]
         found.attributes = values == 1
         found = found.leave_out(values[:, 0] == UNKNOWN, f"no row in {ATTRIBUTE_FILE}")
     if found.attributes is not None:
@@ -194,8 +193,8 @@ def _warn_of_rates(source: str, attributes: np.ndarray) -> None:
 # --- folders ---
 
 
-def _open_folder(source: str) -> tuple[FaceTable, Path | None]:
-    """A folder's table, and CelebAMask-HQ's annotation file beside its pictures."""
+def _open_folder(source: str) -> FaceTable:
+    """The official folder, or a folder of pictures with or without a table."""
     folder = Path(source)
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder.resolve()}{WAYS}")
@@ -225,8 +224,7 @@ def _open_folder(source: str) -> tuple[FaceTable, Path | None]:
     table = _table(source, pictures, names, folders, columns, left_out, claimed)
     if (folder / MARKER_FILE).is_file():
         table.split_kind = "drawn"
-    beside = (folder / ATTRIBUTE_FILE, folder.parent / ATTRIBUTE_FILE)
-    return table, next((path for path in beside if path.is_file()), None)
+    return table
 
 
 def _listed(
@@ -246,7 +244,7 @@ def _listed(
 # --- data sets ---
 
 
-def _open_dataset(source: str) -> tuple[FaceTable, None]:
+def _open_dataset(source: str) -> FaceTable:
     """A data set on the hub, or a folder of parquet files: `datasets` fetches it once, and keeps a
     memory-mapped copy.
     """
@@ -275,7 +273,7 @@ def _open_dataset(source: str) -> tuple[FaceTable, None]:
         table.remove_columns(images).to_pandas(),
         {},
         claimed=rows,
-    ), None
+    )
 
 
 def is_at_hand(source: str | Path) -> bool:
@@ -284,8 +282,8 @@ def is_at_hand(source: str | Path) -> bool:
         return Path(source).is_dir()
     owner, _, name = str(source).rpartition("/")
     kept = "___".join(filter(None, (owner, camelcase_to_snakecase(name))))  # as datasets names it
-    whole = (Path(datasets.config.HF_DATASETS_CACHE) / kept).glob("*/*/*/dataset_info.json")
-    return any(not path.parent.name.endswith(INCOMPLETE) for path in whole)
+    infos = (Path(datasets.config.HF_DATASETS_CACHE) / kept).glob("*/*/*/dataset_info.json")
+    return any(path.parent.suffix != ".incomplete" for path in infos)
 
 
 # --- words ---
