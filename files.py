@@ -26,15 +26,6 @@ SYNCS_FOLDERS = os.name != "nt"  # Windows has no such call, and needs none
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
-def is_hub_id(name: str, *homes: Path) -> bool:
-    """Whether a name is an id of the hub, owner/name, and not a path that may be misspelt: of
-    another form, or below a folder that one of the homes has.
-    """
-    parts = Path(name).parts
-    has_form = len(parts) == 2 and not Path(name).is_absolute() and not name.startswith((".", "~"))
-    return has_form and not any((home / parts[0]).is_dir() for home in homes)
-
-
 class InUse(RuntimeError):
     """Another process holds a lock."""
 
@@ -55,6 +46,9 @@ def replacing(path: Path) -> Iterator[Path]:
         let_others_read(temporary)
         temporary.replace(path)
         sync_folder(path.parent)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk names no file
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -88,7 +88,7 @@ class CelebAHQ(Dataset):
 
     def file(self, position: int) -> ImageFile:
         """The image's file, as Pillow opens it: a path, or its content."""
-        return image_file(self.table.pictures, int(self.table.rows[position]))
+        return image_file(self.table.pictures, position)
 
     def image(self, position: int) -> torch.Tensor:
         """The image, uint8 (3, S, S)."""

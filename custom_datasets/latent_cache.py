@@ -6,8 +6,10 @@ posterior is sampled afresh at every step, and mirrored faces are encoded as suc
 simply be mirrored).
 """
 
+import errno
 import hashlib
 import os
+import shutil
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +26,7 @@ from tqdm import tqdm
 from custom_datasets.celeba_hq_dataset import CelebAHQ
 from custom_datasets.images import to_model_range
 from custom_datasets.screening import fingerprint
-from files import locked, replacing
+from files import locked, remove_unfinished, replacing
 from models.device import autocast, choose_precision, freed_memory_kept
 from models.vae_wrapper import Posterior, VAEWrapper
 
@@ -186,10 +188,22 @@ def _prepare(path: Path, shape: tuple[int, ...]) -> None:
         path.unlink()
     if path.is_file() or _is_whole(_unfinished(path), shape):
         return
-    with replacing(_unfinished(path)) as temporary, temporary.open("wb") as file:
-        empty = np.broadcast_to(np.float16(np.nan), shape)
-        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(empty))
-        file.writelines(face.tobytes() for face in empty)
+    remove_unfinished(path.parent, f"{path.stem}.*")
+    empty = np.broadcast_to(np.float16(np.nan), shape)
+    try:
+        with replacing(_unfinished(path)) as temporary, temporary.open("wb") as file:
+            header = np.lib.format.header_data_from_array_1_0(empty)
+            np.lib.format.write_array_header_1_0(file, header)
+            file.writelines(face.tobytes() for face in empty)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        size, room = empty.nbytes / 1e9, shutil.disk_usage(path.parent).free / 1e9
+        raise OSError(
+            f"no room for the latents {path}: they need {size:.2f} GB, {room:.2f} GB are free. "
+            "Other files beside it are made again when they are needed, and may be deleted; or set "
+            "data.cache_latents=false"
+        ) from error
 
 
 def _is_whole(path: Path, shape: tuple[int, ...]) -> bool:

@@ -9,7 +9,7 @@ from custom_datasets.celeba_hq_dataset import CelebAHQ
 from custom_datasets.drawn_faces import write_drawn_faces
 from custom_datasets.screening import screen
 from custom_datasets.sources import is_at_hand
-from files import is_hub_id
+from hub import is_hub_id
 
 KAGGLE_INPUT = Path("/kaggle/input")  # where Kaggle mounts the data sets of a notebook
 # Of ipythonx/celebamaskhq, in celebamaskhq/ or in datasets/ipythonx/celebamaskhq/.

@@ -32,6 +32,7 @@ from custom_datasets.celeba_files import (
 )
 from custom_datasets.images import ImageFile, image_file, open_rgb, stamp
 from files import replacing
+from hub import download
 
 MAX_DISTANCE = 32  # bits of 256
 SAMPLE = 64  # faces that are looked at before all are
@@ -124,18 +125,19 @@ def _recognise_all(pictures: datasets.Dataset) -> np.ndarray:
     return indices
 
 
-def official_attributes(annotation: Path | None = None) -> np.ndarray:
+def official_attributes(source: str) -> np.ndarray:
     """The attributes of the 30,000 official faces, int8 (30000, 40), 0 and 1, `UNKNOWN` of faces
-    that the file lacks: from an annotation file on this machine, else the column of the hub's data
-    set alone, without its pictures, kept.
+    that the file lacks: from an annotation file in the source, beside it, or elsewhere on this
+    machine, else the column of the hub's data set alone, without its pictures, kept.
 
     Raises:
         ConnectionError: there is no such file, and the hub does not answer.
         ValueError: they are of other faces.
     """
-    homes = [os.environ.get("CELEBA_HQ_DIR"), config.ROOT / "data" / "celeba_hq"]
-    places = [annotation, *(Path(home) / ATTRIBUTE_FILE for home in homes if home)]
-    if place := next((place for place in places if place and place.is_file()), None):
+    named = os.environ.get("CELEBA_HQ_DIR") or "data/celeba_hq"
+    homes = (Path(source), Path(source).parent, config.ROOT / Path(named).expanduser())
+    places = (p for home in homes for way in ("", "*/") for p in home.glob(way + ATTRIBUTE_FILE))
+    if place := next(places, None):
         names, found = read_attributes(place)
         values = np.full((OFFICIAL_COUNT, len(ATTRIBUTES)), UNKNOWN, np.int8)
         values[[image_number(name) for name in names]] = found
@@ -146,10 +148,20 @@ def official_attributes(annotation: Path | None = None) -> np.ndarray:
 
 
 def _fetch_attributes(record: Path) -> np.ndarray:
-    rows = datasets.load_dataset(
-        config.CELEBA_HQ, split="train", streaming=True, columns=["attributes"]
-    )
-    values = as_attributes(config.CELEBA_HQ, np.array([row["attributes"] for row in rows]))
+    def load() -> np.ndarray:
+        rows = datasets.load_dataset(
+            config.CELEBA_HQ, split="train", streaming=True, columns=["attributes"]
+        )
+        return np.array([row["attributes"] for row in rows])
+
+    try:
+        values = as_attributes(config.CELEBA_HQ, download(load))
+    except (ConnectionError, FileNotFoundError) as error:
+        raise ConnectionError(
+            f"no attributes for these faces of CelebA-HQ: put {ATTRIBUTE_FILE} beside them or into "
+            f"the folder that CELEBA_HQ_DIR names, or let {config.CELEBA_HQ} be reached on the hub "
+            f"({error})"
+        ) from error
     if not np.array_equal(attribute_digests(values), known_digests()):
         raise ValueError(f"{config.CELEBA_HQ} is no longer in CelebA-HQ's order")
     with replacing(record) as temporary, temporary.open("wb") as opened:

@@ -34,7 +34,7 @@ def screen(faces: CelebAHQ, records: Path, workers: int = 4) -> CelebAHQ:
     Raises:
         ValueError: more than half cannot be used; names the first of them.
     """
-    identity = f"{stamp(faces.table.pictures)}{faces.table.rows.tolist()}"
+    identity = f"{stamp(faces.table.pictures)}{faces.names.tolist()}"
     key = hashlib.sha256(identity.encode()).hexdigest()[:16]
     record = records / f"screened_{key}.npz"
     with locked(record.with_suffix(".lock")):

@@ -17,6 +17,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pandas as pd
+from datasets.exceptions import DatasetsError
 from datasets.naming import camelcase_to_snakecase
 
 import config
@@ -41,7 +42,7 @@ from custom_datasets.recognition import (
     official_indices,
 )
 from custom_datasets.splits import NO_SPLIT, named_splits, official_split, split_by_chance
-from files import is_hub_id
+from hub import download, is_hub_id
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 UNREAD_SUFFIXES = (".heic", ".heif", ".avif", ".tif", ".tiff", ".bmp", ".gif", ".jfif")
@@ -58,7 +59,6 @@ class FaceTable:
 
     source: str
     pictures: datasets.Dataset  # with a column "image", of files
-    rows: np.ndarray  # int (N,), in `pictures`
     names: np.ndarray  # str (N,), for messages
     indices: np.ndarray  # int (N,); CelebA-HQ's own where the faces are recognised
     splits: np.ndarray  # uint8 (N,): 0 train, 1 val, 2 test
@@ -70,11 +70,12 @@ class FaceTable:
 
     def only(self, kept: np.ndarray) -> "FaceTable":
         """The faces at these positions, in this order."""
-        columns = ("rows", "names", "indices", "splits", "attributes", "digests")
+        columns = ("names", "indices", "splits", "attributes", "digests")
         chosen = {name: getattr(self, name) for name in columns}
         chosen = {name: values[kept] for name, values in chosen.items() if values is not None}
+        pictures = self.pictures.select(kept)
         captions = self.captions and [self.captions[position] for position in kept]
-        return dataclasses.replace(self, captions=captions, **chosen)
+        return dataclasses.replace(self, pictures=pictures, captions=captions, **chosen)
 
     def leave_out(self, which: np.ndarray, reason: str) -> "FaceTable":
         """The other faces; these, bool (N,), are listed with the reason."""
@@ -90,15 +91,15 @@ def open_source(source: str | Path) -> FaceTable:
         ConnectionError: the hub does not answer.
         ValueError: nothing tells what the pictures show, or a table contradicts itself.
     """
-    found, annotation = (_open_folder if is_path(source) else _open_dataset)(str(source))
-    if not len(found.rows):
+    found = (_open_folder if is_path(source) else _open_dataset)(str(source))
+    if not len(found.names):
         raise ValueError(f"{source} holds no face:{reasons_in_lines(found.left_out)}")
     indices = None
     if found.split_kind != "drawn":
-        indices = official_indices(found.pictures.select(found.rows), found.indices)
-    opened = _others(found) if indices is None else _official(found, indices, annotation)
+        indices = official_indices(found.pictures, found.indices)
+    opened = _others(found) if indices is None else _official(found, indices)
     if left_out := opened.left_out:
-        count = len(opened.rows) + len(left_out)
+        count = len(opened.names) + len(left_out)
         say_once(f"left out of {source}, {len(left_out)} of {count}:{reasons_in_lines(left_out)}")
     return opened
 
@@ -132,9 +133,9 @@ def _table(
     elif "attributes" in columns:
         attributes = as_attributes(source, np.array(columns["attributes"].tolist()))
         _warn_of_rates(source, attributes)
-    rows, named = np.arange(len(names)), named_splits(split_names)
+    named = named_splits(split_names)
     splits = np.zeros(len(names), np.uint8) if named is None else named
-    faces = (rows, np.array(names), claimed, splits, "own", attributes, captions)
+    faces = (np.array(names), claimed, splits, "own", attributes, captions)
     table = FaceTable(source, pictures, *faces, left_out)
     if captions:
         table = table.leave_out(np.array([not each for each in captions]), "it has no caption")
@@ -156,11 +157,11 @@ def _others(found: FaceTable) -> FaceTable:
             f"{found.source} holds pictures that are not CelebA-HQ's, and nothing tells what they "
             "show: put a metadata.csv beside them, with the columns file_name and caption"
         )
-    found.indices = np.arange(len(found.rows))
+    found.indices = np.arange(len(found.names))
     return found
 
 
-def _official(found: FaceTable, indices: np.ndarray, annotation: Path | None) -> FaceTable:
+def _official(found: FaceTable, indices: np.ndarray) -> FaceTable:
     """Faces of CelebA-HQ, in the order of their indices."""
     found.indices, found.split_kind = indices, "identity"
     found = found.leave_out(indices == UNKNOWN, "no face of CelebA-HQ")
@@ -168,7 +169,7 @@ def _official(found: FaceTable, indices: np.ndarray, annotation: Path | None) ->
     found = found.leave_out(found.splits == NO_SPLIT, "held out, but also among those for training")
     found = found.only(np.argsort(found.indices, kind="stable"))
     if found.attributes is None and found.captions is None:
-        values = official_attributes(annotation)[found.indices]
+        values = official_attributes(found.source)[found.indices]
         found.attributes = values == 1
         found = found.leave_out(values[:, 0] == UNKNOWN, f"no row in {ATTRIBUTE_FILE}")
     if found.attributes is not None:
@@ -192,8 +193,8 @@ def _warn_of_rates(source: str, attributes: np.ndarray) -> None:
 # --- folders ---
 
 
-def _open_folder(source: str) -> tuple[FaceTable, Path | None]:
-    """A folder's table, and CelebAMask-HQ's annotation file beside its pictures."""
+def _open_folder(source: str) -> FaceTable:
+    """The official folder, or a folder of pictures with or without a table."""
     folder = Path(source)
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder.resolve()}{WAYS}")
@@ -223,8 +224,7 @@ def _open_folder(source: str) -> tuple[FaceTable, Path | None]:
     table = _table(source, pictures, names, folders, columns, left_out, claimed)
     if (folder / MARKER_FILE).is_file():
         table.split_kind = "drawn"
-    beside = (folder / ATTRIBUTE_FILE, folder.parent / ATTRIBUTE_FILE)
-    return table, next((path for path in beside if path.is_file()), None)
+    return table
 
 
 def _listed(
@@ -244,7 +244,7 @@ def _listed(
 # --- data sets ---
 
 
-def _open_dataset(source: str) -> tuple[FaceTable, None]:
+def _open_dataset(source: str) -> FaceTable:
     """A data set on the hub, or a folder of parquet files: `datasets` fetches it once, and keeps a
     memory-mapped copy.
     """
@@ -252,9 +252,12 @@ def _open_dataset(source: str) -> tuple[FaceTable, None]:
         place = datasets.config.HF_DATASETS_CACHE
         print(f"{source}: datasets keeps the download, and a copy of it in {place}")
     try:
-        parts = datasets.load_dataset(source)
+        parts = download(lambda: datasets.load_dataset(source))
     except (ConnectionError, FileNotFoundError) as error:
-        raise type(error)(f"{error}{WAYS}") from error
+        kind = ConnectionError if isinstance(error, ConnectionError) else FileNotFoundError
+        raise kind(f"{error}{WAYS}") from error
+    except (OSError, ValueError, DatasetsError) as error:  # a full disk, a damaged file
+        raise ValueError(f"cannot open {source}: {error.__cause__ or error}") from error
     table = datasets.concatenate_datasets(list(parts.values()))
     images = [name for name, kind in table.features.items() if isinstance(kind, datasets.Image)]
     if not images:
@@ -270,7 +273,7 @@ def _open_dataset(source: str) -> tuple[FaceTable, None]:
         table.remove_columns(images).to_pandas(),
         {},
         claimed=rows,
-    ), None
+    )
 
 
 def is_at_hand(source: str | Path) -> bool:
@@ -279,7 +282,8 @@ def is_at_hand(source: str | Path) -> bool:
         return Path(source).is_dir()
     owner, _, name = str(source).rpartition("/")
     kept = "___".join(filter(None, (owner, camelcase_to_snakecase(name))))  # as datasets names it
-    return (Path(datasets.config.HF_DATASETS_CACHE) / kept).is_dir()
+    infos = (Path(datasets.config.HF_DATASETS_CACHE) / kept).glob("*/*/*/dataset_info.json")
+    return any(path.parent.suffix != ".incomplete" for path in infos)
 
 
 # --- words ---

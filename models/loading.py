@@ -23,7 +23,7 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from config import CODE, ROOT
-from files import is_hub_id
+from hub import download, is_hub_id
 
 Model = TypeVar("Model", bound=nn.Module)
 Opened = TypeVar("Opened")  # a tokenizer and the like
@@ -70,8 +70,9 @@ def _address(name: str, purpose: str) -> tuple[str, dict[str, Any]]:
         beside = [p.name for p in folder.parent.glob("*") if (p / "config.json").is_file()]
         there = f"; beside it are {', '.join(sorted(beside))}" if beside else ""
         raise FileNotFoundError(
-            f"cannot open the {purpose}: no folder {folder} with a config.json, nor one of "
-            f"that name in LDM_MODELS_DIR{there}"
+            f"cannot open the {purpose} {name!r}: it is no id of the hub (owner/name), and there "
+            f"is no folder {folder} with a config.json, nor one of that name in "
+            f"LDM_MODELS_DIR{there}"
         )
     repository, _, revision = place.partition("@")
     return repository, {"revision": revision} if revision else {}
@@ -96,7 +97,7 @@ def open_pretrained(
     """
     place, revision = _address(name, purpose)
     try:
-        return load(place, **revision, **options)
+        return download(lambda: load(place, **revision, **options))
     except OSError as error:
         raise _not_there(name, purpose, error) from error
     except ValueError as error:
@@ -119,7 +120,8 @@ def open_model(kinds: Mapping[str, type[Model]], name: str, purpose: str) -> Mod
     folder, is_local = Path(place), (Path(place) / "config.json").is_file()
     if not is_local:
         try:
-            folder = Path(hf_hub_download(place, "config.json", **revision)).parent
+            config = download(lambda: hf_hub_download(place, "config.json", **revision))
+            folder = Path(config).parent
         except OSError as error:
             raise _not_there(name, purpose, error) from error
     kind: Any = _kind(folder, kinds, purpose)
@@ -129,7 +131,7 @@ def open_model(kinds: Mapping[str, type[Model]], name: str, purpose: str) -> Mod
         options["low_cpu_mem_usage"] = False  # or diffusers does not take the option above
     try:
         with quiet():
-            model, report = kind.from_pretrained(place, **options)
+            model, report = download(lambda: kind.from_pretrained(place, **options))
     except UNREADABLE_WEIGHTS as error:
         if not any((folder / file).is_file() for file in WEIGHTS):
             raise _not_there(name, purpose, error) from error

@@ -40,7 +40,7 @@ class TextEncoder(nn.Module):
                 more tokens than the model.
         """
         kinds = {"clip": CLIPTextModel, "clip_text_model": CLIPTextModel}
-        model = open_model(kinds, name, "text encoder")
+        model = open_model(kinds, name, "text encoder (models.text_encoder)")
         tokenizer = open_tokenizer(name)
         if len(tokenizer) > model.config.vocab_size:
             raise ValueError(

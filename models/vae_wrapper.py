@@ -48,7 +48,7 @@ class VAEWrapper(nn.Module):
             FileNotFoundError, ValueError: see `open_model`.
         """
         kinds = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
-        return cls(open_model(kinds, name, "autoencoder"))
+        return cls(open_model(kinds, name, "autoencoder (models.autoencoder or decoder)"))
 
     @property
     def latent_channels(self) -> int:

@@ -1,8 +1,6 @@
 """Drawn faces: every label true of the drawing, and a folder that reads like the real thing."""
 
 import json
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -23,8 +21,6 @@ from custom_datasets.drawn_faces import (
     imagine,
     write_drawn_faces,
 )
-
-ROOT = Path(__file__).resolve().parents[1]
 
 SHOWN = (
     "Arched_Eyebrows Bald Bangs Black_Hair Blond_Hair Brown_Hair Bushy_Eyebrows Eyeglasses "
@@ -48,13 +44,10 @@ def test_the_same_number_is_the_same_face_and_another_is_another() -> None:
     assert not np.array_equal(draw(imagine(5), 32), draw(imagine(6), 32))
 
 
-@pytest.mark.parametrize("name", ATTRIBUTES)
-def test_drawn_attributes_occur_and_no_others(name: str) -> None:
-    share = sum(name in drawing.attributes for drawing in DRAWINGS) / len(DRAWINGS)
-    if name in SHOWN:
-        assert 0.03 < share < 0.97
-    else:
-        assert share == 0
+def test_drawn_attributes_occur_and_no_others() -> None:
+    shares = np.mean([attribute_vector(drawing) for drawing in DRAWINGS], axis=0)
+    for name, share in zip(ATTRIBUTES, shares, strict=True):
+        assert 0.03 < share < 0.97 if name in SHOWN else share == 0, name
 
 
 def test_head_attributes_are_those_of_the_drawing() -> None:
@@ -122,11 +115,6 @@ def test_a_written_folder_reads_back(drawn_folder: Path) -> None:
             assert np.abs(face.image.permute(1, 2, 0).numpy() - drawn).mean() < 4
 
 
-def test_a_face_does_not_depend_on_how_many_are_drawn(drawn_folder: Path, tmp_path: Path) -> None:
-    few = write_drawn_faces(tmp_path / "few", (2, 1, 1), workers=1)
-    assert (few / "test/3.jpg").read_bytes() == (drawn_folder / "train/3.jpg").read_bytes()
-
-
 def test_a_set_has_its_name_when_it_is_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,25 +155,3 @@ def test_nothing_is_written_into_a_folder_that_holds_something(tmp_path: Path, n
         write_drawn_faces(tmp_path, (2, 1, 1), 32, workers=1)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / name]
     assert (tmp_path / name).read_text() == "{}"
-
-
-SPAWNED = """
-import multiprocessing, sys
-from pathlib import Path
-from custom_datasets import drawn_faces
-
-if __name__ == "__main__":
-    multiprocessing.set_start_method("spawn")  # as Windows and macOS start processes
-    drawn_faces.FEW = 0
-    drawn_faces.write_drawn_faces(Path(sys.argv[1]), (2, 1, 1), 32, workers=2)
-"""
-
-
-def test_processes_that_inherit_nothing_draw_the_same(tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(SPAWNED)
-    command = [sys.executable, script, tmp_path / "spawned"]
-    subprocess.run(command, env={"PYTHONPATH": str(ROOT), "PATH": ""}, cwd=ROOT, check=True)
-    alone = write_drawn_faces(tmp_path / "alone", (2, 1, 1), 32, workers=1)
-    for path in filter(Path.is_file, alone.rglob("*")):
-        assert (tmp_path / "spawned" / path.relative_to(alone)).read_bytes() == path.read_bytes()

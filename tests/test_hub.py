@@ -1,7 +1,12 @@
-"""The hub's own client against a hub on loopback, from an empty machine to a trained step."""
+"""The hub's own client against a hub on loopback: from an empty machine to trained steps."""
 
+import hashlib
+import io
 import json
 import os
+import shutil
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -10,126 +15,239 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import datasets
+import imagehash
 import numpy as np
 import pytest
 from PIL import Image
 from test_sources import blots
 
 import config
-from custom_datasets.celeba_files import ATTRIBUTE_FILE, IMAGE_FOLDER, read_attributes
-from custom_datasets.splits import same_photograph
+import hub as hub_module
+from custom_datasets.opening import open_faces
+from custom_datasets.recognition import attribute_digests
+from custom_datasets.sources import is_at_hand
+from custom_datasets.splits import official_split
+from hub import download, is_hub_id
+from models.text_encoder import TextEncoder
+from training.mirror import Mirror
 
 COMMIT = "a" * 40
+KNOWN, STRANGERS = 150, 100
+# `train.py` with a root of its own and the tables of a CelebA-HQ of 150 pictures, over and over.
 PROGRAM = """
 import sys
 from pathlib import Path
+import numpy as np
 import config
-config.ROOT = Path(sys.argv[1])
-from custom_datasets.celeba_hq_dataset import CelebAHQ
-from custom_datasets.sources import is_at_hand
-from training.experiment import Experiment
-from training.loop import train
-for name in ("someone/labelled", "someone/pictures"):
-    was_here = is_at_hand(name)
-    faces = CelebAHQ(name, None, 64)
-    assert is_at_hand(name) and not was_here
-    print(name, faces.indices.tolist(), faces.split_kind, faces.attributes.sum())
-changes = ["data.source=someone/pictures", "training.batch_size=8", "training.num_epochs=1"]
-settings = config.get_config("smoke", [*changes, "training.tracker=none"])
-with Experiment(settings) as opened:
-    print("trained", [step.number for step in train(opened.open_all())][:1], len(opened.faces))
+home = Path(sys.argv.pop(1))
+config.ROOT = home / "root"
+from custom_datasets import recognition, sources
+tables = np.load(home / "tables.npz")
+recognition.known_hashes = lambda: tables["hashes"]
+recognition.known_digests = sources.known_digests = lambda: tables["digests"]
+import train
+from custom_datasets.opening import locate
+from training import experiment
+opening = experiment.open_faces
+def open_faces(config, split):
+    assert split == "val" or not sources.is_at_hand(locate(config.data))
+    faces = opening(config, split)
+    assert sources.is_at_hand(faces.source)
+    np.savez(home / f"{split}.npz", indices=faces.indices, attributes=faces.attributes)
+    return faces
+experiment.open_faces = open_faces
+train.main()
 """
+SMALL = (
+    *("data.image_size=64", "data.cache_latents=false", "unet.latent_size=8", "unet.widths=32,32"),
+    *("unet.text_width=32", "training.batch_size=8", "training.num_epochs=2"),
+    *("training.validation_faces=4", "training.tracker=none", "sampling.steps=2"),
+)
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Serves data sets of one parquet file, which lie in `root`/owner/name."""
+    """Serves the models and data sets in `root`/owner/name. Each file breaks off twice: first the
+    connection is reset, then it ends early.
+    """
 
     root: Path
+    breaks: dict[str, int]
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        """Answer a question about a data set, or give its file or a part of it."""
+        """Answer a question about a repository, or give a file or a part of it."""
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
         parts = self.path.partition("?")[0].strip("/").split("/")
         is_api = parts[0] == "api"
-        name = "/".join(parts[2:4] if is_api else parts[1:3])
-        file = self.root / name / "train.parquet"
-        if not file.is_file() or not (is_api or parts[-1] == file.name):
-            self._answer(404, b"", {"X-Error-Code": "EntryNotFound"})
-        elif is_api:
-            entry = {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": COMMIT}
-            about = {"id": name, "sha": COMMIT, "siblings": [{"rfilename": file.name}]}
-            is_list = len(parts) > 4 and parts[4] in ("tree", "paths-info")
-            self._answer(200, json.dumps([entry] if is_list else about).encode(), {})
-        elif asked := self.headers.get("Range"):
-            content = file.read_bytes()
-            first, _, last = asked.removeprefix("bytes=").partition("-")
-            part = content[int(first) : int(last or len(content)) + 1]
-            end = int(first) + len(part) - 1
-            self._answer(206, part, {"Content-Range": f"bytes {first}-{end}/{len(content)}"})
+        parts = [part for part in parts if part not in ("api", "datasets", "models")]
+        folder, asked = self.root.joinpath(*parts[:2]), parts[2:3]
+        file = folder.joinpath(*parts[4:])
+        if is_api and folder.is_dir() and asked != ["discussions"]:
+            files = [
+                {"type": "file", "path": path.name, "size": path.stat().st_size, "oid": COMMIT}
+                for path in folder.iterdir()
+            ]
+            siblings = [{"rfilename": each["path"]} for each in files]
+            about = {"id": "/".join(parts[:2]), "sha": COMMIT, "siblings": siblings}
+            is_list = asked in (["tree"], ["paths-info"])
+            self._answer(200, json.dumps(files if is_list else about).encode(), {})
+        elif asked == ["resolve"] and file.is_file():
+            self._give(file.read_bytes())
         else:
-            self._answer(200, file.read_bytes(), {})
+            kind = "Entry" if folder.is_dir() else "Repo"
+            self._answer(404, b"", {"X-Error-Code": f"{kind}NotFound"})
 
     do_HEAD = do_POST = do_GET
 
-    def _answer(self, status: int, content: bytes, headers: dict[str, str]) -> None:
+    def _give(self, content: bytes) -> None:
+        asked, size = self.headers.get("Range"), len(content)
+        about = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "Accept-Ranges": "bytes"}
+        if not asked:
+            return self._answer(200, content, about, self._tries())
+        first, _, last = asked.removeprefix("bytes=").partition("-")
+        part = content[int(first) : int(last or size) + 1]
+        where = f"bytes {first}-{int(first) + len(part) - 1}/{size}"
+        self._answer(206, part, about | {"Content-Range": where}, self._tries())
+
+    def _tries(self) -> int:
+        tries = self.breaks.get(self.path, 0)
+        self.breaks[self.path] = tries + (self.command == "GET")
+        return tries
+
+    def _answer(self, status: int, content: bytes, headers: dict, tries: int = 2) -> None:
         self.send_response(status)
-        about = {"ETag": f'"{COMMIT}"', "X-Repo-Commit": COMMIT}
-        for name, value in (about | headers | {"Content-Length": str(len(content))}).items():
-            self.send_header(name, value)
+        about = {"X-Repo-Commit": COMMIT, "Content-Length": len(content)}
+        for name, value in (about | headers).items():
+            self.send_header(name, str(value))
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
+        if self.command == "HEAD":
+            return
+        self.close_connection = tries < 2
+        self.wfile.write(content[: len(content) // 2] if tries < 2 else content)
+        if tries == 0:
+            self.wfile.flush()
+            linger = struct.pack("ii", 1, 0)  # closing it then resets it
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            self.connection.close()
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""
 
 
 @pytest.fixture
-def hub(tmp_path: Path) -> Iterator[str]:
-    """The address of a hub that serves what lies in `tmp_path / "hub"`."""
-    Hub.root = tmp_path / "hub"
+def hub(tmp_path: Path, autoencoder_folder: Path, clip_folder: Path) -> Iterator[dict[str, str]]:
+    """A hub with both frozen models, and the environment of a machine that has nothing of it."""
+    Hub.root, Hub.breaks = tmp_path / "hub", {}
+    shutil.copytree(autoencoder_folder, Hub.root / "stabilityai" / "sd-vae-ft-mse")
+    shutil.copytree(clip_folder, Hub.root / "openai" / "clip-vit-base-patch32")
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
+    yield {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HOME": str(tmp_path / "cache"),
+        "HF_HUB_OFFLINE": "0",
+    }
     server.shutdown()
 
 
-def test_faces_of_the_hub_are_fetched_recognised_and_trained_on(
-    hub: str, real_faces: Path, tmp_path: Path
-) -> None:
-    """With attributes; and pictures alone, shuffled and mixed with others, whose attributes come
-    from their column of another data set.
-    """
-    twins = {index for pair in same_photograph() for index in pair}
-    paths = [p for p in (real_faces / IMAGE_FOLDER).iterdir() if int(p.stem) not in twins]
-    paths = sorted(paths, key=lambda path: int(path.stem))[::200]
-    indices = [int(path.stem) for path in paths]
-    pictures = [{"path": None, "bytes": path.read_bytes()} for path in paths]
-    attributes = read_attributes(real_faces / ATTRIBUTE_FILE)[1].astype(int)
-    shuffled = [*pictures, *(blots(seed) for seed in range(10))]
-    order = np.random.default_rng(0).permutation(len(shuffled)).tolist()
-    blank = [Image.new("L", (1, 1))] * len(attributes)
-    served = {
-        "someone/labelled": {"image": pictures, "attributes": attributes[indices].tolist()},
-        "someone/pictures": {"image": [shuffled[i] for i in order]},
-        config.CELEBA_HQ: {"image": blank, "attributes": attributes.tolist()},
-    }
-    for name, columns in served.items():
-        (tmp_path / "hub" / name).mkdir(parents=True)
-        table = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
-        table.to_parquet(tmp_path / "hub" / name / "train.parquet")
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, tmp_path / "root"],
-        env=os.environ | {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"},
+def write_parquet(name: str, columns: dict[str, list]) -> None:
+    """Put a data set on the hub."""
+    (Hub.root / name).mkdir(parents=True)
+    table = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+    table.to_parquet(Hub.root / name / "train.parquet")
+
+
+def as_file(image: Image.Image) -> dict[str, bytes | None]:
+    content = io.BytesIO()
+    image.save(content, "JPEG", quality=95)
+    return {"path": None, "bytes": content.getvalue()}
+
+
+def train(home: Path, environment: dict[str, str], *changes: str) -> str:
+    """Train for ten steps; gives what was said."""
+    words = [f"--set={change}" for change in (*SMALL, *changes)]
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, home, "--preset=celeba_hq", *words],
+        env=os.environ | environment,
         cwd=config.CODE,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    want = f"{indices} identity {attributes[indices].sum()}"
-    assert f"someone/labelled {want}" in done.stdout
-    assert f"someone/pictures {want}" in done.stdout
-    assert f"10 of {len(paths) + 10}" in done.stdout
-    assert "trained [1]" in done.stdout
+    ) as process:
+        said = ""
+        for line in process.stdout:
+            said += line
+            if line.startswith("step"):
+                process.terminate()
+    assert "\nstep     10" in said, said[-3000:]
+    return said
+
+
+def test_from_an_empty_machine_to_trained_steps(hub: dict[str, str], tmp_path: Path) -> None:
+    """On CelebA-HQ as the hub has it; and on pictures alone, shuffled and mixed with others, whose
+    attributes come from their column of that data set.
+    """
+    known = [blots(seed) for seed in range(KNOWN)]
+    hashes = [np.packbits(imagehash.phash(p, hash_size=16).hash).view(np.uint64) for p in known]
+    pictures, which = [*map(as_file, known)], np.arange(30_000) % KNOWN
+    attributes = np.random.default_rng(0).random((30_000, 40)) < 0.5
+    digests = attribute_digests(attributes)
+    np.savez(tmp_path / "tables.npz", hashes=np.stack(hashes)[which], digests=digests)
+    labels = attributes.astype(int).tolist()
+    official = {"image": [pictures[i] for i in which], "attributes": labels}
+    write_parquet(config.CELEBA_HQ, official)
+    pictures += [as_file(blots(1000 + seed)) for seed in range(STRANGERS)]
+    order = np.random.default_rng(0).permutation(len(pictures)).tolist()
+    write_parquet("someone/pictures", {"image": [pictures[i] for i in order]})
+
+    said = train(tmp_path, hub)
+    assert "the source holds 24183 train, 2988 val, 2813 test" in said
+    said = train(tmp_path, hub, "name=copy", "data.source=someone/pictures")
+    assert f"{STRANGERS} of {KNOWN + STRANGERS}" in said
+    faces, split = np.load(tmp_path / "train.npz"), official_split()[:KNOWN]
+    assert np.array_equal(faces["indices"], np.flatnonzero(split == 0))
+    assert np.array_equal(faces["attributes"], attributes[faces["indices"]])
+    assert all(count > 2 for path, count in Hub.breaks.items() if path.endswith(".safetensors"))
+
+
+def test_what_was_not_fetched_whole_is_not_at_hand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folders are as the hub's client leaves them where it is killed, and where it ends."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    unfinished = tmp_path / "someone___faces" / "default" / "0.0.0" / "abc.incomplete"
+    unfinished.mkdir(parents=True)
+    assert not is_at_hand("someone/faces")
+    (unfinished / "dataset_info.json").write_text("{}")
+    assert not is_at_hand("someone/faces")
+    unfinished.rename(unfinished.with_suffix(""))
+    assert is_at_hand("someone/faces")
+
+
+class ReadError(Exception):
+    """As httpx names what a connection raises that is reset."""
+
+
+def test_a_connection_that_breaks_again_and_again_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_module, "WAITS", (0, 0))
+    tried = []
+
+    def load() -> None:
+        tried.append(1)
+        raise OSError from ReadError("reset")
+
+    with pytest.raises(ConnectionError):
+        download(load)
+    assert len(tried) == 3
+
+
+@pytest.mark.parametrize("name", ["openai/clip vit", "a/b/c", "someone/-faces", "some one/faces"])
+def test_what_cannot_be_an_id_is_told_by_its_setting(name: str) -> None:
+    """Not by the hub's client, in a traceback."""
+    assert not is_hub_id(name) and is_hub_id("openai/clip-vit@main")
+    with pytest.raises(FileNotFoundError, match=r"data\.source"):
+        open_faces(config.get_config("celeba_hq", [f"data.source={name}"]), None)
+    with pytest.raises(FileNotFoundError, match=r"models\.text_encoder"):
+        TextEncoder.from_pretrained(name)
+    with pytest.raises(ValueError, match=r"training\.mirror"):
+        Mirror(f"hf:{name}", "run")

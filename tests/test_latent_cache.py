@@ -1,5 +1,6 @@
 """Latents: the cache holds what encoding gives, once, whatever interrupts it."""
 
+import errno
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from custom_datasets.latent_cache import (
     Shard,
     cache_key,
 )
+from files import UNFINISHED
 from models.loading import fingerprint
 from models.vae_wrapper import Posterior, VAEWrapper
 
@@ -80,6 +82,8 @@ def test_the_cache_holds_what_encoding_gives(
 
 
 def test_nothing_is_encoded_twice(faces: CelebAHQ, vae: CountingVAE, tmp_path: Path) -> None:
+    key = key_of(faces, vae, True, "no")  # of a process that was killed while it reserved room
+    (tmp_path / f"latents_train_64_{key}.encoding.npy.1{UNFINISHED}").write_bytes(b"half")
     first = open_cache(faces, vae, tmp_path, workers=1)
     assert vae.images == 48
     again = open_cache(faces, vae, tmp_path, batch_size=3, workers=1)
@@ -135,6 +139,19 @@ def test_a_cache_cut_short_is_never_read(
     again = open_cache(faces, vae, tmp_path, batch_size=4, workers=1)
     assert np.array_equal(again.values, expected) and vae.images == 2 * 48
     assert f"{cache.path} is not whole" in capsys.readouterr().out
+
+
+def test_a_full_disk_is_told_before_anything_is_encoded(
+    faces: CelebAHQ, vae: CountingVAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np.lib.format, "write_array_header_1_0", full)
+    name = key_of(faces, vae, True, "no")
+    with pytest.raises(OSError, match=rf"{name}.*GB"):
+        open_cache(faces, vae, tmp_path, workers=1)
+    assert vae.images == 0 and not list(tmp_path.glob("*.npy*"))
 
 
 def test_latents_that_are_not_finite_are_refused_by_image(

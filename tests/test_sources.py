@@ -201,6 +201,13 @@ def test_a_data_set_with_captions(root: Path, capsys: pytest.CaptureFixture) -> 
     assert sorted(np.bincount(faces.splits).tolist()) == [1, 1, 7]
 
 
+def test_a_damaged_data_set_is_named(root: Path) -> None:
+    (root / "hub").mkdir()
+    (root / "hub" / "train.parquet").write_bytes(b"PAR1 cut short")
+    with pytest.raises(ValueError, match="hub"):
+        CelebAHQ(root / "hub", None, 32)
+
+
 def test_a_list_that_is_in_another_order_is_told(capsys: pytest.CaptureFixture) -> None:
     rates = np.array([sources.CELEBA_RATES.get(name, 0.1) for name in ATTRIBUTES])
     values = np.random.default_rng(0).random((1200, 40)) < rates
@@ -210,24 +217,23 @@ def test_a_list_that_is_in_another_order_is_told(capsys: pytest.CaptureFixture) 
     assert "reversed" in capsys.readouterr().out
 
 
-def test_attributes_come_from_the_hub_where_no_table_is_at_hand(
+def test_attributes_of_the_hub_that_are_others_or_not_there_are_told(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Their column alone, once."""
-    calls = []
-
     def serve(name: str, **options: object) -> list[dict]:
-        calls.append((name, options["columns"], options["streaming"]))
-        return [{"attributes": row} for row in OFFICIAL.astype(int).tolist()]
+        assert options["columns"] == ["attributes"] and options["streaming"]  # and no pictures
+        return [{"attributes": row} for row in OFFICIAL[::-1].astype(int).tolist()]
 
     write_pictures(root / "copy", {f"{chr(97 + i)}.png": i for i in range(12)})
     monkeypatch.setattr(datasets, "load_dataset", serve)
-    for _ in range(2):
-        assert_official(CelebAHQ(root / "copy", None, 32), list(range(12)))
-    assert calls == [(config_module.CELEBA_HQ, ["attributes"], True)]
-    (root / "data" / "celeba_hq_attributes.npy").unlink()
-    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **b: serve(*a, **b)[::-1])
     with pytest.raises(ValueError, match=config_module.CELEBA_HQ):
+        CelebAHQ(root / "copy", None, 32)
+
+    def be_away(*_: object, **__: object) -> None:
+        raise ConnectionError
+
+    monkeypatch.setattr(datasets, "load_dataset", be_away)
+    with pytest.raises(ConnectionError, match=ATTRIBUTE_FILE):
         CelebAHQ(root / "copy", None, 32)
 
 

@@ -17,6 +17,7 @@ from huggingface_hub import HfApi
 
 from config import ROOT
 from files import replacing
+from hub import is_hub_id
 from training import checkpoints, run_folder
 
 HUB = "hf:"
@@ -30,6 +31,8 @@ class Mirror:
     def __init__(self, place: str, run: str) -> None:
         self.place, self.run = place, run
         self.repository = place.removeprefix(HUB) if place.startswith(HUB) else ""
+        if self.repository and not is_hub_id(self.repository):
+            raise ValueError(f"training.mirror: {place!r} is not {HUB}owner/name, an id of the hub")
         self.folder = ROOT / Path(place).expanduser() / run
         self.thread = ThreadPoolExecutor(1, "mirror")
         self.last: Future[None] | None = None
