@@ -15,7 +15,7 @@ from custom_datasets.celeba_files import ATTRIBUTES
 from evaluation import judge
 from models.attribute_classifier import AttributeClassifier
 
-SETTINGS = ClassifierConfig(image_size=32, num_epochs=3, batch_size=16, learning_rate=2e-3)
+SETTINGS = ClassifierConfig(image_size=32, num_epochs=3, batch_size=16)
 SMILING, MALE = ATTRIBUTES.index("Smiling"), ATTRIBUTES.index("Male")
 
 
