@@ -27,7 +27,7 @@ from inference.opening import (
 )
 from models.decoder import add_encoder
 from models.device import autocast, cast_matrices, choose_device, freed_memory_kept
-from models.graphs import Graphs, graphed_unet
+from models.graphs import GraphedUNet
 from models.text_encoder import TextEncoder
 from models.vae_wrapper import VAEWrapper
 from training.checkpoints import identity
@@ -238,8 +238,8 @@ class TextToFace:
         return self._graphs(latents, timesteps, hidden_states)
 
     @cached_property
-    def _graphs(self) -> Graphs:
-        return graphed_unet(self.unet, self.precision)
+    def _graphs(self) -> GraphedUNet:
+        return GraphedUNet(self.unet, self.precision)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
