@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Number
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -612,10 +613,12 @@ def from_dict(values: Any, kind: type[Settings], base: Settings | None = None) -
 
 def _read(value: Any, hint: Any) -> Any:
     """A value as the annotated type takes it, or as it is where that does not."""
-    if value == "" and _fits(None, hint):
-        return None
+    if isinstance(value, Number) and hasattr(value, "item"):  # numpy's
+        value = value.item()
     literal = value
     if isinstance(value, str):
+        if not value and _fits(None, hint):
+            return None
         words = {"none": "None", "null": "None", "true": "True", "false": "False", "": "()"}
         with contextlib.suppress(ValueError, SyntaxError):  # raised by a plain text
             literal = ast.literal_eval(words.get(value.lower(), value))

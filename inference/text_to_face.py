@@ -15,7 +15,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 from torch.nn import functional
 
-from config import ROOT, Changes, Config, SamplingConfig
+from config import ROOT, Changes, Config, SamplingConfig, override
 from custom_datasets.captions import unknown_words
 from diffusion import sampling
 from diffusion.objective import Objective, build_objective
@@ -173,13 +173,9 @@ class TextToFace:
         sampler: str | None = None,
     ) -> SamplingConfig:
         """The run's `SamplingConfig` with what is given, which the config checks."""
-        given = {
-            "guidance_scale": (guidance_scale, float),  # numbers of numpy too
-            "steps": (steps, operator.index),
-            "sampler": (sampler, str),
-        }
-        changed = {name: kind(value) for name, (value, kind) in given.items() if value is not None}
-        return replace(self.config.sampling, **changed)
+        given = {"guidance_scale": guidance_scale, "steps": steps, "sampler": sampler}
+        changes = {name: value for name, value in given.items() if value is not None}
+        return override(self.config.sampling, changes)
 
     def require_fit(self, prompts: Sequence[str], how: SamplingConfig) -> None:
         """Refuse prompts that are too long, and a number of steps that the sampler cannot take."""
