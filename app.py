@@ -6,6 +6,8 @@ or sent anywhere, and the pictures go when the page ends.
 
 import argparse
 import os
+import signal
+import sys
 import tempfile
 
 from command_line import add_checkpoint, command, config_from, parser, whole
@@ -13,9 +15,11 @@ from command_line import add_checkpoint, command, config_from, parser, whole
 
 @command
 def main() -> None:
-    """Serve the run of a preset until Ctrl-C."""
+    """Serve the run of a preset until Ctrl-C, or until it is ended in another way."""
     arguments = read_arguments()
     config = config_from(arguments)
+    for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):  # or the pictures would stay
+        signal.signal(getattr(signal, name), lambda number, _: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="faces_") as pictures:
         # gradio asks by way of HTTP_PROXY whether its own page is there; a SOCKS proxy even ends
         # its import.

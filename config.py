@@ -352,7 +352,8 @@ class Config:
     def _contradictions(self) -> Iterator[str]:
         size, downsampled = self.unet.latent_size, self.data.image_size / 8
         halvings = len(self.unet.widths) - 1
-        if Path(str(self.name)).name != self.name or self.name.strip() in ("", "..", *OWN_FOLDERS):
+        is_word = Path(str(self.name)).name == self.name and self.name.isprintable()
+        if not is_word or self.name.strip() in ("", "..", *OWN_FOLDERS):
             yield f"name: {self.name!r} cannot be a run folder; use one word, without '/'"
         if downsampled != size:
             yield (

@@ -56,14 +56,14 @@ def build_page(model: TextToFace) -> gr.Blocks:
             hint = f"; no caption of CelebA's attributes has: {unknown}" if unknown else ""
             yield [*galleries, f"done{hint}"]
         except (ValueError, FloatingPointError) as error:
-            raise gr.Error(str(error)) from error
+            raise gr.Error(str(error), print_exception=False) from error
 
     with gr.Blocks(title="Faces from words", analytics_enabled=False) as page:
         gr.Markdown(f"# Faces from words\nPreset `{model.config.name}`. The people do not exist.")
         with gr.Row():
             with gr.Column(min_width=320):
                 prompt = gr.Textbox(usual.prompts[0], label="Prompt")
-                gr.Examples(list(usual.prompts), prompt, label="In the words of the captions")
+                gr.Examples(list(usual.prompts), prompt)
                 label = "Compare with (the same seeds under another prompt)"
                 other = gr.Textbox(label=label)
                 settings = _settings(usual)

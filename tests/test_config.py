@@ -80,6 +80,7 @@ def test_a_field_that_was_added_since_has_its_default_and_an_unknown_one_is_refu
         "evaluation.feature_networks=inceptoin,judge",
         "models.autoencoder=",
         "name=../elsewhere",
+        "name=two\nlines",
         "name=",
     ],
 )
