@@ -12,7 +12,6 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Number
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -614,7 +613,7 @@ def from_dict(values: Any, kind: type[Settings], base: Settings | None = None) -
 
 def _read(value: Any, hint: Any) -> Any:
     """A value as the annotated type takes it, or as it is where that does not."""
-    if isinstance(value, Number) and hasattr(value, "item"):  # numpy's
+    if getattr(value, "ndim", None) == 0:  # a number of numpy or torch
         value = value.item()
     literal = value
     if isinstance(value, str):

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import config
 from config import PRESETS, TRAIN_CELEBA_LDM_CONFIG, Config, EvaluationConfig, from_dict, get_config
@@ -130,8 +131,8 @@ def test_changes_may_be_a_text_a_mapping_or_nothing() -> None:
     for changes in ("training.num_epochs=3", {"training.num_epochs": 3}):
         assert get_config("demo", changes) == want
     assert get_config("demo", {"unet.widths": [32, 64]}).unet.widths == (32, 64)
-    numpys = get_config("demo", {"training.num_epochs": np.int64(3)})
-    assert numpys == want and type(numpys.training.num_epochs) is int
+    for three in (np.int64(3), torch.tensor(3)):
+        assert type(get_config("demo", {"training.num_epochs": three}).training.num_epochs) is int
     both = get_config("demo", {"training.seed": 7, "training": {"num_epochs": 3}}).training
     assert (both.seed, both.num_epochs) == (7, 3)
     assert get_config("demo", None) == config.demo()
