@@ -6,6 +6,8 @@ or sent anywhere, and the pictures go when the page ends.
 
 import argparse
 import os
+import signal
+import sys
 import tempfile
 
 from command_line import add_checkpoint, command, config_from, parser, whole
@@ -13,9 +15,10 @@ from command_line import add_checkpoint, command, config_from, parser, whole
 
 @command
 def main() -> None:
-    """Serve the run of a preset until Ctrl-C."""
+    """Serve the run of a preset until Ctrl-C, or until it is ended in another way."""
     arguments = read_arguments()
     config = config_from(arguments)
+    delete_pictures_when_ended()
     with tempfile.TemporaryDirectory(prefix="faces_") as pictures:
         # gradio asks by way of HTTP_PROXY whether its own page is there; a SOCKS proxy even ends
         # its import.
@@ -41,6 +44,17 @@ def main() -> None:
             )
         except OSError as error:  # gradio's for a port that is taken
             raise OSError(f"--host {arguments.host} --port {arguments.port}: {error}") from error
+
+
+def delete_pictures_when_ended() -> None:
+    """Leave by way of SystemExit when the process is ended, or its terminal is closed.
+
+    Does nothing for a signal that is ignored, as under `nohup`.
+    """
+    for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):  # Windows lacks one
+        number = getattr(signal, name)
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, lambda sent, _: sys.exit(128 + sent))
 
 
 def read_arguments() -> argparse.Namespace:

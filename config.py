@@ -69,6 +69,8 @@ def _problem(value: Any, hint: Any, allowed: Mapping[str, Any]) -> str:
     """Why a value cannot be used; empty if it can."""
     if not _fits(value, hint):
         return f"is not of type {getattr(hint, '__name__', hint)}"
+    if value == "":
+        return "is empty"
     items = value if isinstance(value, tuple) else (value,)
     choices, low, above, high = (allowed[name] for name in ("choices", "min", "above", "max"))
     if len(items) < allowed["min_items"]:
@@ -272,9 +274,6 @@ class ClassifierConfig(Section):
     image_size: int = setting(128, min=32)  # pixels that it sees
     num_epochs: int = setting(12, min=1)  # the best of them is kept
     batch_size: int = setting(64, min=2)  # faces per step
-    learning_rate: float = setting(2e-3, above=0)  # the peak of a one-cycle schedule
-    weight_decay: float = setting(0.05, min=0)  # AdamW's
-    seed: int = setting(0, min=0, max=MAX_SEED)  # of weights, order and augmentation
 
 
 @dataclass(frozen=True)
@@ -352,7 +351,8 @@ class Config:
     def _contradictions(self) -> Iterator[str]:
         size, downsampled = self.unet.latent_size, self.data.image_size / 8
         halvings = len(self.unet.widths) - 1
-        if Path(self.name).name != self.name or self.name.strip() in ("", "..", *OWN_FOLDERS):
+        is_word = Path(str(self.name)).name == self.name and self.name.isprintable()
+        if not is_word or self.name.strip() in ("", "..", *OWN_FOLDERS):
             yield f"name: {self.name!r} cannot be a run folder; use one word, without '/'"
         if downsampled != size:
             yield (
@@ -553,28 +553,37 @@ def override(config: Settings, changes: Changes) -> Settings:
     """A config with some settings changed.
 
     Args:
-        changes: "training.learning_rate=1e-4", several such texts, a mapping of names to values, or
-            None. Numbers, true, false, none and lists ("1.0,2.0", '["a man", "a woman"]') are read
-            as such where the setting takes them.
+        changes: "training.learning_rate=1e-4", several such texts, a mapping of names (or of
+            sections) to values, or None. Numbers, true, false, none and lists ("1.0,2.0",
+            '["a man", "a woman"]') are read as such where the setting takes them.
 
     Raises:
         ValueError: a change has no "=", names no setting (the nearest one is given), or its value
             is refused.
     """
-    texts = [changes] if isinstance(changes, str) else changes or ()
-    pairs = changes.items() if isinstance(changes, Mapping) else map(_pair, texts)
-    nested: dict[str, Any] = {}
-    for name, value in pairs:
+    sections: dict[str, dict[str, Any]] = {}
+    for name, value in _named(changes):
         section, _, key = name.rpartition(".")
-        (nested.setdefault(section, {}) if section else nested)[key] = value
-    return from_dict(nested, type(config), config)
+        sections.setdefault(section, {})[key] = value
+    renamed = from_dict(sections.pop("", {}), type(config), config)
+    return from_dict(sections, type(config), renamed)
 
 
-def _pair(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise ValueError(f"{text!r}: write section.field=value")
-    return name.strip(), value.strip()
+def _named(changes: Changes) -> Iterator[tuple[str, Any]]:
+    """The full name and the value of each change."""
+    if isinstance(changes, Mapping):
+        for name, value in changes.items():
+            if isinstance(value, Mapping):
+                yield from ((f"{name}.{key}", inner) for key, inner in value.items())
+            else:
+                yield str(name), value
+    elif changes is not None:
+        is_one = isinstance(changes, str) or not isinstance(changes, Iterable)
+        for text in [changes] if is_one else changes:
+            name, equals, value = str(text).partition("=")
+            if not equals:
+                raise ValueError(f"{text!r}: write section.field=value")
+            yield name.strip(), value.strip()
 
 
 def from_dict(values: Any, kind: type[Settings], base: Settings | None = None) -> Settings:
@@ -604,11 +613,15 @@ def from_dict(values: Any, kind: type[Settings], base: Settings | None = None) -
 
 def _read(value: Any, hint: Any) -> Any:
     """A value as the annotated type takes it, or as it is where that does not."""
+    if getattr(value, "ndim", None) == 0:  # a number of numpy or torch
+        value = value.item()
     literal = value
     if isinstance(value, str):
+        if not value and _fits(None, hint):
+            return None
         words = {"none": "None", "null": "None", "true": "True", "false": "False", "": "()"}
         with contextlib.suppress(ValueError, SyntaxError):  # raised by a plain text
             literal = ast.literal_eval(words.get(value.lower(), value))
     literal = tuple(literal) if isinstance(literal, list) else literal
     readings = (literal, (literal,), value, (value,))
-    return next((reading for reading in readings if _fits(reading, hint)), literal)
+    return next((reading for reading in readings if _fits(reading, hint)), value)

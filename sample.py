@@ -65,14 +65,15 @@ def read_prompts(arguments: argparse.Namespace) -> list[str]:
     """One prompt a picture.
 
     Raises:
-        OSError, ValueError: the file of prompts is not there, or empty.
+        ValueError: the file of prompts is not there, empty, or not in UTF-8.
     """
     prompts = [arguments.prompt]
     if arguments.prompts:
         try:
-            lines = arguments.prompts.read_text(encoding="utf-8").splitlines()
-        except OSError as error:
-            raise OSError(f"--prompts {arguments.prompts}: {error.strerror}") from error
+            # Windows' Notepad puts a mark in front, which would belong to the first prompt.
+            lines = arguments.prompts.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeError) as error:
+            raise ValueError(f"--prompts {arguments.prompts}: {error}") from error
         prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
         raise ValueError(f"--prompts {arguments.prompts}: no prompt in it")

@@ -31,16 +31,14 @@ class Target:
 
     prediction_type: str  # diffusers' name for it
     coefficients: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (alpha, sigma) -> (a, b)
-    description: str = ""  # in words, for the page of an exported model
 
 
-EPSILON = Target(
-    "epsilon",
-    lambda alpha, sigma: (torch.zeros_like(alpha), torch.ones_like(alpha)),
-    "the noise",
-)
-VELOCITY = Target("v_prediction", lambda alpha, sigma: (-sigma, alpha), "v")
-TARGETS = {"epsilon": EPSILON, "v_prediction": VELOCITY}
+TARGETS = {
+    "epsilon": Target(
+        "epsilon", lambda alpha, sigma: (torch.zeros_like(alpha), torch.ones_like(alpha))
+    ),
+    "v_prediction": Target("v_prediction", lambda alpha, sigma: (-sigma, alpha)),
+}
 
 
 class Objective:
@@ -65,10 +63,10 @@ class Objective:
     ) -> None:
         self.alpha, self.sigma, self.prediction_type = alpha, sigma, target.prediction_type
         self.a, self.b = target.coefficients(alpha, sigma)
-        # x_t and the target are two equations in x_0 and eps; this is their determinant.
-        self.determinant = alpha * self.b - sigma * self.a
-        # |error of x_0| = amplification * |error of the prediction|, at a given x_t.
-        self.amplification = (sigma / self.determinant).abs()
+        # |error of x_0| = amplification * |error of the prediction|, at a given x_t: x_t and the
+        # target are two equations in x_0 and eps, with this determinant.
+        determinant = alpha * self.b - sigma * self.a
+        self.amplification = (sigma / determinant).abs()
         weight = min_snr_weight(self.snr, self.amplification, snr_gamma)
         self.probabilities = weight / weight.sum() if draw_by_weight else None
         # With t drawn in proportion to the weight, its mean keeps the loss the same on average.
@@ -109,16 +107,6 @@ class Objective:
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """What the denoiser has to predict, (B, C, h, w)."""
         return _at(self.a, timesteps) * latents + _at(self.b, timesteps) * noise
-
-    def clean(self, prediction: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
-        """The x_0 that a prediction at x_t implies, (B, C, h, w)."""
-        numerator = _at(self.b, timesteps) * noisy - _at(self.sigma, timesteps) * prediction
-        return numerator / _at(self.determinant, timesteps)
-
-    def noise(self, prediction: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
-        """The eps that a prediction at x_t implies, (B, C, h, w)."""
-        numerator = _at(self.alpha, timesteps) * prediction - _at(self.a, timesteps) * noisy
-        return numerator / _at(self.determinant, timesteps)
 
     def weight(self, timesteps: Tensor) -> Tensor:
         """Weight of each sample's loss, (B,)."""

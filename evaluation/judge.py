@@ -24,6 +24,8 @@ from models.device import autocast, choose_precision, freed_memory_kept
 # Wu et al. 2023 (arXiv 2210.07356): annotators agree on these least, or the labels are close to
 # random.
 DISPUTED = frozenset({"High_Cheekbones", "Pointy_Nose", "Oval_Face"})
+LEARNING_RATE, WEIGHT_DECAY = 2e-3, 0.05  # the peak of a one-cycle schedule, and AdamW's
+SEED = 0  # of weights, order and augmentation
 
 
 class Epoch(NamedTuple):
@@ -36,8 +38,8 @@ class Epoch(NamedTuple):
 
 
 def new_judge(config: ClassifierConfig, device: torch.device | str) -> AttributeClassifier:
-    """An untrained judge, whose weights follow from the config's seed."""
-    torch.manual_seed(config.seed)
+    """An untrained judge, whose weights are the same at every call."""
+    torch.manual_seed(SEED)
     return AttributeClassifier(config, ATTRIBUTES).to(device)
 
 
@@ -58,11 +60,11 @@ def train_judge(
     images, attributes = train
     if len(images) < config.batch_size:
         raise ValueError(f"{len(images)} faces do not fill one batch of {config.batch_size}")
-    torch.manual_seed(config.seed)
+    torch.manual_seed(SEED)
     batches = len(images) // config.batch_size
-    optimizer = torch.optim.AdamW(classifier.parameters(), weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(classifier.parameters(), weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.learning_rate, total_steps=batches * config.num_epochs
+        optimizer, LEARNING_RATE, total_steps=batches * config.num_epochs
     )
     best, kept = -1.0, {}
     with freed_memory_kept(classifier.thresholds.device):

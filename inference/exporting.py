@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionPipeline
 
-from diffusion.objective import TARGETS
 from diffusion.sampling import build_sampler
 from files import let_others_read, write_text
 from inference.text_to_face import TextToFace
@@ -26,7 +25,8 @@ tags: [text-to-image, latent-diffusion, faces]
 ---
 # Text-to-face latent diffusion, preset `{config.name}`
 
-A UNet of {parameters:.1f}M parameters, trained to predict {target} on latents of {data}.
+A UNet of {parameters:.1f}M parameters, trained with the target
+`{config.diffusion.prediction_type}` on latents of {data}.
 The weights are the moving average of `{weights}`.
 
 | part | what |
@@ -124,7 +124,6 @@ def model_card(model: TextToFace, evaluations: Path, has_encoder: bool) -> str:
         config=config,
         how=config.sampling,
         parameters=sum(value.numel() for value in model.unet.parameters()) / 1e6,
-        target=TARGETS[config.diffusion.prediction_type].description,
         data=data,
         weights=model.identity,
         decoder=config.models.decoder or config.models.autoencoder,

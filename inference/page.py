@@ -13,7 +13,6 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
 from config import SamplingConfig
-from custom_datasets.captions import join_words
 from diffusion.sampling import MAX_SEED, SAMPLERS
 from inference.picture_sets import facts_of
 from inference.text_to_face import TextToFace
@@ -22,8 +21,6 @@ from models.device import freed_memory_kept
 USUAL_PICTURES = 4
 MAX_PICTURES, MAX_STEPS, MAX_GUIDANCE = 8, 100, 10.0
 PREVIEWS = 5  # intermediate pictures, in addition to the last
-HAIR = ("black hair", "blond hair", "brown hair", "gray hair", "bangs", "a beard", "a mustache")
-WORN = ("eyeglasses", "a hat", "earrings", "a necklace", "a necktie")
 # System fonts: the page must work, and stay silent, without a network.
 THEME = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["monospace"])
 
@@ -59,14 +56,14 @@ def build_page(model: TextToFace) -> gr.Blocks:
             hint = f"; no caption of CelebA's attributes has: {unknown}" if unknown else ""
             yield [*galleries, f"done{hint}"]
         except (ValueError, FloatingPointError) as error:
-            raise gr.Error(str(error)) from error
+            raise gr.Error(str(error), print_exception=False) from error
 
     with gr.Blocks(title="Faces from words", analytics_enabled=False) as page:
         gr.Markdown(f"# Faces from words\nPreset `{model.config.name}`. The people do not exist.")
         with gr.Row():
             with gr.Column(min_width=320):
                 prompt = gr.Textbox(usual.prompts[0], label="Prompt")
-                _switches(prompt)
+                gr.Examples(list(usual.prompts), prompt)
                 label = "Compare with (the same seeds under another prompt)"
                 other = gr.Textbox(label=label)
                 settings = _settings(usual)
@@ -123,39 +120,11 @@ def _with_facts(picture: Tensor, facts: dict[str, object]) -> Image:
     return image
 
 
-def write_prompt(who: str, age: str, has: list[str], wears: list[str], mouth: str) -> str:
-    """A sentence in the grammar of the training captions, from the switches of the page.
-
-    >>> write_prompt("man", "older", ["gray hair"], ["eyeglasses"], "smiling")
-    'A photo of an older man with gray hair, wearing eyeglasses, smiling'
-    """
-    words = f"{age} {who}".removeprefix("any age ")
-    subject = f"A photo of {'an' if words[0] in 'aeiou' else 'a'} {words}"
-    with_what = f" with {join_words(has)}" if has else ""
-    actions = [f"wearing {join_words(wears)}"] if wears else []
-    actions += [] if mouth == "either" else [mouth]
-    return ", ".join([subject + with_what, *actions])
-
-
 def _gallery(label: str) -> gr.Gallery:
     gr.Markdown(f"**{label}**")  # a label of the gallery's own would cover the first picture
     return gr.Gallery(
         show_label=False, columns=2, height="auto", format="png", object_fit="contain"
     )
-
-
-def _switches(prompt: gr.Textbox) -> None:
-    """Choices that write the prompt."""
-    with gr.Accordion("Choose attributes, and the prompt is written", open=False):
-        parts = [
-            gr.Radio(["person", "woman", "man"], value="person", label="Who"),
-            gr.Radio(["any age", "young", "older"], value="any age", label="Age"),
-            gr.CheckboxGroup(HAIR, label="With"),
-            gr.CheckboxGroup(WORN, label="Wearing"),
-            gr.Radio(["either", "smiling", "not smiling"], value="either", label="Mouth"),
-        ]
-    for part in parts:
-        part.change(write_prompt, parts, prompt, queue=False)
 
 
 def _settings(usual: SamplingConfig) -> list[gr.components.Component]:

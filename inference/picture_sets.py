@@ -85,9 +85,7 @@ class PictureFiles(Sequence[Tensor]):
         return decode_image(str(self.paths[slot]), ImageReadMode.RGB)
 
 
-def generate_set(
-    model: TextToFace, request: Request, folder: Path, batch_size: int = BATCH
-) -> PictureFiles:
+def generate_set(model: TextToFace, request: Request, folder: Path) -> PictureFiles:
     """Make what is missing of the requested pictures and open all.
 
     Under `accelerate launch` each process makes its share; all return the whole set.
@@ -99,27 +97,22 @@ def generate_set(
         seeds = [request.seeds[slot] for slot in slots]
         return model.generate(prompts, seeds, how.guidance_scale, how.steps, how.sampler)
 
-    return make_set(make, len(request.prompts), folder, request.key(), batch_size)
+    return make_set(make, len(request.prompts), folder, request.key())
 
 
-def make_set(
-    make: Make, count: int, folder: Path, key: str, batch_size: int = BATCH
-) -> PictureFiles:
+def make_set(make: Make, count: int, folder: Path, key: str) -> PictureFiles:
     """Make what is missing of a set of pictures, in the folder `key` within `folder`, and open all.
 
     Args:
         key: names everything that decides the pictures.
     """
     paths = [folder / key / f"{slot:06d}.png" for slot in range(count)]
-    make_missing(make, paths, batch_size)
+    make_missing(make, paths)
     return PictureFiles(paths, key)
 
 
 def make_missing(
-    make: Make,
-    paths: Sequence[Path],
-    batch_size: int = BATCH,
-    facts: Sequence[Mapping[str, object]] = (),
+    make: Make, paths: Sequence[Path], facts: Sequence[Mapping[str, object]] = ()
 ) -> None:
     """Make the pictures whose files are not there.
 
@@ -131,12 +124,12 @@ def make_missing(
     processes = PartialState()
     missing = {slot for slot, path in enumerate(paths) if not path.is_file()}
     processes.wait_for_everyone()  # all must list the same before any makes one
-    starts = sorted({slot - slot % batch_size for slot in missing})
+    starts = sorted({slot - slot % BATCH for slot in missing})
     own = starts[processes.process_index :: processes.num_processes]
     has_no_bar = len(own) < 2 or not processes.is_main_process
     for start in tqdm(own, "sampling", unit="batch", mininterval=2, disable=has_no_bar):
         # The whole batch, of which some may be there: in another a picture differs by rounding.
-        batch = range(start, min(start + batch_size, len(paths)))
+        batch = range(start, min(start + BATCH, len(paths)))
         for slot, picture in zip(batch, make(batch), strict=True):
             if slot in missing:
                 save_picture(picture, paths[slot], facts[slot] if facts else {})
@@ -172,7 +165,7 @@ def sample_files(
         some = [prompts[slot] for slot in slots], [seeds[slot] for slot in slots]
         return model.generate(*some, negative_prompt=negative_prompt)
 
-    make_missing(make, paths, facts=facts)
+    make_missing(make, paths, facts)
     return paths
 
 

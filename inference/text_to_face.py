@@ -15,7 +15,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 from torch.nn import functional
 
-from config import ROOT, Changes, Config, SamplingConfig
+from config import ROOT, Changes, Config, SamplingConfig, override
 from custom_datasets.captions import unknown_words
 from diffusion import sampling
 from diffusion.objective import Objective, build_objective
@@ -27,7 +27,7 @@ from inference.opening import (
 )
 from models.decoder import add_encoder
 from models.device import autocast, cast_matrices, choose_device, freed_memory_kept
-from models.graphs import Graphs, graphed_unet
+from models.graphs import GraphedUNet
 from models.text_encoder import TextEncoder
 from models.vae_wrapper import VAEWrapper
 from training.checkpoints import identity
@@ -173,13 +173,9 @@ class TextToFace:
         sampler: str | None = None,
     ) -> SamplingConfig:
         """The run's `SamplingConfig` with what is given, which the config checks."""
-        given = {
-            "guidance_scale": (guidance_scale, float),  # numbers of numpy too
-            "steps": (steps, operator.index),
-            "sampler": (sampler, str),
-        }
-        changed = {name: kind(value) for name, (value, kind) in given.items() if value is not None}
-        return replace(self.config.sampling, **changed)
+        given = {"guidance_scale": guidance_scale, "steps": steps, "sampler": sampler}
+        changes = {name: value for name, value in given.items() if value is not None}
+        return override(self.config.sampling, changes)
 
     def require_fit(self, prompts: Sequence[str], how: SamplingConfig) -> None:
         """Refuse prompts that are too long, and a number of steps that the sampler cannot take."""
@@ -238,8 +234,8 @@ class TextToFace:
         return self._graphs(latents, timesteps, hidden_states)
 
     @cached_property
-    def _graphs(self) -> Graphs:
-        return graphed_unet(self.unet, self.precision)
+    def _graphs(self) -> GraphedUNet:
+        return GraphedUNet(self.unet, self.precision)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:

@@ -109,7 +109,9 @@ class AttributeClassifier(nn.Module):
                 f"{path} is no judge of this version: it lacks {sorted(missing)}. Run the notebook "
                 "train2 again"
             )
-        former = {"least_balanced_accuracy", "imagenet_weights"}  # settings that are gone
+        # Settings that are gone.
+        former = {"least_balanced_accuracy", "imagenet_weights"}
+        former |= {"learning_rate", "weight_decay", "seed"}
         kept = {key: value for key, value in values["config"].items() if key not in former}
         config = from_dict(kept, ClassifierConfig)
         classifier = cls(config, values["attribute_names"])

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from config import ModelsConfig
 from files import let_others_read
-from models.loading import WEIGHTS, locate, quiet
+from models.loading import WEIGHTS, address, locate, quiet
 from models.vae_wrapper import VAEWrapper
 
 DECODER_FILE = "decoder.safetensors"
@@ -106,8 +106,12 @@ def whole_autoencoder(vae: VAEWrapper, name: str) -> tuple[AutoencoderKL | Autoe
 
 
 def is_alone(name: str | None) -> bool:
-    """Whether a name is that of a local folder which holds a decoder alone."""
-    return name is not None and (Path(locate(name)) / DECODER_FILE).is_file()
+    """Whether a name is that of a local folder which holds a decoder alone.
+
+    Raises:
+        FileNotFoundError: it is neither a folder nor the form of a hub id.
+    """
+    return name is not None and (Path(address(name, "decoder")[0]) / DECODER_FILE).is_file()
 
 
 def _open_alone(folder: Path) -> VAEWrapper:

@@ -2,19 +2,18 @@
 
 On a fast GPU the host needs longer to launch the kernels of a small network than the GPU to run
 them. A graph launches the same kernels on the same memory, so that results stay the same. A
-training step is recorded by `training.device_step`, a frozen network's forward pass by `Graphs`.
-LDM_GRAPHS=0 switches graphs off.
+training step is recorded by `training.device_step`, the prediction of a frozen UNet by
+`GraphedUNet`. LDM_GRAPHS=0 switches graphs off.
 """
 
 import os
 import threading
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from diffusers import UNet2DConditionModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.device import autocast
 
@@ -91,40 +90,49 @@ class _Graph(NamedTuple):
     output: Tensor
 
 
-class Graphs:
-    """The graphs of one network, one for each kind of its inputs.
+class GraphedUNet:
+    """The prediction of a frozen UNet, whose graphs are kept: one for each kind of its inputs.
+
+    Its weights may change in place.
 
     Args:
-        network: frozen; its weights may change in place.
-        forward: (inputs) -> the network's output. Depends on nothing but its inputs and weights.
+        precision: autocast precision, see `models.device.choose_precision`.
     """
 
-    def __init__(self, network: nn.Module, forward: Callable[..., Tensor]) -> None:
-        self.weights, self.forward = list(network.parameters()), forward
-        self.graphs: OrderedDict[tuple[object, ...], _Graph | None] = OrderedDict()
+    def __init__(self, unet: UNet2DConditionModel, precision: str) -> None:
+        self.unet, self.precision, self.weights = unet, precision, list(unet.parameters())
+        self.graphs: dict[tuple[object, ...], _Graph | None] = {}
         self.lock = threading.Lock()  # threads of the page share the graphs' memory
         self.may_capture = True
 
+    def forward(self, latents: Tensor, timesteps: Tensor, hidden_states: Tensor) -> Tensor:
+        """The prediction without a graph."""
+        with autocast(self.precision, latents.device):
+            return self.unet(latents, timesteps, hidden_states, return_dict=False)[0]
+
     def __call__(self, *inputs: Tensor) -> Tensor:
-        """The network's output, in memory of its own."""
+        """(latents (B, C, h, w), timesteps (B,), hidden states (B, L, D)) -> prediction (B, C, h,
+        w), in memory of its own.
+        """
         if not self.may_capture or not can_graph(inputs):
             return self.forward(*inputs)
         with self.lock:
             key = self._key(inputs)
             if key not in self.graphs:
-                self._keep(key, None)
+                if len(self.graphs) == MAX_GRAPHS:
+                    del self.graphs[next(iter(self.graphs))]  # the oldest
+                self.graphs[key] = None
                 return self.forward(*inputs)
             captured = self.graphs[key]
             if captured is None:
                 try:
-                    captured = _capture(self.forward, inputs)
+                    captured = self.graphs[key] = _capture(self.forward, inputs)
                 except RuntimeError as error:  # what torch raises for whatever a graph cannot hold
                     self.may_capture = False
                     print(
                         f"no CUDA graph, so kernels run one by one: {first_line(first_of(error))}"
                     )
                     return self.forward(*inputs)
-                self._keep(key, captured)
             for held, given in zip(captured.inputs, inputs, strict=True):
                 held.copy_(given)
             captured.replay()
@@ -134,11 +142,6 @@ class Graphs:
         """What a graph cannot follow: shapes and types, and where weights and inputs lie."""
         kinds = ((given.shape, given.dtype, given.stride(), given.device) for given in inputs)
         return (*kinds, *(weight.data_ptr() for weight in self.weights))
-
-    def _keep(self, key: tuple[object, ...], captured: _Graph | None) -> None:
-        self.graphs[key] = captured
-        while len(self.graphs) > MAX_GRAPHS:
-            self.graphs.popitem(last=False)
 
 
 def can_graph(inputs: tuple[Tensor, ...]) -> bool:
@@ -153,17 +156,3 @@ def _capture(forward: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> _Gra
     recorder.run(lambda: forward(*held))
     replay, output = recorder.record(lambda: forward(*held))
     return _Graph(replay, held, output)
-
-
-def graphed_unet(unet: UNet2DConditionModel, precision: str) -> Graphs:
-    """(latents (B, C, h, w), timesteps (B,), hidden states (B, L, D)) -> prediction (B, C, h, w).
-
-    Args:
-        precision: autocast precision, see `models.device.choose_precision`.
-    """
-
-    def predict(latents: Tensor, timesteps: Tensor, hidden_states: Tensor) -> Tensor:
-        with autocast(precision, latents.device):
-            return unet(latents, timesteps, hidden_states, return_dict=False)[0]
-
-    return Graphs(unet, predict)

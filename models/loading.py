@@ -60,8 +60,12 @@ def locate(name: str) -> str:
     return str(next((place for place in places if (place / "config.json").is_file()), name))
 
 
-def _address(name: str, purpose: str) -> tuple[str, dict[str, Any]]:
-    """What `from_pretrained` takes for a name: a place and, of a hub id, its revision."""
+def address(name: str, purpose: str) -> tuple[str, dict[str, Any]]:
+    """What `from_pretrained` takes for a name: a place and, of a hub id, its revision.
+
+    Raises:
+        FileNotFoundError: it is neither a folder nor the form of a hub id.
+    """
     place = locate(name)
     if (Path(place) / "config.json").is_file():
         return place, {}
@@ -95,7 +99,7 @@ def open_pretrained(
         FileNotFoundError: neither a folder nor the hub has it; says what to do.
         ValueError: one of its files is damaged.
     """
-    place, revision = _address(name, purpose)
+    place, revision = address(name, purpose)
     try:
         return download(lambda: load(place, **revision, **options))
     except OSError as error:
@@ -116,7 +120,7 @@ def open_model(kinds: Mapping[str, type[Model]], name: str, purpose: str) -> Mod
         ValueError: config.json describes another model, or the weights are damaged, lack tensors or
             have other shapes than config.json asks for. Names folder and tensor.
     """
-    place, revision = _address(name, purpose)
+    place, revision = address(name, purpose)
     folder, is_local = Path(place), (Path(place) / "config.json").is_file()
     if not is_local:
         try:

@@ -101,8 +101,9 @@ def test_two_users_at_once_get_their_own_pictures(address: str) -> None:
     assert answers == [ask(1), ask(2)]
 
 
-def test_the_page_is_served_behind_a_proxy_until_ctrl_c_and_leaves_nothing(
-    run: Path, tmp_path: Path
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_the_page_is_served_behind_a_proxy_until_it_is_ended_and_leaves_nothing(
+    run: Path, tmp_path: Path, end: signal.Signals
 ) -> None:
     clone = copy_code(run, tmp_path / "clone")
     (tmp_path / "temporary").mkdir()
@@ -121,8 +122,8 @@ def test_the_page_is_served_behind_a_proxy_until_ctrl_c_and_leaves_nothing(
         assert any(f"http://127.0.0.1:{port}".encode() in line for line in lines)
         client = Client(f"http://127.0.0.1:{port}", verbose=False)
         shown, *_ = client.predict("a man", *NOTHING, api_name="/sample")
-        process.send_signal(signal.SIGINT)
+        process.send_signal(end)
         _, errors = process.communicate(timeout=300)
     assert len(shown) == page.USUAL_PICTURES
-    assert process.returncode in (0, 130) and b"Traceback" not in errors
+    assert process.returncode in (0, 128 + end) and b"Traceback" not in errors
     assert not list((tmp_path / "temporary").glob("faces_*"))

@@ -158,6 +158,19 @@ def test_a_checkpoint_is_chosen_by_its_epoch_or_path(
         made[0].unlink()
 
 
+def test_a_file_of_prompts_is_one_a_line_whatever_wrote_it(
+    call: Callable[..., list[Path]], tmp_path: Path
+) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_bytes(b"\xef\xbb\xbfa man\r\n\r\na woman, smiling\r\n")  # as Windows' Notepad
+    made = call(f"--prompts={file}", "--count=1")
+    assert [facts(each)["prompt"] for each in made] == ["a man", "a woman, smiling"]
+    for content in (b"\xff\xfea\0", b"\n"):
+        file.write_bytes(content)
+        with pytest.raises(SystemExit, match="1"):
+            call(f"--prompts={file}")
+
+
 @pytest.mark.parametrize("words", [("a man with a beard " * 30,), (PROMPT, "--checkpoint=7")])
 def test_what_cannot_be_sampled_makes_nothing(
     call: Callable[..., list[Path]], tmp_path: Path, words: Sequence[str]

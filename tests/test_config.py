@@ -3,7 +3,9 @@
 import json
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 import config
 from config import PRESETS, TRAIN_CELEBA_LDM_CONFIG, Config, EvaluationConfig, from_dict, get_config
@@ -77,13 +79,30 @@ def test_a_field_that_was_added_since_has_its_default_and_an_unknown_one_is_refu
         "unet.widths=32,32,32,32,32",
         "unet.latent_size=16",
         "evaluation.feature_networks=inceptoin,judge",
+        "models.autoencoder=",
         "name=../elsewhere",
+        "name=two\nlines",
         "name=",
     ],
 )
 def test_a_wrong_value_is_refused_with_its_name(change: str) -> None:
     with pytest.raises(ValueError, match=change.partition("=")[0].rpartition(".")[2]):
         get_config("demo", [change])
+
+
+NO_CHANGES = [
+    *(["training=x", "training.seed=1"], ["training.seed=1", "training=x"], ["data="], [""]),
+    *(["=1"], ["training.=1"], [".seed=1"], ["training.seed"], ["training.seed.x=1"]),
+    *(["é.ü=1"], ["training.seed=é"], ["unet.widths=((("], ["unet.widths=[[32]]"]),
+    *({"training": None}, {"training": {"seed": {"x": 1}}}, {"training.seed": {"x": 1}}),
+    *({"name": None}, {"data.source": 5}, {None: 1}, {5: 1}, 5, [None], b"training.seed=1"),
+]
+
+
+@pytest.mark.parametrize("changes", NO_CHANGES, ids=repr)
+def test_whatever_is_no_change_is_refused(changes: Any) -> None:
+    with pytest.raises(ValueError):
+        get_config("demo", changes)
 
 
 def test_changes_from_text_arrive_in_their_types() -> None:
@@ -102,6 +121,8 @@ def test_changes_from_text_arrive_in_their_types() -> None:
     assert changed.unet.widths == (64, 96) and changed.evaluation.sweep_scales == (1, 2.5)
     assert changed.models.autoencoder == "owner/name"
     assert get_config("demo", ["evaluation.clip_judges="]).evaluation.clip_judges == ()
+    assert get_config("demo", ["models.decoder="]).models.decoder is None
+    assert get_config("demo", ["data.source="]).data.is_drawn
 
 
 def test_changes_may_be_a_text_a_mapping_or_nothing() -> None:
@@ -110,6 +131,10 @@ def test_changes_may_be_a_text_a_mapping_or_nothing() -> None:
     for changes in ("training.num_epochs=3", {"training.num_epochs": 3}):
         assert get_config("demo", changes) == want
     assert get_config("demo", {"unet.widths": [32, 64]}).unet.widths == (32, 64)
+    for three in (np.int64(3), torch.tensor(3)):
+        assert type(get_config("demo", {"training.num_epochs": three}).training.num_epochs) is int
+    both = get_config("demo", {"training.seed": 7, "training": {"num_epochs": 3}}).training
+    assert (both.seed, both.num_epochs) == (7, 3)
     assert get_config("demo", None) == config.demo()
 
 
@@ -128,8 +153,3 @@ def test_the_environment_chooses_the_preset(monkeypatch: pytest.MonkeyPatch) -> 
     assert get_config("laptop") == config.laptop()
     with pytest.raises(ValueError, match="demoo"):
         get_config("demoo")
-
-
-def test_no_two_presets_write_into_one_folder() -> None:
-    for folder in ("run_folder", "output_folder"):
-        assert len({getattr(preset(), folder) for preset in PRESETS.values()}) == len(PRESETS)

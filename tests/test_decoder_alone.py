@@ -90,6 +90,11 @@ def test_without_the_encoder_it_decodes_the_same_and_encodes_nothing(
     assert opened.latent_key == vae.latent_key
 
 
+def test_a_misspelt_decoder_is_named_and_no_autoencoder_asked_for() -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        open_decoder(ModelsConfig("nobody/has-it", decoder="./nowhere"), None, 8)
+
+
 def test_an_encoder_that_is_not_here_is_exported_as_nan(
     original: Path, vae: VAEWrapper, alone: Path
 ) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from config import UNetConfig
 from models import graphs
 from models.custom_unet_celeba_ldm import build_unet
-from models.graphs import MAX_GRAPHS, Graphs, graphed_unet
+from models.graphs import MAX_GRAPHS, GraphedUNet
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -26,6 +26,11 @@ class Recorder:
     def forward(self, given: Tensor) -> Tensor:
         self.events.append("plain")
         return self.network(given)
+
+    def graphed(self) -> GraphedUNet:
+        made = GraphedUNet(self.network, "no")
+        made.forward = self.forward
+        return made
 
     def capture(self, forward: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> object:
         self.events.append("capture")
@@ -47,7 +52,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
 
 
 def test_the_second_call_is_captured_and_later_ones_replay_it(recorder: Recorder) -> None:
-    call, given = Graphs(recorder.network, recorder.forward), torch.randn(3, 2, 3)
+    call, given = recorder.graphed(), torch.randn(3, 2, 3)
     outputs = [call(each) for each in given]  # each stays when the graph runs again
     torch.testing.assert_close(torch.stack(outputs), recorder.network(given))
     assert recorder.events == ["plain", "capture", "replay", "replay"]
@@ -56,7 +61,7 @@ def test_the_second_call_is_captured_and_later_ones_replay_it(recorder: Recorder
 @pytest.mark.parametrize("change", ["shape", "dtype", "layout"])
 def test_inputs_of_another_kind_are_another_graph(recorder: Recorder, change: str) -> None:
     recorder.network = nn.Identity()
-    call, given = Graphs(recorder.network, recorder.forward), torch.randn(3, 3)
+    call, given = recorder.graphed(), torch.randn(3, 3)
     others = {"shape": given[:2], "dtype": given.double(), "layout": given.T}
     call(given), call(given)
     call(others[change])
@@ -66,7 +71,7 @@ def test_inputs_of_another_kind_are_another_graph(recorder: Recorder, change: st
 def test_weights_that_changed_in_place_count_and_moved_ones_are_captured_anew(
     recorder: Recorder,
 ) -> None:
-    call, given = Graphs(recorder.network, recorder.forward), torch.randn(2, 3)
+    call, given = recorder.graphed(), torch.randn(2, 3)
     call(given), call(given)
     recorder.network.weight.mul_(2)
     torch.testing.assert_close(call(given), recorder.network(given))
@@ -88,7 +93,7 @@ def test_a_capture_that_fails_is_said_once_and_the_network_runs_without_it(
             raise RuntimeError("operation failed due to a previous error")
 
     monkeypatch.setattr(graphs, "_capture", fail)
-    call, given = Graphs(recorder.network, recorder.forward), torch.randn(2, 3)
+    call, given = recorder.graphed(), torch.randn(2, 3)
     for _ in range(3):
         torch.testing.assert_close(call(given), recorder.network(given))
     assert recorder.events == ["plain"] * 3
@@ -97,7 +102,7 @@ def test_a_capture_that_fails_is_said_once_and_the_network_runs_without_it(
 
 
 def test_few_graphs_are_kept(recorder: Recorder) -> None:
-    call = Graphs(recorder.network, recorder.forward)
+    call = recorder.graphed()
     for size in range(1, MAX_GRAPHS + 3):
         call(torch.zeros(size, 3)), call(torch.zeros(size, 3))
     assert len(call.graphs) == MAX_GRAPHS
@@ -116,7 +121,7 @@ def test_a_unet_predicts_the_same_to_the_bit(which: str) -> None:
     unet = build_unet(UNetConfig(8, 4, (32, 64), 1, 8, 32, text_at_every_layer=True))
     unet = unet.eval().requires_grad_(False).to(device)
 
-    call = graphed_unet(unet, "bf16")
+    call = GraphedUNet(unet, "bf16")
     predict = call.forward
     for timestep in (900, 500, 100):
         given = torch.randn(4, 4, 8, 8), torch.full((4,), timestep), torch.randn(4, 7, 32)

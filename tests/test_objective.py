@@ -118,20 +118,6 @@ def test_min_snr_weights(gamma: float, prediction_type: str) -> None:
     torch.testing.assert_close(weights.double(), want, rtol=3e-3, atol=0)
 
 
-# --- what a prediction implies ---
-
-
-@BOTH
-def test_a_target_gives_back_the_latent_and_the_noise(prediction_type: str) -> None:
-    objective, times = objective_for(prediction_type), torch.tensor([1, 100, 500, 900])
-    latents, noise = (part[:4] for part in data_and_noise())
-    noisy = objective.add_noise(latents, noise, times)
-    prediction = objective.target(latents, noise, times)
-    close = {"rtol": 1e-3, "atol": 1e-3}
-    torch.testing.assert_close(objective.clean(prediction, noisy, times), latents, **close)
-    torch.testing.assert_close(objective.noise(prediction, noisy, times), noise, **close)
-
-
 # --- how t is drawn ---
 
 

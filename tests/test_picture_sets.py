@@ -19,22 +19,26 @@ REQUEST = Request(PROMPTS, tuple(range(100, 110)), SAMPLING, "epoch_3.pt", "cpu"
 
 
 class Painter:
-    """Paints a picture that tells its prompt and seed; may break down after some pictures."""
+    """Paints a picture that tells its prompt and seed."""
 
-    def __init__(self, patience: int = 1000) -> None:
-        self.patience, self.painted = patience, []
+    def __init__(self) -> None:
+        self.painted: list[str] = []
 
     def generate(self, prompts: Sequence[str], seeds: Sequence[int], *how: Any, **more: Any):
         assert how == (2.0, 5, "ddim")
-        if len(self.painted) + len(prompts) > self.patience:
-            raise KeyboardInterrupt
         self.painted += prompts
         values = [[int(p.split()[1]) * 10, s, 50] for p, s in zip(prompts, seeds, strict=True)]
         return torch.tensor(values).view(-1, 3, 1, 1).expand(-1, 3, 4, 4) / 255
 
 
-def generated(model: Painter, folder: Path, batch_size: int = 32) -> torch.Tensor:
-    return torch.stack(list(generate_set(model, REQUEST, folder, batch_size)))
+@pytest.fixture(autouse=True)
+def batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten pictures are four batches."""
+    monkeypatch.setattr(picture_sets, "BATCH", 3)
+
+
+def generated(model: Painter, folder: Path) -> torch.Tensor:
+    return torch.stack(list(generate_set(model, REQUEST, folder)))
 
 
 def want() -> torch.Tensor:
@@ -43,21 +47,10 @@ def want() -> torch.Tensor:
 
 
 def test_each_prompt_gets_its_seed_and_the_bytes_that_a_png_holds(tmp_path: Path) -> None:
-    assert torch.equal(generated(Painter(), tmp_path, 3), want())
+    assert torch.equal(generated(Painter(), tmp_path), want())
     paths = sorted(tmp_path.rglob("*.png"))
     assert [path.name for path in paths] == [f"{n:06d}.png" for n in range(10)]
     assert Image.open(paths[7]).getpixel((0, 0)) == (70, 107, 50)
-
-
-def test_an_interrupted_set_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    broken = Painter(patience=7)
-    with pytest.raises(KeyboardInterrupt):
-        generate_set(broken, REQUEST, tmp_path, batch_size=3)
-    assert broken.painted == list(PROMPTS[:6])
-    second = Painter()
-    assert torch.equal(generated(second, tmp_path, 3), want())
-    assert second.painted == list(PROMPTS[6:])
-    assert generated(Painter(patience=0), tmp_path).shape == (10, 3, 4, 4)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +74,7 @@ def test_a_picture_that_is_missing_is_made_in_its_batch(tmp_path: Path) -> None:
     paths[4].unlink()
     others = {path: path.stat().st_mtime_ns for path in paths if path != paths[4]}
     second = Painter()
-    assert torch.equal(generated(second, tmp_path, 3), want())
+    assert torch.equal(generated(second, tmp_path), want())
     assert second.painted == ["face 3", "face 4", "face 5"]  # in its batch, to be the same to a bit
     assert all(path.stat().st_mtime_ns == time for path, time in others.items())
 
@@ -110,5 +103,5 @@ def test_processes_deal_whole_batches(
         process = Process(index, count)
         monkeypatch.setattr(picture_sets, "PartialState", lambda process=process: process)
         # In a folder of its own, as all list what is missing before any makes it.
-        picture_sets.make_set(make, 10, tmp_path / f"process_{index}", "key", batch_size=3)
+        picture_sets.make_set(make, 10, tmp_path / f"process_{index}", "key")
     assert sorted(calls) == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]

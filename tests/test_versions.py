@@ -68,10 +68,12 @@ def test_what_the_code_no_longer_does_is_told_and_an_unknown_setting_refused(
 ) -> None:
     values = json.loads((old_run / "config.json").read_text())["config"]
     plain = read_config(values)
+    assert capsys.readouterr().out == ""  # the former defaults of what is gone
     values["training"] |= {"weight_decay": 0.1, "max_grad_norm": None}
+    values["classifier"] |= {"learning_rate": 1e-3}
     assert read_config(values) == plain
     said = capsys.readouterr().out
-    assert "weight_decay" in said and "max_grad_norm" in said
+    assert all(name in said for name in ("weight_decay", "max_grad_norm", "learning_rate"))
     values["training"] |= {"momentum": 0.9}
     with pytest.raises(ValueError, match="momentum"):
         read_config(values)

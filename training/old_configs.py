@@ -19,7 +19,13 @@ RETIRED: dict[str, dict[str, Any]] = {
         "ema_decay": 0.9999,
     },
     "sampling": {"guidance_interval": ANY, "guide_epoch": ANY},
-    "classifier": {"least_balanced_accuracy": ANY, "imagenet_weights": ANY},
+    "classifier": {
+        "least_balanced_accuracy": ANY,
+        "imagenet_weights": ANY,
+        "learning_rate": 2e-3,
+        "weight_decay": 0.05,
+        "seed": 0,
+    },
 }
 
 
@@ -39,7 +45,7 @@ def _present(name: str, section: dict[str, Any]) -> dict[str, Any]:
     retired = RETIRED.get(name, {})
     for key, constant in retired.items():
         if constant is not ANY and section.get(key, constant) != constant:
-            print(f"trained with {name}.{key}={section[key]}; training now always has {constant}")
+            print(f"{name}.{key} was {section[key]} in this run; it now is always {constant}")
     translated = section | _translated(name, section)
     return {key: value for key, value in translated.items() if key not in retired}
 

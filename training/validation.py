@@ -21,7 +21,7 @@ from custom_datasets.celeba_hq_dataset import CelebAHQ
 from custom_datasets.latent_cache import LatentSource
 from diffusion.determinism import sample_generator
 from diffusion.objective import Denoiser, Objective
-from models.graphs import graphed_unet
+from models.graphs import GraphedUNet
 from models.vae_wrapper import Posterior
 from training.batches import normal_of
 from training.tracking import TIMESTEP_BINS
@@ -89,7 +89,7 @@ def validation_of(
     held_out: HeldOut, unet: UNet2DConditionModel, objective: Objective, precision: str
 ) -> Callable[[], dict[str, Any]]:
     """Measures the averaged UNet as it is: a record of `validation.jsonl`, without its step."""
-    denoise = graphed_unet(unet, precision)
+    denoise = GraphedUNet(unet, precision)
     objective = objective.to(held_out.latents.device)
     return lambda: validation_record(held_out.losses(denoise, objective).tolist())
 
