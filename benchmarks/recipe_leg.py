@@ -1,0 +1,97 @@
+"""A leg of the race of recipes: planned, trained, measured, and recorded."""
+
+import argparse
+import json
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from config import ROOT, Config, get_config
+from evaluation import consistency, distance, variety
+from evaluation.networks import JUDGE
+from evaluation.opening import open_evaluation
+from files import write_json
+from models.device import choose_device
+from training.experiment import Experiment
+from training.loop import train
+from training.run_folder import read_losses
+
+WARM_UP, TRIAL = 10, 40  # steps
+
+
+def run_leg(arguments: argparse.Namespace, path: Path) -> dict[str, Any]:
+    """Train and measure one leg; its record is written when it is planned, and when it is done.
+
+    Raises:
+        ValueError: a leg of that name has other settings.
+    """
+    preset = get_config(arguments.preset)
+    judge = f"evaluation.judge={preset.judge_path.relative_to(ROOT)}"
+    changes = [judge, *arguments.changes, f"name={preset.name}-{arguments.leg}"]
+    config = get_config(preset.name, changes)
+    if path.is_file():
+        record = json.loads(path.read_text())
+        if record["changes"] != arguments.changes:
+            raise ValueError(f"{path} is a leg with {record['changes']}: name another --leg")
+    else:
+        epochs = planned_epochs(config, arguments.minutes, arguments.images)
+        record = {"leg": arguments.leg, "changes": arguments.changes, "epochs": epochs}
+        write_json(path, record)
+    config = replace(config, training=replace(config.training, num_epochs=record["epochs"]))
+    with Experiment(config) as experiment:
+        for step in train(experiment.open_all()):
+            if step.number % 50 == 0:
+                print(step.line(), flush=True)
+    record |= {"seed": config.training.seed, **pace(config), **measured(config)}
+    write_json(path, record)
+    return record
+
+
+def planned_epochs(config: Config, minutes: float, images: int | None) -> int:
+    """How many epochs make so many images, or fill the minutes by a trial of this very leg."""
+    with tempfile.TemporaryDirectory() as folder, Experiment(config, Path(folder)) as trial:
+        steps_per_epoch = trial.batches.steps_per_epoch
+        if images is None:
+            steps = 60 * minutes / seconds_a_step(trial)
+        else:
+            steps = images / config.training.batch_size
+    return max(1, round(steps / steps_per_epoch))
+
+
+def seconds_a_step(experiment: Experiment) -> float:
+    """The mean of some steps, after a few that do not count."""
+    steps, started = train(experiment.open_all()), time.perf_counter()
+    for step in steps:
+        if step.number == WARM_UP:
+            started = time.perf_counter()
+        if step.number == WARM_UP + TRIAL:
+            break
+    steps.close()
+    return (time.perf_counter() - started) / max(1, step.number - WARM_UP)
+
+
+def pace(config: Config) -> dict[str, float]:
+    """Images seen, minutes of training, and images a second."""
+    batch, lines = config.training.batch_size, read_losses(config.run_folder)
+    seconds = sum(batch / line["images_per_second"] for line in lines if line["images_per_second"])
+    images = batch * len(lines)
+    return {
+        "images": images,
+        "minutes": round(seconds / 60, 1),
+        "images_per_second": round(images / seconds, 1),
+    }
+
+
+def measured(config: Config) -> dict[str, Any]:
+    """The rows of `evaluation.table` of three questions, in one feature space, not the judge's.
+
+    Without the preset's judge there is no consistency.
+    """
+    space = next(name for name in config.evaluation.feature_networks if name != JUDGE)
+    plan = replace(config.evaluation, feature_networks=(space,), clip_judges=())
+    evaluation = open_evaluation(replace(config, evaluation=plan), choose_device())
+    for question in (distance, variety, consistency):
+        evaluation.ask(question.answer)
+    return {"pixels": config.picture_size, "numbers": [row._asdict() for row in evaluation.table]}
