@@ -234,7 +234,7 @@ def opening(
         opened = Experiment(config.override(tiny_config, named), tmp_path / name)
         opened.latents = opened.faces = latents or Latents()
         opened.caption = caption
-        opened.text_fingerprint = opened.vae_fingerprint = opened.image_fingerprint = "frozen"
+        opened.fingerprint = Fingerprint(len(opened.faces), "frozen", "images", "captions")
         made.append(opened)
         return opened
 
