@@ -60,10 +60,11 @@ def measure(report: Report, case: Case, reserve: float) -> None:
         report.add(f"kernels, {batch} samples, {way}", call, reserve)
 
 
-def ceilings(matrix_size: int, device: torch.device) -> dict[str, float]:
-    """10^12 operations a second of matrix products, and 10^12 bytes a second of a copy."""
-    found, size = {}, matrix_size
-    best = choose_precision("auto", device)
+def ceilings(size: int, device: torch.device) -> dict[str, float]:
+    """10^12 operations a second of products of matrices of this size; 10^12 bytes a second of a
+    copy.
+    """
+    found, best = {}, choose_precision("auto", device)
     for name in dict.fromkeys(("no", best, *(["fp16"] if device.type == "cuda" else []))):
         pair = torch.randn(2, size, size, device=device).to(PRECISIONS.get(name, torch.float32))
         found[f"{name}_tflops"] = rate(2 * size**3, partial(torch.matmul, *pair), device)

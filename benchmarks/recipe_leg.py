@@ -1,9 +1,10 @@
-"""A leg of the race of recipes: planned, trained, measured, and recorded."""
+"""A leg of the race of recipes: planned, trained, measured, and recorded; the table of all legs."""
 
 import argparse
 import json
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from config import ROOT, Config, get_config
 from evaluation import consistency, distance, variety
 from evaluation.networks import JUDGE
 from evaluation.opening import open_evaluation
+from evaluation.table import GENERATED, REAL
 from files import write_json
 from models.device import choose_device
 from training.experiment import Experiment
@@ -95,3 +97,34 @@ def measured(config: Config) -> dict[str, Any]:
     for question in (distance, variety, consistency):
         evaluation.ask(question.answer)
     return {"pixels": config.picture_size, "numbers": [row._asdict() for row in evaluation.table]}
+
+
+# --- the table ---
+
+
+def table_lines(legs: Sequence[dict[str, Any]]) -> list[str]:
+    """The finished legs as a table in Markdown, nearest to real faces first."""
+    done = [leg for leg in legs if "numbers" in leg]
+    if not done:
+        return ["no leg was run: name one with --leg"]
+    heads = ["leg", "changes", "seed", "minutes", "images/s", "images", "pictures"]
+    for name in ("distance", "recall", "consistency"):
+        heads += [name, "of real faces"]
+    done.sort(key=lambda leg: leg["numbers"][0]["value"])
+    rows = [heads, ["---"] * len(heads), *map(cells, done)]
+    return [f"| {' | '.join(map(str, row))} |" for row in rows]
+
+
+def cells(leg: dict[str, Any]) -> list[object]:
+    """A leg's line: what it was, and each number with its interval beside that of real faces."""
+    first = leg["numbers"][0]
+    numbers = {
+        (row["question"], row["set"]): f"{row['value']:.3g} [{row['low']:.3g}, {row['high']:.3g}]"
+        for row in leg["numbers"]
+    }
+    questions = (first["question"], "recall", "balanced_accuracy")
+    changes = ", ".join(f"`{change}`" for change in leg["changes"]) or "–"
+    pace = [leg[name] for name in ("seed", "minutes", "images_per_second", "images")]
+    pictures = f"{first['n']} of {leg['pixels']} px, {first['space']}"
+    found = [numbers.get((name, of), "–") for name in questions for of in (GENERATED, REAL)]
+    return [leg["leg"], changes, *pace, pictures, *found]

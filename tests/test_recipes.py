@@ -11,7 +11,7 @@ from accelerate import PartialState
 from accelerate.state import AcceleratorState
 
 import config as config_module
-from benchmarks import recipe_leg, recipes
+from benchmarks import recipe_leg
 from config import Config
 from evaluation import networks
 from evaluation.networks import FeatureNetwork
@@ -80,4 +80,4 @@ def test_a_leg_trains_for_its_length_is_measured_and_resumes(
         leg(tmp_path, "timed", [])
     counted = leg(tmp_path, "counted", [], images=3 * STEPS_AN_EPOCH * BATCH)
     assert counted["epochs"] == 3
-    assert recipes.table_lines([record, counted])[2:]  # both are shown
+    assert recipe_leg.table_lines([record, counted])[2:]  # both are shown
