@@ -105,7 +105,7 @@ def our_sampling(preset: str, sampler: str, steps: str) -> Callable[[], object]:
 
 
 def pipeline_sampling(preset: str, sampler: str, steps: str) -> Callable[[], object]:
-    """One picture by diffusers' pipeline, all in `PRECISION` and in plain layout, as users run it."""
+    """One picture by diffusers' pipeline as users run it: in plain layout, all in `PRECISION`."""
     config = get_config(preset)
     encoder, vae = frozen_models(config)
     encoder.tokenizer.model_max_length = encoder.max_tokens  # the pipeline pads to it
