@@ -54,6 +54,7 @@ def main() -> None:
 def read_arguments() -> argparse.Namespace:
     """The command line; `--preset` and `--set` choose the recipe of the training leg."""
     options = parser(__doc__)
+    options.set_defaults(preset="celeba_hq_best")
     options.add_argument("--minutes", type=float, default=15, help="in all (default: 15)")
     options.add_argument("--quick", action="store_true", help="small models, for a CPU too")
     options.add_argument("--out", type=path, default=timing.OUT / "gpu", help="folder of results")

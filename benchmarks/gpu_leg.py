@@ -73,7 +73,7 @@ def plan(arguments: argparse.Namespace, quick: Config) -> Leg:
         quick: gives the UNet of a rehearsal.
     """
     latents, indices = read_latents(arguments.latents)
-    config = get_config(arguments.preset or "celeba_hq_best", (*RECIPE, *arguments.changes))
+    config = get_config(arguments.preset, (*RECIPE, *arguments.changes))
     if arguments.quick:
         channels, size = latents.values.shape[1:3]
         unet = replace(quick.unet, latent_channels=channels, latent_size=size)
