@@ -104,7 +104,7 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         projection_width=16,
     )
     rows = torch.rand(1500, 40, generator=torch.Generator().manual_seed(3)) < 0.5
-    tokenizer = train_tokenizer([describe(row, i) for i, row in enumerate(rows.tolist())], 77)
+    tokenizer = train_tokenizer([describe(row, i) for i, row in enumerate(rows.tolist())])
     with torch.random.fork_rng():
         torch.manual_seed(4)
         build_clip(settings, tokenizer, IMAGE_SIZE).save_pretrained(folder)
