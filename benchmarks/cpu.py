@@ -42,7 +42,7 @@ def main() -> None:
 
     folder = timing.OUT / ("against" if other else "cpu")
     report = Report(folder, torch.device("cpu"), arguments.minutes)
-    print(f"about {arguments.minutes:.3g} minutes: {', '.join(comparisons)}")
+    print(f"about {arguments.minutes:.3g} minutes: {'; '.join(comparisons)}")
     for number, (what, jobs) in enumerate(comparisons.items()):
         seconds = report.left() / (len(comparisons) - number)
         report.add(what, partial(compared, what, jobs, seconds, arguments.threads))
