@@ -64,7 +64,7 @@ def make(arguments: argparse.Namespace) -> dict[str, Any]:
     return facts
 
 
-def train_tokenizer(captions: list[str]) -> CLIPTokenizer:
+def train_tokenizer(captions: list[str], max_tokens: int = MAX_TOKENS) -> CLIPTokenizer:
     """Byte-pair tokenizer of CLIP's construction over the captions' words; other text falls to
     bytes.
     """
@@ -85,7 +85,7 @@ def train_tokenizer(captions: list[str]) -> CLIPTokenizer:
     # The files are the only way to build it that transformers 4 and 5 share.
     with TemporaryDirectory() as folder:
         write_vocabulary(Path(folder), vocab, merges)
-        return CLIPTokenizer.from_pretrained(folder, model_max_length=MAX_TOKENS)
+        return CLIPTokenizer.from_pretrained(folder, model_max_length=max_tokens)
 
 
 def build_clip(settings: ClipSettings, tokenizer: CLIPTokenizer, image_size: int) -> CLIPModel:

@@ -64,7 +64,7 @@ def test_the_old_form_alone_gives_the_same_tokens(which: str, tmp_path: Path) ->
         new.no_padding()
         expected = [encoding.ids for encoding in new.encode_batch(prompts())]
     else:
-        folder, new = tmp_path / "saved", train_tokenizer(prompts())
+        folder, new = tmp_path / "saved", train_tokenizer(prompts(), 77)
         save_tokenizer(new, folder)
         (folder / "config.json").write_text("{}")
         expected = new(prompts()).input_ids

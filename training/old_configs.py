@@ -4,23 +4,30 @@ from typing import Any
 
 from config import Config, from_dict
 
-# Settings that stored configs hold and that no longer exist, by section.
-RETIRED = {
-    "data": {"folder"},
-    "training": {"scale_batch", "scale_rate", "fused_attention", "log_every"},
-    "sampling": {"guidance_interval", "guide_epoch"},
-    "classifier": {"least_balanced_accuracy", "imagenet_weights"},
+ANY = object()
+# Settings that stored configs hold and that no longer exist, by section, with the value that the
+# code has in their place. Another value is told; every other unknown name is refused.
+RETIRED: dict[str, dict[str, Any]] = {
+    "data": {"folder": ANY},
+    "training": {
+        "scale_batch": ANY,
+        "scale_rate": ANY,
+        "fused_attention": ANY,
+        "log_every": ANY,
+        "weight_decay": 0.01,
+        "max_grad_norm": 1.0,
+        "ema_decay": 0.9999,
+    },
+    "sampling": {"guidance_interval": ANY, "guide_epoch": ANY},
+    "classifier": {"least_balanced_accuracy": ANY, "imagenet_weights": ANY},
 }
-# The same, of training, with the value that the code has in their place; another one is told.
-CONSTANT = {"weight_decay": 0.01, "max_grad_norm": 1.0, "ema_decay": 0.9999}
 
 
 def read_config(values: Any) -> Config:
     """A stored config, of this version or an earlier one.
 
     Raises:
-        ValueError: a field is unknown, or of another type; it is named. Or the batch was scaled by
-            the number of processes, which is no longer read.
+        ValueError: a field is unknown, or of another type; it is named.
     """
     sections = values if isinstance(values, dict) else {}  # from_dict refuses the rest
     present = {k: _present(k, v) if isinstance(v, dict) else v for k, v in sections.items()}
@@ -28,16 +35,27 @@ def read_config(values: Any) -> Config:
 
 
 def _present(name: str, section: dict[str, Any]) -> dict[str, Any]:
-    """A section without retired settings."""
-    kept = {key: value for key, value in section.items() if key not in RETIRED.get(name, ())}
-    if name == "training":
-        for key in CONSTANT.keys() & kept.keys():
-            if (value := kept.pop(key)) != CONSTANT[key]:
-                print(f"trained with {name}.{key}={value}; training now has {CONSTANT[key]}")
-        if section.get("scale_batch", 1) != 1:
-            raise ValueError("training.scale_batch is not 1: read this run with commit f1dcb11")
+    """A section without retired settings; what was trained with another value is told."""
+    retired = RETIRED.get(name, {})
+    for key, constant in retired.items():
+        if constant is not ANY and section.get(key, constant) != constant:
+            print(f"trained with {name}.{key}={section[key]}; training now always has {constant}")
+    translated = section | _translated(name, section)
+    return {key: value for key, value in translated.items() if key not in retired}
+
+
+def _translated(name: str, section: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a section that mean something else today, from those that it then had."""
+    if name == "training" and "scale_batch" in section:
+        # It multiplied the batch, and the learning rate by the rule of `scale_rate`.
+        factor = section["scale_batch"]
+        rates = {"none": 1.0, "sqrt": factor**0.5, "linear": float(factor)}
+        return {
+            "batch_size": section["batch_size"] * factor,
+            "learning_rate": section["learning_rate"] * rates[section.get("scale_rate", "sqrt")],
+        }
     if name == "data" and "folder" in section:
         # It held the faces, and `source` was what the presets imported into it.
         is_usual = section.get("drawn_counts") or section["folder"] == "data/celeba_hq"
-        kept["source"] = None if is_usual else section["folder"]
-    return kept
+        return {"source": None if is_usual else section["folder"]}
+    return {}
