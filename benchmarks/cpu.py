@@ -7,20 +7,17 @@ checkout, such as `git worktree add ../before f1dcb11`.
 """
 
 import argparse
-import os
+import sys
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks import timing
 from command_line import command, path
-from config import ROOT
-from files import write_json
-from training.run_folder import describe_environment
+from config import ROOT, get_config
 
-BATCH = 32
+BATCH = 8  # small, so that ten minutes are enough for a slow machine
 PEER = "benchmarks.diffusers_peer"
 SETTINGS = {"DDIM, 50 steps": ("ddim", 50), "DPM-Solver++, 20 steps": ("dpm++", 20)}
 PRESETS = {"demo": 32, "laptop": 32, "celeba_hq": 8}  # for --against, with their batches
@@ -29,24 +26,28 @@ Jobs = dict[str, tuple[tuple[object, ...], Path]]  # name -> job and checkout, o
 
 @command
 def main() -> None:
-    """Measure, print a table, write `outputs/bench/cpu.json` or `against.json`."""
+    """Measure, print a table, write `outputs/bench/cpu` or `outputs/bench/against`."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--minutes", type=float, default=10, help="in all (default: 10)")
     options.add_argument("--preset", default="celeba_hq", help="beside diffusers: of its shapes")
     options.add_argument("--against", type=path, help="another checkout of this repository")
     options.add_argument("--threads", type=int, help="of each process; default: PyTorch's choice")
     arguments = options.parse_args()
-    other = arguments.against
-    comparisons = against(other.resolve()) if other else beside_diffusers(arguments.preset)
-    print(f"about {arguments.minutes:.3g} minutes: {', '.join(comparisons)}")
-    first, second = ("this", other.name) if other else ("ours", "diffusers")
-    print(f"| what | {first}, s | {second}, s | times longer | of processor time |")
-    print("|---|---|---|---|---|")
-    rows: list[dict[str, Any]] = []
-    for what, jobs in comparisons.items():
-        rows.append(compared(what, jobs, arguments.minutes / len(comparisons), arguments.threads))
-        print(f"| {' | '.join(rows[-1]['row'])} |", flush=True)
-        write(timing.OUT / f"{'against' if other else 'cpu'}.json", rows)
+    other, preset = arguments.against, get_config(arguments.preset).name
+    comparisons = against(other.resolve()) if other else beside_diffusers(preset)
+    # torch takes seconds to import: a wrong word is answered before that.
+    import torch
+
+    from benchmarks.report import Report
+
+    folder = timing.OUT / ("against" if other else "cpu")
+    report = Report(folder, torch.device("cpu"), arguments.minutes)
+    print(f"about {arguments.minutes:.3g} minutes: {'; '.join(comparisons)}")
+    for number, (what, jobs) in enumerate(comparisons.items()):
+        seconds = report.left() / (len(comparisons) - number)
+        report.add(what, partial(compared, what, jobs, seconds, arguments.threads))
+    if report.failed():
+        sys.exit(f"failed: {', '.join(report.failed())}; {folder}/results.json tells more")
 
 
 def beside_diffusers(preset: str) -> dict[str, Jobs]:
@@ -65,30 +66,25 @@ def against(checkout: Path) -> dict[str, Jobs]:
     found = {}
     for preset, batch in PRESETS.items():
         job = ("training_step", preset, batch)
-        jobs = {"this": (job, ROOT), "other": (job, checkout)}
-        found[f"training step of {preset}, batch {batch}"] = jobs
+        found[f"training step of {preset}, batch {batch}"] = {
+            "this": (job, ROOT),
+            checkout.name: (job, checkout),
+        }
     return found
 
 
-def compared(what: str, jobs: Jobs, minutes: float, threads: int | None) -> dict[str, Any]:
-    """Seconds of two jobs in each round, and the row that tells them."""
+def compared(what: str, jobs: Jobs, seconds: float, threads: int | None) -> dict[str, Any]:
+    """Seconds of two jobs, and how many times longer the second one takes."""
     with ExitStack() as stack:
         workers = {
             name: stack.enter_context(timing.Worker(*job, checkout=checkout, threads=threads))
             for name, (job, checkout) in jobs.items()
         }
-        times = timing.alternate(workers, minutes, what)
-    seconds = [f"{timing.median(blocks):.3g}" for blocks in times.values()]
-    longer = [timing.ratio(*times.values(), kind) for kind in ("clock", "processor")]
-    return {"row": [what, *seconds, *longer], "threads": threads, "seconds": times}
-
-
-def write(file: Path, rows: list[dict[str, Any]]) -> None:
-    """Keep what is known so far, with versions, commit and machine."""
-    # macOS and Windows do not tell which cores a process may use.
-    mine = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
-    machine = describe_environment(torch.device("cpu")) | {"cores": len(mine)}
-    write_json(file, {"machine": machine, "rows": rows})
+        times = timing.alternate(workers, seconds, what)
+    row = {f"seconds of {name}": timing.median(blocks) for name, blocks in times.items()}
+    row["times longer"] = timing.ratio(*times.values(), "clock")
+    row["of processor time"] = timing.ratio(*times.values(), "processor")
+    return row | {"threads": threads, "blocks": times}
 
 
 if __name__ == "__main__":

@@ -22,11 +22,14 @@ from diffusion.objective import build_objective
 from diffusion.sampling import build_sampler
 from inference.text_to_face import TextToFace
 from models.custom_unet_celeba_ldm import build_unet
-from models.device import cast_matrices
+from models.device import PRECISIONS, autocast, cast_matrices, choose_precision
 from models.text_encoder import TextEncoder
 from models.vae_wrapper import VAEWrapper
 
 PROMPT = "A portrait of an older man with eyeglasses"
+CPU = torch.device("cpu")
+PRECISION = choose_precision("auto", CPU)  # for both sides: bfloat16 where the processor has it
+DTYPE = PRECISIONS.get(PRECISION, torch.float32)
 
 
 def frozen_models(config: Config) -> tuple[TextEncoder, AutoencoderKL]:
@@ -37,10 +40,10 @@ def frozen_models(config: Config) -> tuple[TextEncoder, AutoencoderKL]:
 
 
 def training_step(preset: str, count: str) -> Callable[[], None]:
-    """A step of examples/text_to_image/train_text_to_image.py, as under `--use_ema` and bfloat16.
+    """A step of examples/text_to_image/train_text_to_image.py, as under `--use_ema`.
 
     Images are read in the main process; image and caption are encoded at every step by frozen
-    models in bfloat16; the UNet trains under autocast with AdamW.
+    models in `PRECISION`; the UNet trains under autocast with AdamW.
     """
     config, batch = get_config(preset), int(count)
     size = config.data.image_size
@@ -54,7 +57,7 @@ def training_step(preset: str, count: str) -> Callable[[], None]:
         ]
     )
     encoder, vae = frozen_models(config)
-    vae, encode_text = vae.to(torch.bfloat16), encoder.model.to(torch.bfloat16)
+    vae, encode_text = vae.to(DTYPE), encoder.model.to(DTYPE)
     unet = build_unet(config.unet).to(memory_format=torch.contiguous_format).train()
     optimizer = torch.optim.AdamW(unet.parameters(), config.training.learning_rate)
     ema = EMAModel(unet.parameters())
@@ -68,13 +71,13 @@ def training_step(preset: str, count: str) -> Callable[[], None]:
     def step() -> None:
         pixels = torch.stack([read(Image.open(BytesIO(file)).convert("RGB")) for file in files])
         with torch.no_grad():
-            latents = vae.encode(pixels.to(torch.bfloat16)).latent_dist.sample()
+            latents = vae.encode(pixels.to(DTYPE)).latent_dist.sample()
             latents = latents * vae.config.scaling_factor
             states = encode_text(ids)[0]
         noise = torch.randn_like(latents)
         timesteps = torch.randint(1000, (batch,))
         noisy = scheduler.add_noise(latents, noise, timesteps)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast(PRECISION, CPU):
             prediction = unet(noisy, timesteps, states, return_dict=False)[0]
         functional.mse_loss(prediction.float(), noise.float()).backward()
         nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
@@ -92,26 +95,26 @@ def _image_file(size: int) -> bytes:
 
 
 def our_sampling(preset: str, sampler: str, steps: str) -> Callable[[], object]:
-    """One picture by `TextToFace`, in bfloat16."""
+    """One picture by `TextToFace`."""
     config = get_config(preset)
     unet = build_unet(config.unet).eval().requires_grad_(False)
-    cast_matrices(unet, "bf16")
+    cast_matrices(unet, PRECISION)
     encoder, vae = frozen_models(config)
-    model = TextToFace(config, unet, encoder, VAEWrapper(vae), "bf16")
+    model = TextToFace(config, unet, encoder, VAEWrapper(vae), PRECISION)
     return lambda: model.generate([PROMPT], [0], steps=int(steps), sampler=sampler)
 
 
 def pipeline_sampling(preset: str, sampler: str, steps: str) -> Callable[[], object]:
-    """One picture by diffusers' pipeline as its users run it: all in bfloat16, in plain layout."""
+    """One picture by diffusers' pipeline as users run it: in plain layout, all in `PRECISION`."""
     config = get_config(preset)
     encoder, vae = frozen_models(config)
     encoder.tokenizer.model_max_length = encoder.max_tokens  # the pipeline pads to it
     unet = build_unet(config.unet).eval()
     peer = StableDiffusionPipeline(
-        vae=vae.to(torch.bfloat16, memory_format=torch.contiguous_format),
-        text_encoder=encoder.model.to(torch.bfloat16),
+        vae=vae.to(DTYPE, memory_format=torch.contiguous_format),
+        text_encoder=encoder.model.to(DTYPE),
         tokenizer=encoder.tokenizer,
-        unet=unet.to(torch.bfloat16, memory_format=torch.contiguous_format),
+        unet=unet.to(DTYPE, memory_format=torch.contiguous_format),
         scheduler=build_sampler(sampler, build_objective(config.diffusion)),
         safety_checker=None,
         feature_extractor=None,

@@ -21,7 +21,6 @@ from torchvision.utils import save_image
 
 from benchmarks import runs
 from benchmarks.report import Report
-from command_line import path
 from config import Config, get_config
 from custom_datasets.captions import describe
 from custom_datasets.celeba_files import read_attributes
@@ -67,28 +66,14 @@ class Leg:
         return [describe(self.attributes[i], int(i), 0, CAPTION_SEED) for i in chosen]
 
 
-def add_options(options: argparse.ArgumentParser) -> None:
-    """The leg's options."""
-    options.add_argument("--train", type=float, default=0, metavar="MINUTES", help="default: none")
-    options.add_argument("--latents", type=path, help="folder of the leg's latents")
-    options.add_argument("--attributes", type=path, help="CelebAMask-HQ's attribute annotation")
-    options.add_argument("--decoder", help="autoencoder that decodes the leg's pictures")
-
-
-def plan(arguments: argparse.Namespace, quick: Config) -> Leg | None:
+def plan(arguments: argparse.Namespace, quick: Config) -> Leg:
     """The leg that was asked for, read before any work; `--preset` and `--set` choose the recipe.
 
-    Raises:
-        ValueError: latents or attributes are not named, or the folder of results holds a leg.
+    Args:
+        quick: gives the UNet of a rehearsal.
     """
-    if not arguments.train:
-        return None
-    if (arguments.out / "run").exists():
-        raise ValueError(f"{arguments.out} holds a training leg: name another folder with --out")
-    if arguments.latents is None or arguments.attributes is None:
-        raise ValueError("--train needs --latents FOLDER and --attributes FILE")
     latents, indices = read_latents(arguments.latents)
-    config = get_config(arguments.preset or "celeba_hq_best", (*RECIPE, *arguments.changes))
+    config = get_config(arguments.preset, (*RECIPE, *arguments.changes))
     if arguments.quick:
         channels, size = latents.values.shape[1:3]
         unet = replace(quick.unet, latent_channels=channels, latent_size=size)

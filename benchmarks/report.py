@@ -19,7 +19,7 @@ class Report:
 
     folder: Path
     device: torch.device
-    minutes: float
+    minutes: float  # for all stages
     rows: list[dict[str, Any]] = field(default_factory=list)
     begin: float = field(default_factory=time.perf_counter)
 
@@ -32,6 +32,8 @@ class Report:
 
         One that fails leaves its traceback: a card's time is short, and the others are worth it.
         """
+        if not self.rows:
+            print("| stage | result |\n|---|---|")
         row: dict[str, Any] = {"stage": stage}
         start = time.perf_counter()
         if self.left() <= reserve:

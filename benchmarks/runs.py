@@ -14,6 +14,7 @@ from benchmarks import full_size
 from config import Config
 from models.text_encoder import TextEncoder
 from models.vae_wrapper import Posterior
+from training.checkpoints import Fingerprint
 from training.experiment import Experiment
 
 
@@ -74,6 +75,6 @@ def experiment(
         opened.faces = opened.latents = latents
         opened.held_out_faces = None
         opened.text_encoder = text_encoder.to(opened.device)
-        opened.text_fingerprint = opened.vae_fingerprint = opened.image_fingerprint = "random"
+        opened.fingerprint = Fingerprint(len(latents), "random")
         opened.caption = caption
         yield opened

@@ -77,19 +77,21 @@ class Worker(AbstractContextManager["Worker"]):
         self.messages.close()
 
 
-def alternate(workers: Mapping[str, Worker], minutes: float, what: str) -> dict[str, list[Block]]:
-    """Time the workers in turn until the minutes are over, in two rounds at least.
+def alternate(workers: Mapping[str, Worker], seconds: float, what: str) -> dict[str, list[Block]]:
+    """Time the workers in turn for so long, in two rounds at least.
 
-    The first block of each, in which it gets ready, counts for the minutes and for nothing else.
+    The first block of each, in which it gets ready, counts for the time and for nothing else.
     """
     rounds: dict[str, list[Block]] = {name: [] for name in workers}
-    begin, number = time.perf_counter(), 0
-    with tqdm(total=round(60 * minutes), desc=what, unit="s", bar_format=BAR) as bar:
-        while number < 3 or time.perf_counter() - begin < 60 * minutes:
+    begin, taken, number = time.perf_counter(), 0.0, 0
+    with tqdm(total=round(seconds), desc=what, unit="s", bar_format=BAR) as bar:
+        # Another round has to fit as well.
+        while number < 3 or taken * (number + 1) / number < seconds:
             for name, worker in workers.items():
                 bar.set_postfix_str(f"{name}, round {number}" if number else f"{name} gets ready")
                 rounds[name].append(worker.block(MIN_SECONDS))
-                bar.n = min(bar.total, round(time.perf_counter() - begin))
+                taken = time.perf_counter() - begin
+                bar.n = min(bar.total, round(taken))
             number += 1
     return {name: blocks[1:] for name, blocks in rounds.items()}
 

@@ -3,19 +3,35 @@
 Shapes: N images, B batch, S pixels along a side.
 """
 
+import argparse
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
 from custom_datasets.celeba_hq_dataset import to_model_range
-from pretraining.common import BATCH, descend
+from models.device import choose_device
+from models.vae_wrapper import VAEWrapper
+from pretraining.common import BATCH, MEASURED, choose, descend, measure, open_splits
 
 WIDTHS = (16, 32, 64, 128)
 LATENT_CHANNELS = 8  # with 4, mouths and glasses of 64 px faces are lost
 BATCH_SIZE, LEARNING_RATE = 32, 1.5e-3
 # A few large errors have to count: a lost mouth is 20 pixels of 4,096.
 SQUARE_WEIGHT, EDGE_WEIGHT, KL_WEIGHT = 5.0, 0.5, 5e-4
+
+
+def make(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Train, save and measure an autoencoder."""
+    train, test = open_splits(arguments.faces, arguments.image_size)
+    images, held_out = train.all_images(), test.all_images()
+    model = train_autoencoder(images, arguments.minutes, choose_device())
+    factor = set_scaling_factor(model, images[choose(len(images), MEASURED)])
+    facts = measure(VAEWrapper(model), held_out, held_out)
+    model.half().save_pretrained(arguments.out)  # still more precise than it is
+    return facts | {"scaling_factor": factor}
 
 
 def build_autoencoder(image_size: int) -> AutoencoderKL:

@@ -3,12 +3,14 @@
 Shapes: N images, B batch, S pixels along a side, L tokens.
 """
 
+import argparse
 import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +19,11 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import normalize
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
-from custom_datasets.captions import compose
+from custom_datasets.captions import compose, describe
 from custom_datasets.celeba_files import ATTRIBUTES
-from models.text_encoder import write_vocabulary
-from pretraining.common import descend
+from models.device import choose_device
+from models.text_encoder import save_tokenizer, write_vocabulary
+from pretraining.common import choose, descend, open_splits
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 # CLIP's own way of cutting text into words.
@@ -39,6 +42,26 @@ class ClipSettings:
     image_layers: int = 3
     patch_size: int = 8
     projection_width: int = 128
+
+
+def make(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Train, save and measure a CLIP with its tokenizer and image processor."""
+    train, test = open_splits(arguments.faces, arguments.image_size)
+    # Of captions of all kinds, so that every word of the grammar becomes a token.
+    people = enumerate(random_people(20_000, 0))
+    tokenizer = train_tokenizer([describe(person, number) for number, person in people])
+
+    def caption(face: int, step: int) -> str:
+        return describe(train.attributes[face], face, step)
+
+    model = train_clip(train.all_images(), caption, tokenizer, arguments.minutes, choose_device())
+    shown = choose(len(test), 100)
+    told = [describe(row, i, seed=7) for i, row in enumerate(test.attributes[shown])]
+    facts = retrieval_accuracy(model, tokenizer, test.all_images()[shown], told)
+    model.half().save_pretrained(arguments.out)  # still more precise than it is
+    save_tokenizer(tokenizer, arguments.out)
+    build_image_processor(train.image_size).save_pretrained(arguments.out)
+    return facts
 
 
 def train_tokenizer(captions: list[str], max_tokens: int = MAX_TOKENS) -> CLIPTokenizer:

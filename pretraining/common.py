@@ -1,4 +1,4 @@
-"""What the trainings of frozen models share: faces, the time they take, and what they lost.
+"""What the trainings of frozen models share: faces and latents, the time, and what they lost.
 
 Shapes: N faces, S pixels along a side.
 """
@@ -12,16 +12,20 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
 from config import ROOT
 from custom_datasets.celeba_hq_dataset import CelebAHQ, to_model_range
 from custom_datasets.drawn_faces import write_drawn_faces
-from models.device import autocast, choose_precision
+from inference.text_to_face import TextToFace
+from models.device import autocast, choose_precision, freed_memory_kept
 from models.vae_wrapper import VAEWrapper
 
 DRAWN_COUNTS = (12_000, 100, 500)
 DRAWN_SEED = 1  # another than the demo's
+MEASURED = 1000  # held-out faces at most
 BATCH = 16  # faces at a time where none is trained
+LATENTS_AT_ONCE = 40
 WARM_UP = 100  # steps
 REPORT_EVERY = 50  # steps
 
@@ -40,6 +44,19 @@ def choose(count: int, max_count: int) -> np.ndarray:
     The first faces of a folder would be another population: copies of CelebA-HQ may be sorted.
     """
     return np.random.default_rng(0).permutation(count)[:max_count]
+
+
+def sample_latents(model: TextToFace, captions: list[str]) -> np.ndarray:
+    """Latents of captions with the run's own settings, float16 (N, C, h, w); the seed of caption i
+    is i.
+    """
+    sampled = []
+    with freed_memory_kept(model.device):
+        for start in tqdm(range(0, len(captions), LATENTS_AT_ONCE), desc="latents"):
+            some = captions[start : start + LATENTS_AT_ONCE]
+            seeds = range(start, start + len(some))
+            sampled.append(model.sample_latents(some, seeds, model.config.sampling).half().cpu())
+    return torch.cat(sampled).numpy()
 
 
 # --- training for a given time ---

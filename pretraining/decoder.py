@@ -3,23 +3,44 @@
 The encoder, and so every latent, stays the same to the bit: a diffusion model that was trained on
 the latents decodes with the new decoder at once. `stabilityai/sd-vae-ft-mse` was made in this way.
 
-Shapes: N faces, B of a batch, M sampled latents, (C, h, w) a latent.
+Shapes: N faces, B of a batch, M sampled latents, S of them in a batch, (C, h, w) a latent.
 """
 
+import argparse
 import copy
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from config import Section, setting
 from custom_datasets.celeba_hq_dataset import to_model_range
-from models.device import autocast, freed_memory_kept, has_bfloat16, tune_kernels
+from models.decoder import is_alone, open_beside, rounded_encoder, save_decoder_alone
+from models.device import (
+    autocast,
+    choose_device,
+    freed_memory_kept,
+    has_bfloat16,
+    tune_kernels,
+)
+from models.loading import locate
 from models.vae_wrapper import VAEWrapper
 from pretraining.adversary import Adversary, Perception, perceptual_distance
-from pretraining.common import learning_rate_at, report, steps_for
+from pretraining.common import (
+    MEASURED,
+    choose,
+    learning_rate_at,
+    measure,
+    open_splits,
+    report,
+    steps_for,
+)
+from pretraining.decoder_config import DecoderConfig
+from pretraining.growing import grown
 
 RISE = 0.1  # share of the time in which the adversary's weight rises from zero
 BETAS = (0.9, 0.99)  # of AdamW
@@ -29,19 +50,74 @@ PERCEPTUAL_WEIGHT = 1.0  # in multiples of the pixels' L1
 SAMPLED_SHARE = 0.5  # latents of a diffusion model in a batch, added to `batch_size`
 
 
-@dataclass(frozen=True)
-class DecoderConfig(Section):
-    """How a decoder is fine-tuned."""
+def make(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Fine-tune a decoder, save it without its encoder, and measure it on held-out faces.
 
-    minutes: float = setting(20.0, above=0)
-    batch_size: int = setting(8, min=1)
-    learning_rate: float = setting(4e-4, above=0)
-    # Of the discriminators. Where they win by far, the decoder learns nothing from them.
-    discriminator_learning_rate: float = setting(2e-4, above=0)
-    # How strongly the adversary pulls at the pictures, in multiples of the pixels' L1.
-    adversarial_weight: float = setting(4.0, min=0)
-    # Share of the time after which the decoder heeds the adversary, which learns from the start.
-    adversarial_from: float = setting(0.1, min=0, max=1)
+    Raises:
+        ImportError: see `Perception`.
+        ValueError: the autoencoder, the sizes, the latents or the faces do not fit each other.
+    """
+    size, out, device = arguments.image_size, arguments.out, choose_device()
+    picture_size = arguments.picture_size or size
+    Perception()  # where its packages are missing, say so before the faces are read
+    autoencoder, before = open_start(arguments.source, arguments.autoencoder, out)
+    start = grown(before, size, picture_size)
+    sampled = read_latents(arguments.sampled, before, size) if arguments.sampled else None
+    small, large = (open_splits(arguments.faces, pixels) for pixels in (size, picture_size))
+    faces = small[0].all_images(), large[0].all_images()
+    *_, last = train_decoder(start, *faces, arguments.config, device, sampled)
+    save_decoder_alone(last.averaged, out)
+    shown = choose(len(small[1]), MEASURED)
+    held_out = small[1].images(shown), large[1].images(shown)
+    return {
+        "image_size": size,
+        "picture_size": picture_size,
+        "encoder": rounded_encoder(autoencoder),
+        "settings": asdict(arguments.config),
+        "steps": last.number,
+        "measured_on": f"{len(shown)} faces of the test split, in a random order",
+        "before": measure(before.to(device), *held_out),
+        "after": measure(open_beside(str(out), autoencoder).to(device), *held_out),
+    }
+
+
+def open_start(source: str, autoencoder: str | None, out: Path) -> tuple[VAEWrapper, VAEWrapper]:
+    """The autoencoder of the latents, and the same with the decoder to start from.
+
+    Raises:
+        ValueError: a decoder without its autoencoder, or one that would be overwritten.
+    """
+    if Path(locate(source)).resolve() == out.resolve():
+        raise ValueError(f"--out {out} is --from: the original would be lost; name another folder")
+    name = autoencoder if is_alone(source) else source
+    if not name:
+        raise ValueError(f"{source} holds no encoder: name its autoencoder with --autoencoder")
+    whole = VAEWrapper.from_pretrained(name)
+    return whole, open_beside(source, whole)
+
+
+def read_latents(file: Path, vae: VAEWrapper, image_size: int) -> Tensor:
+    """Latents (M, C, h, w) that `pretraining.latents` sampled.
+
+    Raises:
+        ValueError: they do not have the shape of this autoencoder's, or are not finite.
+    """
+    latents, side = torch.from_numpy(np.load(file)), image_size // vae.downsampling
+    shape = (vae.latent_channels, side, side)
+    if latents.shape[1:] != shape or not len(latents) or not latents.isfinite().all():
+        raise ValueError(f"--sampled {file} holds {tuple(latents.shape)}, not finite (M, *{shape})")
+    return latents
+
+
+# --- training ---
+
+
+class DecoderStep(NamedTuple):
+    """One finished step."""
+
+    number: int  # counts from 1
+    losses: dict[str, Tensor]
+    averaged: VAEWrapper  # with the averaged weights of its decoder, which are the result
 
 
 def train_decoder(
@@ -51,8 +127,8 @@ def train_decoder(
     config: DecoderConfig,
     device: torch.device,
     sampled: Tensor | None = None,
-) -> Iterator["DecoderTraining"]:
-    """Train the decoder for the given minutes; yields the state after each step.
+) -> Iterator[DecoderStep]:
+    """Train the decoder for the given minutes; yields after each step.
 
     Args:
         vae: stays as it is; a copy is trained.
@@ -63,20 +139,56 @@ def train_decoder(
     """
     torch.manual_seed(0)
     tune_kernels(device)
-    training = DecoderTraining(vae, config, device)
-    count = round(SAMPLED_SHARE * config.batch_size)
+    precision = "bf16" if has_bfloat16(device) else "no"  # float16 would need a scaled loss
+    trained, averaged = (copy.deepcopy(vae).to(device) for _ in range(2))
+    weights, averages = decoder_weights(trained), decoder_weights(averaged)
+    for weight in weights:
+        weight.requires_grad_(True)
+    optimizer = torch.optim.AdamW(weights, betas=BETAS)
+    perception = Perception().to(device, memory_format=torch.channels_last)
+    adversary = Adversary(device, precision)
+    norms: dict[str, Tensor] = {}
     with freed_memory_kept(device):
         for step, done in steps_for(config.minutes):
+            # A batch: B faces, and S latents without faces.
             chosen = torch.randint(len(images), (config.batch_size,))
             small, real = (_load(faces[chosen], step, device) for faces in (images, pictures))
-            posterior = training.vae.encode(small)
+            posterior = trained.encode(small)
             latents = posterior.sample(torch.randn_like(posterior.mean))  # (B, C, h, w)
             if sampled is not None:
+                count = round(SAMPLED_SHARE * config.batch_size)
                 others = sampled[torch.randint(len(sampled), (count,))].float().to(device)
                 latents = torch.cat([latents, others])  # (B + S, C, h, w)
-            training.take_step(latents, real, done)
-            report(step, done, training.losses)
-            yield training
+
+            # What every loss makes of the pictures; the discriminators take a step on the way.
+            with autocast(precision, device):
+                decoded = trained.decode_unclamped(latents)
+                shown = decoded.detach().requires_grad_(True)
+                wanted, seen = perception(real), perception(shown)
+            rate = learning_rate_at(config.discriminator_learning_rate, step, done)
+            losses = {
+                "pixels": F.l1_loss(shown[: len(real)], real),
+                "perceptual": perceptual_distance([part[: len(real)] for part in seen], wanted),
+                "discriminator": adversary.learn(wanted, seen, rate),
+                "adversarial": adversary.loss(seen),
+            }
+            rise = min(1.0, max(0.0, (done - config.adversarial_from) / RISE))
+            pulls = {
+                "pixels": 1.0,
+                "perceptual": PERCEPTUAL_WEIGHT,
+                "adversarial": rise * config.adversarial_weight,
+            }
+
+            # Backward, clip, update, and average += w (weights - average).
+            decoded.backward(balanced(losses, pulls, shown, len(real), norms))
+            optimizer.param_groups[0]["lr"] = learning_rate_at(config.learning_rate, step, done)
+            torch.nn.utils.clip_grad_norm_(weights, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            with torch.no_grad():
+                torch._foreach_lerp_(averages, weights, max((2 + step) ** -0.75, 1 - EMA_DECAY))
+            report(step, done, losses)
+            yield DecoderStep(step + 1, {n: x.detach() for n, x in losses.items()}, averaged)
 
 
 def _load(images: Tensor, step: int, device: torch.device) -> Tensor:
@@ -84,84 +196,28 @@ def _load(images: Tensor, step: int, device: torch.device) -> Tensor:
     return to_model_range((images.flip(-1) if step % 2 else images).to(device))
 
 
-class DecoderTraining:
-    """What a training changes: decoder, average, optimiser and adversary.
+def balanced(
+    losses: Mapping[str, Tensor],
+    pulls: Mapping[str, float],
+    pictures: Tensor,
+    paired: int,
+    norms: dict[str, Tensor],
+) -> Tensor:
+    """The gradient that the pictures pass on: each loss's, brought to the pixels' norm and then
+    weighted (Esser et al. 2021, "Taming Transformers", equation 7, at the pictures).
 
-    Its result is `averaged`, the autoencoder with the averaged weights of its decoder.
+    Args:
+        pulls: weights; the first is that of "pixels".
+        paired: pictures with a face, over which norms are taken.
+        norms: running means of the norms, which change.
     """
-
-    def __init__(self, vae: VAEWrapper, config: DecoderConfig, device: torch.device) -> None:
-        # float16 is left out: it would need a scaled loss.
-        self.precision = "bf16" if has_bfloat16(device) else "no"
-        self.config, self.step = config, 0
-        self.vae, self.averaged = (copy.deepcopy(vae).to(device) for _ in range(2))
-        self.weights = decoder_weights(self.vae)
-        self.averages = decoder_weights(self.averaged)
-        for weight in self.weights:
-            weight.requires_grad_(True)
-        self.optimizer = torch.optim.AdamW(self.weights, betas=BETAS)
-        self.perception = Perception().to(device, memory_format=torch.channels_last)
-        self.adversary = Adversary(device, self.precision)
-        self.norms: dict[str, Tensor] = {}  # running means, of each loss's gradient
-        self.losses: dict[str, Tensor] = {}  # of the last step
-
-    def take_step(self, latents: Tensor, real: Tensor, done: float) -> None:
-        """One update of decoder and average, and of the discriminators.
-
-        Args:
-            latents: (B + S, C, h, w), of which the first B belong to the pictures.
-            real: (B, 3, H, H) in [-1, 1].
-        """
-        config = self.config
-        rise = min(1.0, max(0.0, (done - config.adversarial_from) / RISE))
-        weights = (1.0, PERCEPTUAL_WEIGHT, rise * config.adversarial_weight)
-        pulls = dict(zip(("pixels", "perceptual", "adversarial"), weights, strict=True))
-        with autocast(self.precision, latents.device):
-            decoded = self.vae.decode_unclamped(latents)
-        pictures = decoded.detach().requires_grad_(True)
-        losses = self._losses(pictures, real, done)
-        decoded.backward(self._balanced(losses, pulls, pictures, len(real)))
-        self.losses = {name: loss.detach() for name, loss in losses.items()}
-        self._update(done)
-
-    def _losses(self, decoded: Tensor, real: Tensor, done: float) -> dict[str, Tensor]:
-        """Every loss of the pictures; the discriminators take a step on the way."""
-        with autocast(self.precision, real.device):
-            wanted, seen = self.perception(real), self.perception(decoded)
-        paired = [features[: len(real)] for features in seen]
-        rate = learning_rate_at(self.config.discriminator_learning_rate, self.step, done)
-        return {
-            "pixels": F.l1_loss(decoded[: len(real)], real),
-            "perceptual": perceptual_distance(paired, wanted),
-            "discriminator": self.adversary.learn(wanted, seen, rate),
-            "adversarial": self.adversary.loss(seen),
-        }
-
-    def _balanced(
-        self, losses: dict[str, Tensor], pulls: dict[str, float], pictures: Tensor, paired: int
-    ) -> Tensor:
-        """The gradient that the pictures pass on: each loss's, brought to the pixels' norm and then
-        weighted (Esser et al. 2021, "Taming Transformers", equation 7, at the pictures).
-        """
-        total = torch.zeros_like(pictures)
-        for name in [name for name, pull in pulls.items() if pull]:
-            (gradient,) = torch.autograd.grad(losses[name], pictures, retain_graph=True)
-            norm = gradient[:paired].norm()
-            norm = self.norms[name] = self.norms.get(name, norm).lerp(norm, 1 - KEPT_NORM)
-            total += pulls[name] * self.norms["pixels"] / (norm + 1e-12) * gradient
-        return total
-
-    def _update(self, done: float) -> None:
-        """One step of the optimiser, and average += w (weights - average)."""
-        rate = learning_rate_at(self.config.learning_rate, self.step, done)
-        self.optimizer.param_groups[0]["lr"] = rate
-        torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.step += 1
-        weight = max((1 + self.step) ** -0.75, 1 - EMA_DECAY)
-        with torch.no_grad():
-            torch._foreach_lerp_(self.averages, self.weights, weight)
+    total = torch.zeros_like(pictures)
+    for name in [name for name, pull in pulls.items() if pull]:
+        (gradient,) = torch.autograd.grad(losses[name], pictures, retain_graph=True)
+        norm = gradient[:paired].norm()
+        norm = norms[name] = norms.get(name, norm).lerp(norm, 1 - KEPT_NORM)
+        total += pulls[name] * norms["pixels"] / (norm + 1e-12) * gradient
+    return total
 
 
 def decoder_weights(vae: VAEWrapper) -> list[nn.Parameter]:

@@ -5,18 +5,7 @@ them for captions of training faces, with the run's own settings unless `--set` 
 decoder that has seen them repairs what this diffusion model leaves unfinished.
 """
 
-import numpy as np
-import torch
-from tqdm import tqdm
-
 from command_line import command, config_from, parser, path, whole
-from custom_datasets.opening import open_faces
-from inference.opening import find_run
-from inference.text_to_face import TextToFace
-from models.device import freed_memory_kept
-from pretraining.common import choose
-
-BATCH = 40
 
 
 @command
@@ -27,25 +16,20 @@ def main() -> None:
     options.add_argument("--out", type=path, required=True, help="a file, .npy")
     arguments = options.parse_args()
     config = config_from(arguments)
+    # torch takes seconds to import: a wrong word is answered before that.
+    import numpy as np
+
+    from custom_datasets.opening import open_faces
+    from inference.opening import find_run
+    from inference.text_to_face import TextToFace
+    from pretraining.common import choose, sample_latents
+
     faces = open_faces(config, "train")
     captions = [faces.caption(face).text for face in choose(len(faces), arguments.count).tolist()]
     model = TextToFace.from_run(find_run(config), changes=arguments.changes)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     np.save(arguments.out, sample_latents(model, captions))
     print(f"{len(captions)} latents in {arguments.out}")
-
-
-def sample_latents(model: TextToFace, captions: list[str]) -> np.ndarray:
-    """Latents of captions with the run's own settings, float16 (N, C, h, w); the seed of caption i
-    is i.
-    """
-    starts, sampled = range(0, len(captions), BATCH), []
-    with freed_memory_kept(model.device):
-        for start in tqdm(starts, desc="latents"):
-            some = captions[start : start + BATCH]
-            seeds = range(start, start + len(some))
-            sampled.append(model.sample_latents(some, seeds, model.config.sampling).half().cpu())
-    return torch.cat(sampled).numpy()
 
 
 if __name__ == "__main__":

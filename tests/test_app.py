@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from code_copy import copy_code
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from PIL import Image
@@ -22,6 +21,14 @@ from PIL import Image
 from inference import page
 from inference.text_to_face import TextToFace
 
+REPOSITORY = Path(__file__).resolve().parents[1]
+# The command, with its runs in the folder of the first argument.
+SERVE = """
+import pathlib, sys, config
+config.ROOT = pathlib.Path(sys.argv.pop(1))
+import app
+app.main()
+"""
 NOTHING = [None] * 7  # all fields but the prompt cleared
 
 
@@ -105,15 +112,17 @@ def test_two_users_at_once_get_their_own_pictures(address: str) -> None:
 def test_the_page_is_served_behind_a_proxy_until_it_is_ended_and_leaves_nothing(
     run: Path, tmp_path: Path, end: signal.Signals
 ) -> None:
-    clone = copy_code(run, tmp_path / "clone")
     (tmp_path / "temporary").mkdir()
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "smoke").symlink_to(run)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     proxies = ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "ALL_PROXY")
     environment = os.environ | dict.fromkeys(proxies, "socks5://127.0.0.1:9")
     words = ["--preset=smoke", f"--port={port}", "--set=sampling.steps=3"]
     with subprocess.Popen(
-        [sys.executable, "-u", str(clone / "app.py"), *words],
+        [sys.executable, "-u", "-c", SERVE, str(tmp_path), *words],
+        cwd=REPOSITORY,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=environment | {"TMPDIR": str(tmp_path / "temporary")},

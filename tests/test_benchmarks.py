@@ -14,7 +14,8 @@ import pytest
 import torch
 from tape import TapeRecorder
 
-from benchmarks import agreement, cpu, gpu, gpu_leg, timing, worker
+from benchmarks import agreement, cpu, gpu, gpu_leg, gpu_stages, timing, worker
+from benchmarks.report import Report
 from config import ROOT, get_config
 from custom_datasets.captions import describe
 from custom_datasets.celeba_files import ATTRIBUTES
@@ -78,9 +79,9 @@ def test_children_end_with_their_parent() -> None:
 def test_two_jobs_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "MIN_SECONDS", 0.1)
     jobs = {"this": (("sleeping", 0.02), ROOT), "other": (("sleeping", 0.04), ROOT)}
-    what, first, second, longer, _ = cpu.compared("sleeping", jobs, 0, 1)["row"]
-    assert what == "sleeping" and float(first) < float(second)
-    assert 1 < float(longer.split()[0]) < 4
+    found = cpu.compared("sleeping", jobs, 0, 1)
+    assert found["seconds of this"] < found["seconds of other"]
+    assert 1 < float(found["times longer"].split()[0]) < 4
 
 
 # --- what is timed ---
@@ -105,11 +106,11 @@ def test_each_job_runs(job: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.fixture
-def report(tmp_path: Path) -> gpu.Report:
-    return gpu.Report(tmp_path / "gpu", torch.device("cpu"), minutes=1)
+def report(tmp_path: Path) -> Report:
+    return Report(tmp_path / "gpu", torch.device("cpu"), minutes=1)
 
 
-def test_a_stage_that_fails_or_finds_no_time_leaves_the_others(report: gpu.Report) -> None:
+def test_a_stage_that_fails_or_finds_no_time_leaves_the_others(report: Report) -> None:
     def fail() -> dict[str, float]:
         raise torch.OutOfMemoryError("60 GiB are missing")
 
@@ -122,7 +123,7 @@ def test_a_stage_that_fails_or_finds_no_time_leaves_the_others(report: gpu.Repor
     assert report.failed() == ["first"]
 
 
-def test_the_best_way_is_the_fastest_at_the_largest_batch_that_agrees(report: gpu.Report) -> None:
+def test_the_best_way_is_the_fastest_at_the_largest_batch_that_agrees(report: Report) -> None:
     rates = [("eager", 32, 90), ("graph", 256, 50), ("eager", 256, 20), ("compiled", 256, 70)]
     names = ("way", "batch", "images_per_second")
     report.rows += [{"ms": 1.0} | dict(zip(names, rate, strict=True)) for rate in rates]
@@ -194,8 +195,8 @@ def test_the_rehearsal_runs_every_stage(
 
     monkeypatch.setattr(loop, "open_recorder", recorder)
     monkeypatch.setattr(loop, "_reads_for_free", lambda value: False)
-    monkeypatch.setattr(gpu, "ways", lambda device: ["eager", "graph"])
-    monkeypatch.setattr(gpu, "QUICK", gpu.Case("smoke", (2,), 64, 1, 1))
+    monkeypatch.setattr(gpu_stages, "ways", lambda device: ["eager", "graph"])
+    monkeypatch.setattr(gpu_stages, "QUICK", gpu_stages.Case("smoke", (2,), 64, 1, 1))
     monkeypatch.setattr(agreement, "with_cpu", lambda device: {"agrees": True})
     monkeypatch.setenv("LDM_DEVICE", "cpu")
     recipe = ("training.batch_size=8", "training.warmup_steps=0", "sampling.steps=1")

@@ -14,7 +14,6 @@ from training import checkpoints, run_folder
 from training.checkpoints import Checkpoint, Fingerprint
 
 NAME = "celeba_ldm_unet_checkpoint_epoch_1.pt"
-FINGERPRINT = {"faces": 24, "frozen": ""}
 
 
 def small_config() -> Config:
@@ -40,12 +39,11 @@ def checkpoint(fill: float = 1.5) -> Checkpoint:
 
 
 def write(folder: Path, **values: Any) -> Path:
-    """A file of torch.save with the fields of a checkpoint, some of them replaced."""
-    fields = {name: getattr(checkpoint(), name) for name in checkpoints.FIELDS}
-    own = {"config": small_config().to_dict(), "fingerprint": FINGERPRINT}
-    own |= {"version": checkpoints.VERSION, "scaler": {}, "updates": 3}
-    torch.save(fields | own | values, folder / NAME)
-    return folder / NAME
+    """The file of a checkpoint with some of its fields replaced."""
+    path = folder / NAME
+    checkpoints.save_checkpoint(path, checkpoint())
+    torch.save(torch.load(path, weights_only=True) | values, path)
+    return path
 
 
 def assert_whole(path: Path, fill: float = 1.5) -> None:
@@ -55,25 +53,7 @@ def assert_whole(path: Path, fill: float = 1.5) -> None:
     assert difference(loaded | {"config": None}, want | {"config": None}) == ""
 
 
-def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
-    path = tmp_path / "not" / "there" / "yet" / NAME
-    checkpoints.save_checkpoint(path, checkpoint())
-    assert_whole(path)
-    assert list(path.parent.iterdir()) == [path]
-    checkpoints.save_checkpoint(path, checkpoint(2.5))
-    assert_whole(path, 2.5)
-
-
 # --- files that are not whole, or not ours ---
-
-
-@pytest.mark.parametrize("part", [0.0, 0.5, 0.999])
-def test_a_torn_file_is_refused(tmp_path: Path, part: float) -> None:
-    path = tmp_path / NAME
-    checkpoints.save_checkpoint(path, checkpoint())
-    os.truncate(path, int(path.stat().st_size * part))
-    with pytest.raises(ValueError, match=NAME):
-        checkpoints.load_checkpoint(path)
 
 
 class Attack:

@@ -46,12 +46,20 @@ def test_what_users_cause_is_one_line_and_our_own_faults_keep_their_traceback(
         main()
 
 
-@pytest.mark.parametrize("script", ["app", "evaluate", "export", "sample", "train"])
-def test_a_wrong_word_is_answered_before_torch_is_imported(script: str) -> None:
-    words = ["-X", "importtime", str(ROOT / f"{script}.py"), "--preset", "dem"]
-    words += [PROMPT] if script == "sample" else []
-    ended = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
-    assert ended.returncode == 1 and "error: unknown preset 'dem'" in ended.stderr
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(f"{name}.py --preset dem" for name in ("app", "evaluate", "export", "train")),
+        "sample.py woman --preset dem",
+        *(f"-m benchmarks.{name} --preset dem" for name in ("cpu", "gpu", "recipes")),
+        "-m pretraining decoder --from a --out b --set batch_sizes=4",
+        "-m pretraining.latents --preset dem --out a",
+    ],
+)
+def test_a_wrong_word_is_answered_before_torch_is_imported(words: str) -> None:
+    command = [sys.executable, "-X", "importtime", *words.split()]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1 and "\nerror: " in ended.stderr
     assert not any(f"| {name}\n" in ended.stderr for name in ("torch", "diffusers", "gradio"))
 
 

@@ -89,8 +89,7 @@ def test_a_replayed_step_is_the_step_to_the_bit(
         if precision == "fp16":
             assert not moved[PLAIN_STEPS] and moved[-1]
         found.append(left_in(opened.folder))
-    assert [len(recorder.tapes) for recorder in recorders] == [0, 1]
-    assert recorders[1].replays == STEPS - PLAIN_STEPS
+    assert [recorder.replays for recorder in recorders] == [0, STEPS - PLAIN_STEPS]
     assert difference(*found) == ""
 
 

@@ -1,7 +1,7 @@
 """README and docs/: linked, and their commands are read by the commands."""
 
 import re
-import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,6 @@ PAGES = [
     ROOT / "experiment 4" / "README.md",
     ROOT / "checkpoints" / "README.md",
 ]
-SCRIPTS = ("train.py", "sample.py", "evaluate.py", "export.py", "app.py")
 
 
 def links_of(page: Path) -> list[str]:
@@ -40,48 +39,25 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors_of(target), f"{page.name} links to {link}"
 
 
-def commands_of(text: str) -> list[list[str]]:
-    """Commands of this repository in the fenced blocks and code spans of a page, as words."""
-    spans = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
-    spans += re.findall(r"(?<!`)`([^`\n]+)`", text)
-    lines = "\n".join(spans).replace("\\\n", " ").splitlines()
-    found = []
-    for line in lines:
-        if re.search(r"(python(?: -m)? |launch .*)(\w+\.py|pretraining|benchmarks)", line):
-            words = shlex.split(line, comments=True)
-            found.append([word for word in words if "=" not in word or word.startswith("-")])
-    return found
-
-
-def options_of(words: list[str]) -> tuple[str, set[str]]:
-    """The script or module of a command, and the long options behind it."""
-    places = [i for i, word in enumerate(words) if word in SCRIPTS or words[i - 1] == "-m"]
-    rest = words[places[0] :] if places else []
-    name = rest[0] if rest else ""
-    return name, {word.partition("=")[0] for word in rest if word.startswith("--")}
-
-
-def used_options() -> dict[str, set[str]]:
-    used: dict[str, set[str]] = {}
-    for page in PAGES:
-        for words in commands_of(page.read_text(encoding="utf-8")):
-            name, options = options_of(words)
-            used.setdefault(name, set()).update(options)
-    return {name: options for name, options in used.items() if name and options}
+def used_options(page: Path) -> Iterator[tuple[str, str]]:
+    """(script or module, its options) of every command of this repository on a page."""
+    text = page.read_text(encoding="utf-8")
+    spans = re.findall(r"```sh\n(.*?)```", text, re.DOTALL) + re.findall(r"(?<!`)`([^`\n]+)`", text)
+    for line in "\n".join(spans).replace("\\\n", " ").splitlines():
+        if found := re.search(r"(?:python -m ([\w.]+)|(\w+)\.py)( .*|$)", line):
+            name = (found[1] or found[2]).replace(".", "/")
+            if (ROOT / name).is_dir() or (ROOT / f"{name}.py").is_file():
+                yield name, found[3].partition("#")[0]
 
 
 def test_the_options_of_all_commands_in_the_docs_exist() -> None:
-    used = used_options()
-    assert {"train.py", "sample.py", "pretraining"} <= used.keys()
-    for name, options in used.items():
-        module = name.partition(" ")[0].removesuffix(".py").replace(".", "/")
-        own, inner = ROOT / f"{module}.py", ROOT / module
-        # Options of a part stand beside its command: `benchmarks/gpu_leg.py`.
-        parts = [*inner.glob("*.py"), *inner.parent.glob(f"{inner.name}_*.py")]
-        files = [ROOT / "command_line.py", own, *parts]
-        text = "".join(file.read_text(encoding="utf-8") for file in files if file.is_file())
-        missing = {option for option in options if f'"{option}"' not in text}
-        assert not missing, f"the docs use {missing} of {name}"
+    used = [command for page in PAGES for command in used_options(page)]
+    assert {"train", "sample", "pretraining", "benchmarks/cpu"} <= {name for name, _ in used}
+    for name, options in used:
+        files = [ROOT / "command_line.py", ROOT / f"{name}.py", ROOT / name / "__main__.py"]
+        known = "".join(file.read_text(encoding="utf-8") for file in files if file.is_file())
+        for option in re.findall(r"--[a-z][a-z-]*", options):
+            assert f'"{option}"' in known, f"the docs use {option} of {name}"
 
 
 def test_the_readmes_five_lines_make_a_picture_at_three_scales(

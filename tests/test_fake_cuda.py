@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from fake_cuda import CUDA, FakeCuda, backward, fake_cuda
+from fake_cuda import CUDA, FakeCuda, fake_cuda
 from torch import Tensor
 
 from benchmarks import runs
-from config import ClassifierConfig, Config, UNetConfig, celeba_hq
+from config import ClassifierConfig, Config, celeba_hq
 from custom_datasets.celeba_files import ATTRIBUTES
 from custom_datasets.latent_cache import ImageLatents
 from diffusion.sampling import SAMPLERS
@@ -53,47 +53,6 @@ def device() -> Iterator[FakeCuda]:
     """A fake CUDA device for the length of a test."""
     with fake_cuda() as mode:
         yield mode
-
-
-# --- the fake device itself ---
-
-
-@pytest.mark.parametrize("is_checkpointed", [False, True])
-def test_the_backward_pass_without_the_engine_is_autograds(is_checkpointed: bool) -> None:
-    torch.manual_seed(0)
-    unet = build_unet(UNetConfig(8, 4, (32, 64), 1, 8, 32, text_at_every_layer=True)).train()
-    if is_checkpointed:
-        unet.enable_gradient_checkpointing()
-    latents, states, timesteps = torch.randn(2, 4, 8, 8), torch.randn(2, 7, 32), torch.arange(2)
-
-    def gradients(run: Callable[[Tensor], None]) -> list[Tensor]:
-        unet.zero_grad()
-        run(unet(latents, timesteps, states).sample.square().mean())
-        return [parameter.grad for parameter in unet.parameters()]
-
-    for ours, autograds in zip(gradients(backward), gradients(Tensor.backward), strict=True):
-        torch.testing.assert_close(ours, autograds)
-
-
-@pytest.mark.parametrize(
-    "read",
-    [float, bool, Tensor.item, Tensor.cpu, torch.ones(1).copy_, lambda value: value.tolist()],
-)
-def test_every_read_is_noted(device: FakeCuda, read: Callable[[Tensor], Any]) -> None:
-    value = torch.zeros(1, device=CUDA) + 1
-    assert not device.reads
-    read(value)
-    assert len(device.reads) == 1 and not device.copies
-
-
-def test_copies_that_wait_are_noted(device: FakeCuda) -> None:
-    values = torch.ones(3)
-    torch.full((3,), 5, device=CUDA)
-    values.pin_memory().to(CUDA, non_blocking=True)
-    assert not device.copies
-    values.to(CUDA), values.pin_memory().to(CUDA), values.to(CUDA, non_blocking=True)
-    torch.tensor([1.0, 2.0], device=CUDA), torch.ones(3, device=CUDA).copy_(values)
-    assert len(device.copies) == 5 and not device.reads
 
 
 # --- training ---

@@ -11,7 +11,7 @@ from accelerate import PartialState
 from accelerate.state import AcceleratorState
 
 import config as config_module
-from benchmarks import recipes
+from benchmarks import recipe_leg
 from config import Config
 from evaluation import networks
 from evaluation.networks import FeatureNetwork
@@ -31,7 +31,7 @@ def preset(
     tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Config]:
     """A preset that draws 60 faces a split in a root of its own, and a network of mean colours."""
-    for module in (config_module, recipes):
+    for module in (config_module, recipe_leg):
         monkeypatch.setattr(module, "ROOT", tmp_path)
     values = dataclasses.replace(
         tiny_config,
@@ -56,14 +56,14 @@ def leg(path: Path, name: str, changes: list[str], images: int | None = None) ->
     arguments = argparse.Namespace(
         preset="race", leg=name, changes=changes, minutes=1, images=images
     )
-    return recipes.run_leg(arguments, path / f"{name}.json")
+    return recipe_leg.run_leg(arguments, path / f"{name}.json")
 
 
 def test_a_leg_trains_for_its_length_is_measured_and_resumes(
     preset: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     two_epochs_a_minute = 60 / STEPS_AN_EPOCH / 2
-    monkeypatch.setattr(recipes, "seconds_a_step", lambda _: two_epochs_a_minute)
+    monkeypatch.setattr(recipe_leg, "seconds_a_step", lambda _: two_epochs_a_minute)
     changes = ["training.learning_rate=1e-3"]
     record = leg(tmp_path, "timed", changes)
     assert record["epochs"] == 2 and record["images"] == 2 * STEPS_AN_EPOCH * BATCH
@@ -72,7 +72,7 @@ def test_a_leg_trains_for_its_length_is_measured_and_resumes(
     assert found["recall", "real"] > found["recall", "generated"]
     folder = config_module.get_config("race", ["name=race-timed"]).run_folder
     trained = run_folder.read_losses(folder)
-    monkeypatch.setattr(recipes, "seconds_a_step", lambda _: pytest.fail("it is planned once"))
+    monkeypatch.setattr(recipe_leg, "seconds_a_step", lambda _: pytest.fail("it is planned once"))
     again = leg(tmp_path, "timed", changes)
     assert again["numbers"] == record["numbers"]
     assert run_folder.read_losses(folder) == trained
@@ -80,4 +80,4 @@ def test_a_leg_trains_for_its_length_is_measured_and_resumes(
         leg(tmp_path, "timed", [])
     counted = leg(tmp_path, "counted", [], images=3 * STEPS_AN_EPOCH * BATCH)
     assert counted["epochs"] == 3
-    assert recipes.table_lines([record, counted])[2:]  # both are shown
+    assert recipe_leg.table_lines([record, counted])[2:]  # both are shown

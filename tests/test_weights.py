@@ -2,11 +2,11 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from safetensors import safe_open
 
 from config import Config, override
@@ -107,74 +107,31 @@ def test_a_file_that_is_no_weights_is_named(shared: Path, tmp_path: Path) -> Non
 # --- a new run ---
 
 
-def open_run(config: Config, root: Path, start: Path | None, **changes: object) -> Experiment:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    settings = {"mixed_precision": "no", "tracker": None, "start_from": start and str(start)}
-    training = dataclasses.replace(config.training, **(settings | changes))
-    return Experiment(dataclasses.replace(config, training=training), root)
-
-
 def test_a_new_run_starts_from_weights_with_a_fresh_optimiser(
-    tiny_config: Config, run: Path, trained: Weights, tmp_path: Path
+    start: Callable[..., Experiment], run: Path, trained: Weights
 ) -> None:
-    for name, place in (("a", run), ("b", checkpoints.newest_checkpoint(run))):
-        with open_run(tiny_config, tmp_path / name, place) as opened:
-            for part in (opened.state.unet, opened.state.ema_unet):
-                assert all(torch.equal(v, trained.ema[n]) for n, v in part.state_dict().items())
-            assert opened.state.step == opened.state.updates == 0
-            assert not opened.state.optimizer.state_dict()["state"]
-            (change,) = run_folder.read_changes(opened.folder)
-            assert change["step"] == 0
-            assert checkpoints.identity(checkpoints.newest_checkpoint(run)) in change["changed"][0]
+    newest = checkpoints.newest_checkpoint(run)
+    for name, place in (("a", run), ("b", newest)):
+        opened = start(home=name, start_from=str(place))
+        for part in (opened.state.unet, opened.state.ema_unet):
+            assert all(torch.equal(v, trained.ema[n]) for n, v in part.state_dict().items())
+        assert opened.state.step == opened.state.updates == 0
+        assert not opened.state.optimizer.state_dict()["state"]
+        (change,) = run_folder.read_changes(opened.folder)
+        assert change["step"] == 0 and checkpoints.identity(newest) in change["changed"][0]
 
 
 def test_a_run_that_was_started_from_weights_resumes_from_itself(
-    tiny_config: Config, shared: Path, tmp_path: Path
+    start: Callable[..., Experiment], shared: Path
 ) -> None:
-    with open_run(tiny_config, tmp_path / "new", shared) as opened:
-        assert len(list(train(opened.open_all()))) == 6
+    assert len(list(train(start(start_from=str(shared)).open_all()))) == 6
     (shared / checkpoints.WEIGHTS_FILE).unlink()
-    with open_run(tiny_config, tmp_path / "new", shared) as opened:
-        assert opened.state.step == 6
-
-
-def test_a_finished_cosine_goes_on_as_a_new_run(tiny_config: Config, tmp_path: Path) -> None:
-    changes = {"num_epochs": 1, "lr_decay": "cosine"}
-    with open_run(tiny_config, tmp_path / "old", None, **changes) as opened:
-        assert len(list(train(opened.open_all()))) == 3
-    with (
-        pytest.raises(ValueError, match=r"training\.start_from"),
-        open_run(tiny_config, tmp_path / "old", None, **changes | {"num_epochs": 2}) as opened,
-    ):
-        _ = opened.state
-    with open_run(tiny_config, tmp_path / "new", tmp_path / "old", num_epochs=1) as opened:
-        assert len(list(train(opened.open_all()))) == 3
+    assert start(start_from=str(shared)).state.step == 6
 
 
 def test_weights_of_another_shape_are_refused(
-    tiny_config: Config, run: Path, tmp_path: Path
+    start: Callable[..., Experiment], tiny_config: Config, run: Path
 ) -> None:
     wider = override(tiny_config, "unet.widths=32,64")
-    with (
-        pytest.raises(ValueError, match=r"down_blocks\.1"),
-        open_run(wider, tmp_path / "new", run) as opened,
-    ):
-        _ = opened.state
-
-
-def test_faces_that_were_exchanged_are_announced_and_recorded(
-    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The same number of faces, with other pixels or other labels."""
-    with open_run(tiny_config, tmp_path / "run", None, num_epochs=1) as opened:
-        assert len(list(train(opened.open_all()))) == 3
-        before = opened.fingerprint
-    again = open_run(tiny_config, tmp_path / "run", None, num_epochs=1)
-    vars(again)["fingerprint"] = dataclasses.replace(before, images="others", captions="others")
-    with again as opened:
-        assert opened.state.step == 3
-        (change,) = run_folder.read_changes(opened.folder)
-    assert [("images" in text, "captions" in text) for text in change["changed"]] == [
-        (True, False),
-        (False, True),
-    ]
+    with pytest.raises(ValueError, match=r"down_blocks\.1"):
+        _ = start(wider, start_from=str(run)).state

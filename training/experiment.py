@@ -137,20 +137,10 @@ class Experiment:
     @cached_property
     def fingerprint(self) -> Fingerprint:
         """What the run depends on apart from its settings."""
-        frozen = f"{self.text_fingerprint}-{self.vae_fingerprint}"
+        frozen = f"{fingerprint(self.text_encoder)}-{self.vae_fingerprint}"
         captions = "\n".join(self.caption(face, 0) for face in range(len(self.faces)))
         digest = hashlib.sha256(captions.encode()).hexdigest()[:16]
-        return Fingerprint(len(self.faces), frozen, self.image_fingerprint, digest)
-
-    @cached_property
-    def image_fingerprint(self) -> str:
-        """Identifies the training images."""
-        return screening.fingerprint(self.faces)
-
-    @cached_property
-    def text_fingerprint(self) -> str:
-        """Identifies the text encoder's weights."""
-        return fingerprint(self.text_encoder)
+        return Fingerprint(len(self.faces), frozen, screening.fingerprint(self.faces), digest)
 
     @cached_property
     def vae_fingerprint(self) -> str:
