@@ -20,6 +20,7 @@ RETIRED: dict[str, dict[str, Any]] = {
     },
     "sampling": {"guidance_interval": ANY, "guide_epoch": ANY},
     "classifier": {"least_balanced_accuracy": ANY, "imagenet_weights": ANY},
+    "evaluation": {"inception_weights": ANY},
 }
 
 
