@@ -305,8 +305,6 @@ class EvaluationConfig(Section):
     judge: str | None = setting(None)
     # Balanced accuracy from which on the classifier may judge an attribute.
     min_balanced_accuracy: float = setting(0.85, min=0, max=1)
-    # torch-fidelity's file, relative to the repository; None: downloaded once.
-    inception_weights: str | None = setting(None)
     sweep_count: int = setting(200, min=40)  # pictures per setting of the sweep
     sweep_scales: tuple[float, ...] = setting((1.0, 2.0, 3.0, 5.0), min=0)  # of guidance
     sweep_steps: tuple[int, ...] = setting((10, 25, 50), min=1)  # of the preset's sampler

@@ -8,12 +8,9 @@ Answers the questions of `evaluation/questions.py` and writes them at the end, a
 import os
 import sys
 from collections.abc import Sequence
-from datetime import timedelta
 
 from command_line import add_checkpoint, command, config_from, parser, path
 
-# The others wait for the main process while it computes numbers, longer than the usual limit.
-PATIENCE = timedelta(hours=12)
 EVALUATED = (  # what can change without another training; the checkpoint decides the rest
     *("sampling.", "models.decoder", "data.picture_size", "evaluation.", "name="),
     *("data.source", "data.drawn_counts", "data.loader_workers"),
@@ -41,13 +38,14 @@ def main() -> None:
     from evaluation.questions import LEADING, QUESTIONS, finish
     from evaluation.table import as_text
     from models.device import choose_device
+    from training.processes import PATIENCE
 
     if arguments.compare:
         print(as_text(compare(*arguments.compare)))
         return
     device = choose_device()
     processes = PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
-    if not processes.is_main_process:
+    if not processes.is_main_process:  # it computes the same, which the main one tells
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123, until the process ends
     given = (arguments.pictures, arguments.captions, arguments.checkpoint)
     evaluation = open_evaluation(config, device, *given)
@@ -60,7 +58,9 @@ def main() -> None:
     if refused := sweep.refused(evaluation.table):
         print(f"\nrefused, as they cost recall: {'; '.join(refused)}")
     leading = [row for row in evaluation.table if row.question in LEADING]
-    print(f"\nIn short\n{as_text(leading)}\n\n{finish(evaluation)}")
+    print(f"\nIn short\n{as_text(leading)}")
+    if processes.is_main_process:
+        print(f"\n{finish(evaluation)}")
 
 
 def refuse_changes_of_training(changes: Sequence[str]) -> None:

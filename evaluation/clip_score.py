@@ -21,10 +21,10 @@ def clip_scores(images: Tensor, texts: Tensor) -> Tensor:
 
 
 def others(faces: np.ndarray, seed: int = 0) -> np.ndarray:
-    """A random order (N,) in which each place holds one of another face: the shuffled control.
+    """For each slot that of another face, (N,), at random: the shuffled control.
 
     Raises:
-        NotMeasured: one face has more than half of all places.
+        NotMeasured: one face has more than half of all slots.
     """
     _, unit, sizes = np.unique(faces, return_inverse=True, return_counts=True)
     if 2 * sizes.max() > len(faces):
@@ -32,9 +32,9 @@ def others(faces: np.ndarray, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(faces))
     order = order[np.argsort(rng.permutation(len(sizes))[unit[order]], kind="stable")]
-    places = np.empty_like(order)
-    places[order] = np.roll(order, sizes.max())  # past every member of a group
-    return places
+    found = np.empty_like(order)
+    found[order] = np.roll(order, sizes.max())  # past all slots of a face
+    return found
 
 
 def scores(
@@ -68,14 +68,13 @@ def answer(evaluation: Evaluation) -> Table:
     """The scores of every CLIP that judges."""
     table: Table = []
     texts = [caption.text for caption in evaluation.require_captions()]
+    order = others(evaluation.asked)
     for clip in evaluation.networks.clips.values():
         network = clip_image_features(clip)
         images, real = evaluation.features(network, evaluation.pictures), None
         if evaluation.knows_faces:
             real = evaluation.features(network, evaluation.test)[evaluation.described]
-        if evaluation.is_main:
-            words = text_features(clip, texts, evaluation.device)
-            order = others(evaluation.asked)
-            table += scores(network.name, images, words, evaluation.clusters, order, real)
-            evaluation.notes[f"clip_score {network.name}"] = clip_scores(images, words)
+        words = text_features(clip, texts, evaluation.device)
+        table += scores(network.name, images, words, evaluation.clusters, order, real)
+        evaluation.notes[f"clip_score {network.name}"] = clip_scores(images, words)
     return table

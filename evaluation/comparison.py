@@ -16,7 +16,7 @@ from torch import Tensor
 from config import ROOT
 from evaluation.distance import Frechet
 from evaluation.estimate import jackknife
-from evaluation.session import FEATURES, PICTURES, PROTOCOL
+from evaluation.session import PICTURES, PROTOCOL
 from evaluation.table import Table, row
 from evaluation.variety import Overlap, Reference
 
@@ -28,13 +28,12 @@ class Finished(NamedTuple):
 
     folder: Path
     protocol: dict[str, Any]
-    features: dict[str, list[str]]  # by space the files of the pictures' and of the reference's
     pictures: pd.DataFrame  # one a row, with its text and its own numbers
 
     def load(self, space: str) -> list[Tensor]:
         """The features of the pictures and of the reference."""
         folder = self.folder.parents[1] / "features"
-        return [load_file(folder / name)["features"] for name in self.features[space]]
+        return [load_file(folder / name)["features"] for name in self.protocol["features"][space]]
 
 
 def open_finished(name: str) -> Finished:
@@ -42,6 +41,7 @@ def open_finished(name: str) -> Finished:
 
     Raises:
         FileNotFoundError: there is none; says what to run.
+        ValueError: an earlier version wrote it, without the names of its features.
     """
     folder = Path(name)
     if not (folder / PICTURES).is_file():
@@ -52,9 +52,11 @@ def open_finished(name: str) -> Finished:
                 f"no evaluation at {name}, and none of a run of that name: run evaluate.py first"
             )
         folder = newest.parent
-    facts = [json.loads((folder / each).read_text("utf-8")) for each in (PROTOCOL, FEATURES)]
+    protocol = json.loads((folder / PROTOCOL).read_text("utf-8"))
+    if "features" not in protocol:
+        raise ValueError(f"{folder} was written by an earlier version: run evaluate.py once more")
     pictures = pd.read_csv(folder / PICTURES, dtype={"text": str}, keep_default_na=False)
-    return Finished(folder, *facts, pictures)
+    return Finished(folder, protocol, pictures)
 
 
 def pairs(first: pd.Series, second: pd.Series) -> tuple[np.ndarray, np.ndarray]:
@@ -73,7 +75,7 @@ def compare(a: str, b: str) -> Table:
 
     Raises:
         FileNotFoundError: see `open_finished`.
-        ValueError: both are one evaluation, or they share no caption or no number.
+        ValueError: see there; or both are one evaluation, or they share no caption or no number.
     """
     first, second = open_finished(a), open_finished(b)
     if first.folder.resolve() == second.folder.resolve():
@@ -86,9 +88,9 @@ def compare(a: str, b: str) -> Table:
         for each, rows in zip((first, second), slots, strict=True)
     )
     table = _of_pictures(left, right, first.protocol["judge"] == second.protocol["judge"])
-    for space, files in first.features.items():
-        # A name holds what decides the features: the network's weights and the set.
-        if space in second.features and files[1] == second.features[space][1]:
+    for space, (_, reference_file) in first.protocol["features"].items():
+        # Its name holds what decides the features: the network's weights and the set.
+        if reference_file in second.protocol["features"].get(space, ()):
             (x, reference), (y, _) = first.load(space), second.load(space)
             table += _of_features(space, x[slots[0]], y[slots[1]], reference, left["face"])
     if not table:

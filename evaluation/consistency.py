@@ -28,19 +28,15 @@ class Asked(NamedTuple):
     unwanted: np.ndarray
 
 
-def asked_values(stated: Sequence[Mapping[str, bool]]) -> Asked:
-    """The values that captions state, as two masks."""
+def asked_values(
+    stated: Sequence[Mapping[str, bool]], reliable: Collection[str] = ATTRIBUTES
+) -> Asked:
+    """The values that captions state, of the attributes that the classifier reads well."""
     asked = np.zeros((2, len(stated), len(ATTRIBUTES)), dtype=bool)
-    for number, values in enumerate(stated):
+    for slot, values in enumerate(stated):
         for name, value in values.items():
-            asked[0 if value else 1, number, ATTRIBUTES.index(name)] = True
+            asked[0 if value else 1, slot, ATTRIBUTES.index(name)] = name in reliable
     return Asked(*asked)
-
-
-def reliable_only(asked: Asked, reliable: Collection[str]) -> Asked:
-    """What is asked, of the attributes that the classifier reads well."""
-    kept = np.isin(ATTRIBUTES, list(reliable))
-    return Asked(asked.wanted & kept, asked.unwanted & kept)
 
 
 class Rates:
@@ -106,8 +102,8 @@ def _each_attribute(name: str, rates: Rates, chosen: np.ndarray, faces: np.ndarr
     found = jackknife(lambda rows: rates.of_each(rows).ravel(), faces, is_share=True)
     said = rates.said.sum(0)
     return [
-        row(SIDES[side], ATTRIBUTES[column], name, found[place]._replace(n=int(said[side, column])))
-        for place, (side, column) in enumerate(np.ndindex(chosen.shape))
+        row(SIDES[side], ATTRIBUTES[column], name, each._replace(n=int(said[side, column])))
+        for (side, column), each in zip(np.ndindex(chosen.shape), found, strict=True)
         if chosen[side, column]
     ]
 
@@ -118,15 +114,13 @@ def answer(evaluation: Evaluation) -> Table:
     if not any(caption.stated for caption in captions):
         raise NotMeasured("what the captions state is not known: they are none of this data's")
     seen = {GENERATED: evaluation.decided(evaluation.pictures)}
-    asked = reliable_only(asked_values([c.stated for c in captions]), evaluation.reliable)
+    asked = asked_values([caption.stated for caption in captions], evaluation.reliable)
     if evaluation.knows_faces:
         real = {REAL: evaluation.test}
         if evaluation.model:
             real[RECONSTRUCTED] = evaluation.reconstructed(evaluation.test)
         for name, images in real.items():
             seen[name] = evaluation.decided(images)[evaluation.described]
-    if not evaluation.is_main:
-        return []
     rates = Rates(seen[GENERATED], asked)
     evaluation.notes["stated"] = rates.said.sum((1, 2))
     evaluation.notes["shown"] = rates.right.sum((1, 2))

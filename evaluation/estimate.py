@@ -105,8 +105,8 @@ def share_interval(value: float, error: float, n: int) -> Estimate:
     succeeds and of one that fails, so that all or none of n leave a width. It stays in [0, 1].
     """
     p = (n * value + 0.25) / (n + 0.5)
-    least = (p**2 + (1 - p) ** 2) / 4 / (n + 0.5) ** 2
-    size, z = p * (1 - p) / max(error**2, least), QUANTILE
+    min_variance = (p**2 + (1 - p) ** 2) / 4 / (n + 0.5) ** 2
+    size, z = p * (1 - p) / max(error**2, min_variance), QUANTILE
     middle = (value + z**2 / (2 * size)) / (1 + z**2 / size)
     reach = z / (1 + z**2 / size) * sqrt(value * (1 - value) / size + z**2 / (4 * size**2))
     low, high = min(middle - reach, value), max(middle + reach, value)  # rounding at 0 and 1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -29,16 +29,13 @@ def cached_features(
     Under `accelerate launch` each process extracts its share, and all return the whole.
     """
     path, processes = stored_at(network, images, folder), PartialState()
-    is_stored = processes.is_main_process and path.is_file()
-    found = [load_file(path)["features"] if is_stored else None]
-    broadcast_object_list(found)
-    if found[0] is not None:
-        return found[0]
-    features = extract(network, images, device, workers)
-    if processes.is_main_process:
-        with replacing(path) as temporary:
-            save_file({"features": features}, temporary)
-    return features
+    if not path.is_file():  # for all of them, as none has it before all have extracted
+        features = extract(network, images, device, workers)
+        if processes.is_main_process:
+            with replacing(path) as temporary:
+                save_file({"features": features}, temporary)
+        processes.wait_for_everyone()
+    return load_file(path)["features"]
 
 
 def extract(

@@ -3,8 +3,6 @@
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,33 +11,23 @@ from torch import Tensor
 from custom_datasets.celeba_files import caption_column, list_files, read_metadata
 from custom_datasets.images import open_rgb, read_image
 from evaluation.sets import ORDER_SEED
-from inference.picture_sets import key_of
+from inference.picture_sets import PictureFiles, key_of
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif")
 
 
-@dataclass(frozen=True)
-class FolderImages(Sequence[Tensor]):
-    """Image files as uint8 (3, size, size), read on access, in a random order."""
+class FolderImages(PictureFiles):
+    """Image files of a folder as uint8 (3, size, size), read on access.
 
-    folder: Path
-    paths: tuple[Path, ...]
-    size: int  # pixels; other sizes are resized and cropped as the real faces are
+    Other sizes are resized and cropped as the real faces are.
+    """
 
-    @cached_property
-    def key(self) -> object:
-        """Names, sizes and times of the files."""
-        stats = [path.stat() for path in self.paths]
+    def __init__(self, folder: Path, paths: Sequence[Path], size: int) -> None:
+        # A table of captions names the files so.
+        self.names, self.size = [path.relative_to(folder).as_posix() for path in paths], size
+        stats = [path.stat() for path in paths]
         files = [(n, s.st_size, s.st_mtime_ns) for n, s in zip(self.names, stats, strict=True)]
-        return [str(self.folder.resolve()), self.size, key_of(files)]
-
-    @property
-    def names(self) -> list[str]:
-        """The files in the folder, as a table of captions names them."""
-        return [path.relative_to(self.folder).as_posix() for path in self.paths]
-
-    def __len__(self) -> int:
-        return len(self.paths)
+        super().__init__(paths, key_of(str(folder.resolve()), size, files))
 
     def __getitem__(self, slot: int) -> Tensor:
         return read_image(self.paths[slot], self.size)
@@ -68,7 +56,7 @@ def open_folder(folder: Path, size: int) -> FolderImages:
             f"({len(others)} in all)"
         )
     order = np.random.default_rng(ORDER_SEED).permutation(len(kept))
-    return FolderImages(folder, tuple(kept[i] for i in order), size)
+    return FolderImages(folder, [kept[slot] for slot in order], size)
 
 
 def _size(path: Path) -> tuple[int, int]:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.functional.classification import (
+    binary_roc,
     multilabel_accuracy,
     multilabel_recall,
     multilabel_specificity,
@@ -141,25 +142,16 @@ def balanced_accuracies(decided: Tensor, truth: Tensor) -> Tensor:
 
 
 def best_thresholds(probabilities: Tensor, attributes: Tensor) -> Tensor:
-    """The threshold of each attribute with the highest balanced accuracy, (40,); 0.5 where there
-    are no faces with it, or none without.
-
-    The accuracy changes only at a probability that occurs. Of the gaps between two neighbours that
-    reach the highest one the widest is taken, and its middle.
+    """The threshold of each attribute with the highest balanced accuracy, (A,), in the middle
+    between two probabilities that occur; 0.5 where there are no faces with it, or none without.
     """
-    ordered, order = probabilities.double().sort(0)
-    edges = F.pad(ordered, (0, 0, 1, 1))
-    edges[-1] = 1
-    gaps, truth = edges.diff(dim=0), attributes.gather(0, order).double()  # (N + 1, 40), (N, 40)
-    missed, rejected = (  # true and false ones below each gap
-        F.pad(side.cumsum(0), (0, 0, 1, 0)) for side in (truth, 1 - truth)
-    )
-    scores = (1 - missed / missed[-1] + rejected / rejected[-1]) / 2
-    possible = scores.where(gaps > 0, -1.0)  # no threshold parts equal probabilities
-    is_best = possible >= possible.nan_to_num(-1).max(0).values - 1e-9
-    chosen = gaps.where(is_best, -1.0).argmax(0)[None]
-    middles = (edges[:-1] + gaps / 2).gather(0, chosen)[0].float()
-    return torch.where(scores.isnan().any(0), 0.5, middles)
+    thresholds = torch.full((attributes.shape[1],), 0.5)
+    for column, truth in enumerate(attributes.int().T):
+        if 0 < truth.sum() < len(truth):
+            wrong, right, edges = binary_roc(probabilities[:, column], truth)
+            best = int((right - wrong).argmax())
+            thresholds[column] = F.pad(edges, (0, 1))[best : best + 2].mean()
+    return thresholds
 
 
 def read_well(classifier: AttributeClassifier, images: Tensor, attributes: Tensor) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 from transformers import AutoModel, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
-from config import ROOT, Config
+from config import Config
 from evaluation.estimate import NotMeasured
 from models.attribute_classifier import IMAGENET_MEAN, IMAGENET_STD, AttributeClassifier
 from models.efficientnet import open_efficientnet_lite
@@ -26,7 +26,6 @@ from models.loading import UNREADABLE, fingerprint, open_model, open_pretrained
 # Absent, not installed, or a file that is not what its name says.
 NOT_USABLE = (FileNotFoundError, ImportError, SafetensorError, *UNREADABLE)
 JUDGE = "judge"
-NO_ATTRIBUTES = "the faces have no attributes that a classifier could be trained on"
 
 
 @dataclass(frozen=True)
@@ -60,17 +59,11 @@ class Networks:
     missing: dict[str, str] = field(default_factory=dict)  # name -> reason
 
 
-def open_networks(config: Config, device: torch.device, has_attributes: bool = True) -> Networks:
-    """Open all networks that the preset names, each tried on a picture.
-
-    Args:
-        has_attributes: whether a classifier can be trained on this data.
-    """
+def open_networks(config: Config, device: torch.device) -> Networks:
+    """Open all networks that the preset names, each tried on a picture."""
     found, plan = Networks(), config.evaluation
     picture = torch.zeros(2, 3, 64, 64, dtype=torch.uint8, device=device)
     with _noted(found, JUDGE):
-        if not has_attributes and not config.judge_path.is_file():
-            raise FileNotFoundError(NO_ATTRIBUTES)
         judge, found.judge_facts = AttributeClassifier.load(config.judge_path)
         found.judge_weights, found.judge = fingerprint(judge), judge.to(device)
     for name in plan.clip_judges:
@@ -80,7 +73,7 @@ def open_networks(config: Config, device: torch.device, has_attributes: bool = T
         if name == JUDGE and not found.judge:
             continue
         with _noted(found, name):
-            network = open_network(name, found, plan.inception_weights, device)
+            network = open_network(name, found, device)
             with torch.no_grad():
                 network.extract(picture)
             found.spaces[network.name] = network
@@ -97,13 +90,11 @@ def _noted(found: Networks, name: str) -> Iterator[None]:
         print(f"left out: {name}: {found.missing[name]}")
 
 
-def open_network(
-    name: str, found: Networks, inception_weights: str | None, device: torch.device
-) -> FeatureNetwork:
+def open_network(name: str, found: Networks, device: torch.device) -> FeatureNetwork:
     """Open a feature network by its name, which `EvaluationConfig` has checked."""
     kind, _, model = name.partition(":")
     if kind == "inception":
-        return inception_features(inception_weights, device)
+        return inception_features(device)
     if kind == JUDGE:
         return FeatureNetwork(JUDGE, found.judge.features, found.judge_weights)
     if kind == "efficientnet-lite0":
@@ -113,27 +104,21 @@ def open_network(
     return clip_image_features(found.clips.get(model) or open_clip(model, device))
 
 
-def inception_features(weights: str | None, device: torch.device) -> FeatureNetwork:
-    """FID's Inception as torch-fidelity opens it, 2048-d, with TensorFlow 1's resize.
-
-    Args:
-        weights: their file, relative to the repository; None downloads it once.
+def inception_features(device: torch.device) -> FeatureNetwork:
+    """FID's Inception as torch-fidelity downloads it once, 2048-d, with TensorFlow 1's resize.
 
     Raises:
-        FileNotFoundError: the file is absent or cannot be downloaded.
+        FileNotFoundError: it cannot be downloaded; says where its file can be put.
     """
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    path = ROOT / Path(weights).expanduser() if weights else None
     try:
-        model = FeatureExtractorInceptionV3(
-            "inception-v3-compat", ["2048"], feature_extractor_weights_path=path and str(path)
-        )
-    except (OSError, RuntimeError, KeyError) as error:  # of a download, or of another file
+        model = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+    except (OSError, RuntimeError) as error:
         raise FileNotFoundError(
-            f"FID's Inception cannot be opened ({error}): fetch "
-            "weights-inception-2015-12-05-6726825d.pth from "
-            "github.com/toshas/torch-fidelity/releases, name it in evaluation.inception_weights"
+            f"FID's Inception cannot be opened ({error}): put "
+            "weights-inception-2015-12-05-6726825d.pth of "
+            f"github.com/toshas/torch-fidelity/releases into {torch.hub.get_dir()}/checkpoints"
         ) from error
     digits, model = fingerprint(model), model.to(device).eval()
     return FeatureNetwork("Inception", lambda images: model(images)[0], digits)

@@ -26,8 +26,6 @@ def finish(evaluation: Evaluation) -> str:
 
     The newest whole table of a run stands in the run's own folder too, where it is easily found.
     """
-    if not evaluation.is_main:
-        return ""
     asked = {each.question for each in evaluation.table}
     drawn = {"pictures": figures.show_sets(evaluation)}
     for name, questions in (("distance_and_recall", LEADING), ("sweep", sweep.PAIR)):

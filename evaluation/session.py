@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import PartialState
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -33,7 +32,6 @@ from inference.picture_sets import Request
 from inference.text_to_face import TextToFace
 
 METRICS, PROTOCOL, PICTURES = "metrics.json", "protocol.json", "pictures.csv"
-FEATURES = "features.json"  # where those of the pictures and of the reference are kept
 
 
 class Features(NamedTuple):
@@ -47,8 +45,7 @@ class Features(NamedTuple):
 class Evaluation:
     """Pictures, real faces and networks; the numbers so far.
 
-    Under `accelerate launch` all processes make pictures and extract features; the main one
-    computes the numbers and writes them.
+    Under `accelerate launch` the processes share pictures and features; each computes all numbers.
     """
 
     plan: EvaluationConfig
@@ -71,11 +68,6 @@ class Evaluation:
     not_measured: dict[str, str] = field(default_factory=dict)  # question -> reason
     matches: Any = None  # of `copies`, for its figure
     notes: dict[str, Tensor | np.ndarray] = field(default_factory=dict)  # of each picture, (N,)
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this process computes and writes the numbers."""
-        return PartialState().is_main_process
 
     @cached_property
     def asked(self) -> np.ndarray:
@@ -153,7 +145,7 @@ class Evaluation:
         return cached_features(network, images, folder, self.device, self.workers)
 
     def compared(self) -> Iterator[tuple[str, dict[str, Features], Tensor]]:
-        """For the main process each feature space, the sets in it, and the reference (M, D).
+        """Each feature space, the sets in it, and the reference (M, D).
 
         The sets have one n; the control may have fewer, and ALL has every picture.
         """
@@ -170,8 +162,7 @@ class Evaluation:
                 faces = self.clusters if name in (GENERATED, ALL) else np.arange(len(each))
                 kept = slice(None if name == ALL else n)
                 found[name] = Features(each[kept], faces[kept])
-            if self.is_main:
-                yield space, found, reference
+            yield space, found, reference
 
     @cached_property
     def reliable(self) -> tuple[str, ...]:
@@ -199,8 +190,7 @@ class Evaluation:
         except NotMeasured as error:
             name = question.__module__.rpartition(".")[2]
             self.not_measured[name] = str(error)
-            if self.is_main:
-                print(f"not measured: {name}: {error}")
+            print(f"not measured: {name}: {error}")
             return []
         answered = {each.question for each in found}  # perhaps before, by the same cell
         self.table = [each for each in self.table if each.question not in answered] + found
@@ -218,8 +208,8 @@ class Evaluation:
         unfinished.mkdir(parents=True)
         write_json(unfinished / METRICS, [row._asdict() for row in self.table], allow_nan=False)
         missing = self.networks.missing | self.not_measured
-        write_json(unfinished / PROTOCOL, self.protocol | {"not_measured": missing})
-        write_json(unfinished / FEATURES, self._stored_features())
+        facts = {"not_measured": missing, "features": self._stored_features()}
+        write_json(unfinished / PROTOCOL, self.protocol | facts)
         texts = [caption.text for caption in self.captions] or [""] * len(self.names)
         columns = {"file_name": self.names, "text": texts, "face": self.clusters, **self.notes}
         pd.DataFrame(columns).to_csv(unfinished / PICTURES, index=False)

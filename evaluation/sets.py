@@ -52,7 +52,7 @@ class FaceImages(Sequence[Tensor]):
     """Real faces in an order that a seed fixes."""
 
     faces: CelebAHQ
-    slots: np.ndarray  # int (N,), in `faces`
+    slots: np.ndarray  # int (N,) of `faces`
 
     @cached_property
     def key(self) -> object:
@@ -63,8 +63,8 @@ class FaceImages(Sequence[Tensor]):
     def __len__(self) -> int:
         return len(self.slots)
 
-    def __getitem__(self, number: int) -> Tensor:
-        return self.faces[int(self.slots[number])].image
+    def __getitem__(self, slot: int) -> Tensor:
+        return self.faces[int(self.slots[slot])].image
 
     def captions(self, count: int) -> list[Caption]:
         """So many captions: one of each face, then another wording of each, and so on.
@@ -74,10 +74,9 @@ class FaceImages(Sequence[Tensor]):
         is_known = self.faces.has_attributes or self.faces.given_captions is not None
         if not is_known or not len(self):
             return []
-        numbers = (divmod(number, len(self)) for number in range(count))
         return [
-            self.faces.caption(int(self.slots[face]), wording, CAPTION_SEED)
-            for wording, face in numbers
+            self.faces.caption(int(self.slots[slot]), wording, CAPTION_SEED)
+            for wording, slot in (divmod(caption, len(self)) for caption in range(count))
         ]
 
 

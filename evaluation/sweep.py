@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from config import EvaluationConfig, SamplingConfig
-from evaluation.consistency import Rates, asked_values, reliable_only
+from evaluation.consistency import Rates, asked_values
 from evaluation.distance import Frechet
 from evaluation.estimate import NotMeasured, jackknife
 from evaluation.session import Evaluation
@@ -38,7 +38,7 @@ def sweep(
     space: str,
     features: Mapping[str, Tensor],
     reference: Tensor,
-    shown: Mapping[str, Callable[[np.ndarray], float]] | None,
+    shown: Mapping[str, Callable[[np.ndarray], float]],
     faces: np.ndarray,
 ) -> Table:
     """Distance, recall and consistency of every setting, and their changes.
@@ -47,7 +47,8 @@ def sweep(
         features: by the setting's name (N, D), of the same captions and seeds; the first is what
             the others are compared with.
         reference: features (M, D) of real faces.
-        shown: by the setting's name, rows -> the share of stated values that are shown.
+        shown: by the setting's name, rows -> the share of stated values that are shown; empty
+            where no classifier saw them.
         faces: (N,) the face that each caption describes.
     """
     frechet, real = Frechet(reference), Reference(reference)
@@ -55,7 +56,7 @@ def sweep(
     numbers: dict[str, dict[str, Callable[[np.ndarray], float]]] = {
         PAIR[0]: {n: lambda rows, x=x: frechet(x[rows]) for n, x in features.items()},
         PAIR[1]: {n: lambda rows, o=o: o.shares(rows)[0] for n, o in overlaps.items()},
-        "sweep_shown": dict(shown or {}),
+        "sweep_shown": dict(shown),
     }
     table: Table = []
     for question, by_setting in numbers.items():
@@ -96,7 +97,6 @@ def answer(evaluation: Evaluation) -> Table:
             pictures = generate_set(model, few, evaluation.folder / "generated")
         features[name] = evaluation.features(network, pictures)[:count]
         if has_judge:
-            asked = reliable_only(asked_values(stated), evaluation.reliable)
+            asked = asked_values(stated, evaluation.reliable)
             shown[name] = Rates(evaluation.decided(pictures)[:count], asked).shown
-    faces = evaluation.clusters[:count]
-    return sweep(space, features, real, shown, faces) if evaluation.is_main else []
+    return sweep(space, features, real, shown, evaluation.clusters[:count])

@@ -26,6 +26,7 @@ RETIRED: dict[str, dict[str, Any]] = {
         "weight_decay": 0.05,
         "seed": 0,
     },
+    "evaluation": {"inception_weights": ANY},
 }
 
 
