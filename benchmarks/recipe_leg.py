@@ -75,7 +75,7 @@ def seconds_a_step(experiment: Experiment) -> float:
 
 
 def pace(config: Config) -> dict[str, float]:
-    """Images seen, minutes of training, and images a second."""
+    """Images seen, minutes of training, and images per second."""
     batch, lines = config.training.batch_size, read_losses(config.run_folder)
     seconds = sum(batch / line["images_per_second"] for line in lines if line["images_per_second"])
     images = batch * len(lines)

@@ -155,7 +155,8 @@ def _others(found: FaceTable) -> FaceTable:
     if found.attributes is None and found.captions is None:
         raise ValueError(
             f"{found.source} holds pictures that are not CelebA-HQ's, and nothing tells what they "
-            "show: put a metadata.csv beside them, with the columns file_name and caption"
+            "show: put a metadata.csv beside them, with the columns file_name and caption, or with "
+            "CelebA's 40 attributes in place of caption"
         )
     found.indices = np.arange(len(found.names))
     return found

@@ -7,7 +7,8 @@ Knows tensors and callables only. The forward process mixes a clean latent x_0 w
 and a denoiser predicts a target that is linear in both, a_t x_0 + b_t eps: the noise, (a, b) =
 (0, 1), in Ho et al. 2020; v = alpha_t eps - sigma_t x_0, that is (-sigma_t, alpha_t), in Salimans &
 Ho 2022. So two pairs of coefficients describe an objective. Another objective is another
-`Target`, or another pair (alpha, sigma); nothing else changes.
+`Target`, or another pair (alpha, sigma): named in `DiffusionConfig.prediction_type`, and told to
+diffusers' schedulers by `scheduler_options`.
 
 Shapes: B batch, C latent channels, h x w latents, L caption tokens, D text width, T timesteps.
 """
