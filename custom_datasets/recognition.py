@@ -127,17 +127,14 @@ def _recognise_all(pictures: datasets.Dataset) -> np.ndarray:
 
 def official_attributes(source: str) -> np.ndarray:
     """The attributes of the 30,000 official faces, int8 (30000, 40), 0 and 1, `UNKNOWN` of faces
-    that the file lacks: from an annotation file in the source, beside it, or elsewhere on this
-    machine, else the column of the hub's data set alone, without its pictures, kept.
+    that the file lacks: from an annotation file in the source, beside it, in CELEBA_HQ_DIR or in
+    `data/celeba_hq`, else the column of the hub's data set alone, without its pictures, kept.
 
     Raises:
         ConnectionError: there is no such file, and the hub does not answer.
         ValueError: they are of other faces.
     """
-    named = os.environ.get("CELEBA_HQ_DIR") or "data/celeba_hq"
-    homes = (Path(source), Path(source).parent, config.ROOT / Path(named).expanduser())
-    places = (p for home in homes for way in ("", "*/") for p in home.glob(way + ATTRIBUTE_FILE))
-    if place := next(places, None):
+    if place := _annotation_file(Path(source)):
         names, found = read_attributes(place)
         values = np.full((OFFICIAL_COUNT, len(ATTRIBUTES)), UNKNOWN, np.int8)
         values[[image_number(name) for name in names]] = found
@@ -145,6 +142,15 @@ def official_attributes(source: str) -> np.ndarray:
     record = config.ROOT / "data" / "celeba_hq_attributes.npy"
     values = np.load(record) if record.is_file() else _fetch_attributes(record)
     return values.astype(np.int8)
+
+
+def _annotation_file(source: Path) -> Path | None:
+    named = (os.environ.get("CELEBA_HQ_DIR"), "data/celeba_hq")
+    homes = [config.ROOT / Path(name).expanduser() for name in named if name]
+    places = [(source, ""), (source, "*/"), (source.parent, "")]
+    places += [(home, way) for home in homes for way in ("", "*/")]
+    found = (path for folder, way in places for path in folder.glob(way + ATTRIBUTE_FILE))
+    return next(found, None)
 
 
 def _fetch_attributes(record: Path) -> np.ndarray:

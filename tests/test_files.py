@@ -90,6 +90,8 @@ def test_an_error_while_writing_leaves_the_old_file_alone(tmp_path: Path) -> Non
     with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "text") as path:
         path.write_text("half")
         raise KeyboardInterrupt
+    with pytest.raises(OSError, match="12 requested"), replacing(tmp_path / "text"):
+        raise OSError("12 requested and 0 written")  # numpy's, of a full disk
     with pytest.raises(OSError, match="text"), replacing(tmp_path / "text"):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("text", "before")]

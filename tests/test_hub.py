@@ -249,5 +249,8 @@ def test_what_cannot_be_an_id_is_told_by_its_setting(name: str) -> None:
         open_faces(config.get_config("celeba_hq", [f"data.source={name}"]), None)
     with pytest.raises(FileNotFoundError, match=r"models\.text_encoder"):
         TextEncoder.from_pretrained(name)
+    for place in ("hf:", "hf:owner/name@main"):  # of an empty variable; a copy has no revision
+        with pytest.raises(ValueError, match=r"training\.mirror"):
+            Mirror(place, "x")
     with pytest.raises(ValueError, match=r"training\.mirror"):
         Mirror(f"hf:{name}", "run")

@@ -124,6 +124,20 @@ def test_a_copy_of_pictures_alone_is_recognised(
     assert_official(CelebAHQ(copy, None, 32), INDICES[1:-1])
 
 
+def test_the_attributes_are_found_beside_a_folder_of_pictures_alone(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In data/celeba_hq, though CELEBA_HQ_DIR names the pictures; not in a folder beside them."""
+    copy, kept = root / "copies" / "mine", root / "data" / "celeba_hq"
+    write_pictures(copy, {f"{index}.png": index for index in range(12)})
+    kept.mkdir(parents=True)
+    write_annotation(kept, list(range(30)))
+    (root / "copies" / "other").mkdir()
+    (root / "copies" / "other" / ATTRIBUTE_FILE).write_text("another's")
+    monkeypatch.setenv("CELEBA_HQ_DIR", str(copy))
+    assert_official(CelebAHQ(copy, None, 32), list(range(12)))
+
+
 def test_names_that_claim_another_face_are_not_believed(root: Path) -> None:
     """Some copies count from 1."""
     folder = root / "renumbered"

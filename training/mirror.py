@@ -31,7 +31,8 @@ class Mirror:
     def __init__(self, place: str, run: str) -> None:
         self.place, self.run = place, run
         self.repository = place.removeprefix(HUB) if place.startswith(HUB) else ""
-        if self.repository and not is_hub_id(self.repository):
+        is_revision = "@" in self.repository  # a copy goes to the newest one
+        if place.startswith(HUB) and (is_revision or not is_hub_id(self.repository)):
             raise ValueError(f"training.mirror: {place!r} is not {HUB}owner/name, an id of the hub")
         self.folder = ROOT / Path(place).expanduser() / run
         self.thread = ThreadPoolExecutor(1, "mirror")
