@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import tempfile
+from types import FrameType
 
 from command_line import add_checkpoint, command, config_from, parser, whole
 
@@ -51,10 +52,17 @@ def delete_pictures_when_ended() -> None:
 
     Does nothing for a signal that is ignored, as under `nohup`.
     """
-    for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):  # Windows lacks one
-        number = getattr(signal, name)
+    names = {"SIGTERM", "SIGHUP"} & set(dir(signal))  # Windows lacks one
+    numbers = [getattr(signal, name) for name in names]
+
+    def leave(sent: int, _: FrameType | None) -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)  # another one would end the deletion
+        sys.exit(128 + sent)
+
+    for number in numbers:
         if signal.getsignal(number) == signal.SIG_DFL:
-            signal.signal(number, lambda sent, _: sys.exit(128 + sent))
+            signal.signal(number, leave)
 
 
 def read_arguments() -> argparse.Namespace:

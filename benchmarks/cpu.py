@@ -68,7 +68,7 @@ def against(checkout: Path) -> dict[str, Jobs]:
         job = ("training_step", preset, batch)
         found[f"training step of {preset}, batch {batch}"] = {
             "this": (job, ROOT),
-            checkout.name: (job, checkout),
+            f"other ({checkout.name})": (job, checkout),
         }
     return found
 

@@ -7,8 +7,10 @@ the same; it is saved without its encoder.
 
 import argparse
 import importlib
+import json
 import shlex
 import sys
+from pathlib import Path
 
 from command_line import command, path
 from config import override
@@ -38,7 +40,24 @@ def read_arguments() -> argparse.Namespace:
     options.add_argument(
         "--set", dest="changes", action="append", default=[], metavar="FIELD=VALUE", help=help
     )
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if not arguments.minutes > 0:
+        parser.error(f"--minutes {arguments.minutes:g}: give more than 0")
+    return arguments
+
+
+def how_made(source: str | None) -> str:
+    """The command, without the folders of this machine, behind that of the model it began with."""
+
+    def without_folder(word: str) -> str:
+        option, equals, value = word.rpartition("=")
+        return f"{option}{equals}{Path(value).name}" if Path(value).is_absolute() else word
+
+    commands = [f"python -m pretraining {shlex.join(map(without_folder, sys.argv[1:]))}"]
+    before = Path(source or "") / "measured.json"
+    if before.is_file():
+        commands.insert(0, json.loads(before.read_text(encoding="utf-8"))["made_by"])
+    return ", then ".join(commands)
 
 
 @command
@@ -49,7 +68,7 @@ def main() -> None:
         arguments.config = override(DecoderConfig(arguments.minutes), arguments.changes)
     # torch takes seconds to import: a wrong word is answered before that.
     facts = importlib.import_module(f"pretraining.{arguments.what}").make(arguments)
-    made_by = shlex.join(["python", "-m", "pretraining", *sys.argv[1:]])
+    made_by = how_made(getattr(arguments, "source", None))
     source = "the faces of a folder" if arguments.faces else "drawn faces"
     write_json(arguments.out / "measured.json", {"made_by": made_by, "from": source, **facts})
     print(f"{arguments.out}: {facts}")

@@ -148,47 +148,54 @@ def train_decoder(
     perception = Perception().to(device, memory_format=torch.channels_last)
     adversary = Adversary(device, precision)
     norms: dict[str, Tensor] = {}
+
+    # A function, so that a step's graphs are freed before the next step makes its own.
+    def take_step(step: int, done: float) -> dict[str, Tensor]:
+        """The losses of a step, without their graphs."""
+        # A batch: B faces, and S latents without faces.
+        chosen = torch.randint(len(images), (config.batch_size,))
+        small, real = (_load(faces[chosen], step, device) for faces in (images, pictures))
+        posterior = trained.encode(small)
+        latents = posterior.sample(torch.randn_like(posterior.mean))  # (B, C, h, w)
+        if sampled is not None:
+            count = round(SAMPLED_SHARE * config.batch_size)
+            others = sampled[torch.randint(len(sampled), (count,))].float().to(device)
+            latents = torch.cat([latents, others])  # (B + S, C, h, w)
+
+        # What every loss makes of the pictures; the discriminators take a step on the way.
+        with autocast(precision, device):
+            decoded = trained.decode_unclamped(latents)
+            shown = decoded.detach().requires_grad_(True)
+            wanted, seen = perception(real), perception(shown)
+        rate = learning_rate_at(config.discriminator_learning_rate, step, done)
+        losses = {
+            "pixels": F.l1_loss(shown[: len(real)], real),
+            "perceptual": perceptual_distance([part[: len(real)] for part in seen], wanted),
+            "discriminator": adversary.learn(wanted, seen, rate),
+            "adversarial": adversary.loss(seen),
+        }
+        rise = min(1.0, max(0.0, (done - config.adversarial_from) / RISE))
+        pulls = {
+            "pixels": 1.0,
+            "perceptual": PERCEPTUAL_WEIGHT,
+            "adversarial": rise * config.adversarial_weight,
+        }
+
+        # Backward, clip, update, and average += w (weights - average).
+        decoded.backward(balanced(losses, pulls, shown, len(real), norms))
+        optimizer.param_groups[0]["lr"] = learning_rate_at(config.learning_rate, step, done)
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            torch._foreach_lerp_(averages, weights, max((2 + step) ** -0.75, 1 - EMA_DECAY))
+        return {name: loss.detach() for name, loss in losses.items()}
+
     with freed_memory_kept(device):
         for step, done in steps_for(config.minutes):
-            # A batch: B faces, and S latents without faces.
-            chosen = torch.randint(len(images), (config.batch_size,))
-            small, real = (_load(faces[chosen], step, device) for faces in (images, pictures))
-            posterior = trained.encode(small)
-            latents = posterior.sample(torch.randn_like(posterior.mean))  # (B, C, h, w)
-            if sampled is not None:
-                count = round(SAMPLED_SHARE * config.batch_size)
-                others = sampled[torch.randint(len(sampled), (count,))].float().to(device)
-                latents = torch.cat([latents, others])  # (B + S, C, h, w)
-
-            # What every loss makes of the pictures; the discriminators take a step on the way.
-            with autocast(precision, device):
-                decoded = trained.decode_unclamped(latents)
-                shown = decoded.detach().requires_grad_(True)
-                wanted, seen = perception(real), perception(shown)
-            rate = learning_rate_at(config.discriminator_learning_rate, step, done)
-            losses = {
-                "pixels": F.l1_loss(shown[: len(real)], real),
-                "perceptual": perceptual_distance([part[: len(real)] for part in seen], wanted),
-                "discriminator": adversary.learn(wanted, seen, rate),
-                "adversarial": adversary.loss(seen),
-            }
-            rise = min(1.0, max(0.0, (done - config.adversarial_from) / RISE))
-            pulls = {
-                "pixels": 1.0,
-                "perceptual": PERCEPTUAL_WEIGHT,
-                "adversarial": rise * config.adversarial_weight,
-            }
-
-            # Backward, clip, update, and average += w (weights - average).
-            decoded.backward(balanced(losses, pulls, shown, len(real), norms))
-            optimizer.param_groups[0]["lr"] = learning_rate_at(config.learning_rate, step, done)
-            torch.nn.utils.clip_grad_norm_(weights, 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            with torch.no_grad():
-                torch._foreach_lerp_(averages, weights, max((2 + step) ** -0.75, 1 - EMA_DECAY))
+            losses = take_step(step, done)
             report(step, done, losses)
-            yield DecoderStep(step + 1, {n: x.detach() for n, x in losses.items()}, averaged)
+            yield DecoderStep(step + 1, losses, averaged)
 
 
 def _load(images: Tensor, step: int, device: torch.device) -> Tensor:

@@ -29,6 +29,17 @@ config.ROOT = pathlib.Path(sys.argv.pop(1))
 import app
 app.main()
 """
+# A signal ends the page, and more come while the pictures are deleted.
+END_AGAIN = """
+import app, signal
+app.delete_pictures_when_ended()
+try:
+    signal.raise_signal(signal.SIGTERM)
+finally:
+    for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):
+        signal.raise_signal(getattr(signal, name))
+    print("deleted")
+"""
 NOTHING = [None] * 7  # all fields but the prompt cleared
 
 
@@ -136,3 +147,9 @@ def test_the_page_is_served_behind_a_proxy_until_it_is_ended_and_leaves_nothing(
     assert len(shown) == page.USUAL_PICTURES
     assert process.returncode in (0, 128 + end) and b"Traceback" not in errors
     assert not list((tmp_path / "temporary").glob("faces_*"))
+
+
+def test_a_second_signal_does_not_end_the_deletion() -> None:
+    command = [sys.executable, "-c", END_AGAIN]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (128 + signal.SIGTERM, "deleted")

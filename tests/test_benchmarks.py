@@ -84,6 +84,12 @@ def test_two_jobs_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 1 < float(found["times longer"].split()[0]) < 4
 
 
+@pytest.mark.parametrize("folder", ["before", "this"])
+def test_this_checkout_is_compared_with_one_in_any_folder(folder: str) -> None:
+    for jobs in cpu.against(Path(folder)).values():
+        assert [checkout for _, checkout in jobs.values()] == [ROOT, Path(folder)]
+
+
 # --- what is timed ---
 
 

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from fake_cuda import CUDA, FakeCuda, fake_cuda
+from fake_cuda import CUDA, FakeCuda, backward, fake_cuda
 from torch import Tensor
 
 from benchmarks import runs
-from config import ClassifierConfig, Config, celeba_hq
+from config import ClassifierConfig, Config, UNetConfig, celeba_hq
 from custom_datasets.celeba_files import ATTRIBUTES
 from custom_datasets.latent_cache import ImageLatents
 from diffusion.sampling import SAMPLERS
@@ -53,6 +53,50 @@ def device() -> Iterator[FakeCuda]:
     """A fake CUDA device for the length of a test."""
     with fake_cuda() as mode:
         yield mode
+
+
+# --- the fake device itself ---
+
+
+@pytest.mark.parametrize("is_checkpointed", [False, True])
+def test_the_backward_pass_without_the_engine_is_autograds(is_checkpointed: bool) -> None:
+    torch.manual_seed(0)
+    unet = build_unet(UNetConfig(8, 4, (32, 64), 1, 8, 32, text_at_every_layer=True)).train()
+    if is_checkpointed:
+        unet.enable_gradient_checkpointing()
+    latents, states, timesteps = torch.randn(2, 4, 8, 8), torch.randn(2, 7, 32), torch.arange(2)
+
+    def gradients(run: Callable[[Tensor], None]) -> list[Tensor]:
+        unet.zero_grad()
+        run(unet(latents, timesteps, states).sample.square().mean())
+        return [parameter.grad for parameter in unet.parameters()]
+
+    for ours, autograds in zip(gradients(backward), gradients(Tensor.backward), strict=True):
+        torch.testing.assert_close(ours, autograds)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [float, bool, Tensor.item, Tensor.cpu, torch.ones(1).copy_, lambda value: value.tolist()],
+)
+def test_every_read_is_noted(device: FakeCuda, read: Callable[[Tensor], Any]) -> None:
+    value = torch.zeros(1, device=CUDA) + 1
+    assert not device.reads
+    read(value)
+    assert len(device.reads) == 1 and not device.copies
+
+
+def test_scalars_of_the_host_and_casts_are_noted(device: FakeCuda) -> None:
+    value = torch.zeros(2, device=CUDA)
+    value.float(), value.copy_(value + 1), value * 2.0
+    assert not device.scalars and not device.casts
+    value * torch.tensor(2.0)
+    assert len(device.scalars) == 1 and not device.casts
+    half = value.half()
+    value.copy_(half)
+    torch._foreach_copy_([value], [half])
+    assert len(device.scalars) == 1 and device.casts == 3
+    assert not device.reads and not device.copies
 
 
 # --- training ---

@@ -80,12 +80,21 @@ def test_the_command_makes_a_model_that_opens(
     monkeypatch.setattr(clip, "random_people", lambda count, seed: people(count // 40, seed))
     options = ("--faces", drawn_folder, "--minutes", "1e-4", "--out", tmp_path / "made")
     measured = call(monkeypatch, what, *options)
+    assert not any(str(place) in json.dumps(measured) for place in (tmp_path, drawn_folder))
     if what == "autoencoder":
         vae = VAEWrapper.from_pretrained(str(tmp_path / "made"))
         assert vae.scale == measured["scaling_factor"] > 0 and measured["psnr_db"] > 0
     else:
         encoder = TextEncoder.from_pretrained(str(tmp_path / "made"))
         assert encoder(["a young man"]).isfinite().all() and 0 <= measured["top1"] <= 1
+
+
+@pytest.mark.parametrize("minutes", ["0", "-1", "nan"])
+def test_no_time_is_refused(minutes: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["clip", f"--minutes={minutes}", "--out=made"]
+    monkeypatch.setattr(sys, "argv", ["pretraining", *words])
+    with pytest.raises(SystemExit, match="2"):
+        entry.read_arguments()
 
 
 # --- the decoder: what changes and what stays ---
@@ -200,7 +209,8 @@ def test_a_decoder_is_made_and_goes_on_with_latents_that_a_run_sampled(
     words = ("--from", tmp_path / "first", "--sampled", tmp_path / "sampled.npy")
     words += ("--autoencoder", tiny_autoencoder_folder)
     second = call(monkeypatch, *options, tmp_path / "second", *words)
-    assert second["before"] == first["after"]
+    assert second["made_by"].startswith(f"{first['made_by']}, then python -m pretraining decoder")
+    assert second["before"] == first["after"] and str(tmp_path) not in json.dumps(second)
     encoded = torch.randn(1, 4, 8, 8)
     last = open_beside(str(tmp_path / "second"), vae)
     assert not torch.equal(last.decode(encoded), made.decode(encoded))

@@ -1,10 +1,30 @@
-"""The run folder: its losses."""
+"""The run folder: its config and its losses."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from config import smoke
 from training import run_folder
+
+
+def test_a_torn_config_forgets_its_changes_and_is_written_again(tmp_path: Path) -> None:
+    run_folder.write_config(tmp_path, smoke(), {}, 5, ["a: 1 there, 2 here"])
+    assert [entry["step"] for entry in run_folder.read_changes(tmp_path)] == [5]
+    (tmp_path / "config.json").write_text('{"config"')  # torn by a power cut
+    assert run_folder.read_changes(tmp_path) == []
+    run_folder.write_config(tmp_path, smoke(), {}, 9, [])
+    assert json.loads((tmp_path / "config.json").read_text())["changes"] == []
+
+
+@pytest.mark.parametrize("step", [0, 2, 9])
+def test_losses_after_a_step_are_forgotten(tmp_path: Path, step: int) -> None:
+    lines = [{"step": n, "loss": n / 10, "loss_by_timestep": [None, 0.5]} for n in range(1, 6)]
+    run_folder.append_lines(tmp_path / "losses.jsonl", lines)
+    run_folder.cut_losses(tmp_path, step)
+    assert run_folder.read_losses(tmp_path) == lines[:step]
+    assert (tmp_path / "losses.jsonl").read_text().count("\n") == min(step, 5)
 
 
 def test_damaged_lines_in_the_middle_are_passed_over_and_counted(
