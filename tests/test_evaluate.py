@@ -24,6 +24,7 @@ from config import Config
 from custom_datasets.celeba_hq_dataset import CelebAHQ
 from custom_datasets.drawn_faces import FOLDERS, write_drawn_faces
 from evaluation import comparison, judge
+from evaluation.networks import NO_ATTRIBUTES
 from evaluation.session import Evaluation
 from evaluation.table import Row
 from inference.text_to_face import TextToFace
@@ -322,8 +323,10 @@ def test_two_prompts_asked_again_and_again_are_measured(done: Bench, tmp_path: P
 def test_a_few_own_captions_have_a_clip_score(done: Bench, tmp_path: Path) -> None:
     """Sixty photographs leave six for the test: too few for a distance, not for captions."""
     folder = training_faces(done, tmp_path / "mine", 60, "person {} of mine".format)
+    (done.root / "checkpoints" / "test" / "celeba_attribute_classifier.pt").unlink()
     written = done.evaluate("--set", f"data.source={folder}", "--set", "sampling.steps=1")
     questions = {each.question for each in read(written / "metrics.json")}
+    assert protocol(written)["not_measured"]["judge"] == NO_ATTRIBUTES  # not: train one
     assert {"clip_score", "copies"} <= questions and "recall" not in questions
     assert {"distance", "variety", "consistency", "sweep"} <= set(protocol(written)["not_measured"])
 
