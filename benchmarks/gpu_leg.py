@@ -28,11 +28,12 @@ from files import write_json
 from inference.text_to_face import TextToFace
 from models.text_encoder import TextEncoder
 from models.vae_wrapper import VAEWrapper
+from pretraining.common import sample_latents
 from training.experiment import Experiment
 from training.loop import train
 
 STEP_OF_INT8 = 31.75  # values a unit of a latent
-PICTURES, QUICK_PICTURES, PICTURES_AT_ONCE, GRID = 400, 8, 50, 64
+PICTURES, QUICK_PICTURES, GRID = 400, 8, 64
 PICTURE_SECONDS = 90  # that sampling and writing may take
 SHARE_PLANNED = 0.97  # of the minutes, so that the learning rate reaches zero within them
 CAPTION_SEED = 1_000_003  # other wordings than training's
@@ -139,14 +140,10 @@ def pictures(opened: Experiment, leg: Leg, folder: Path) -> dict[str, Any]:
     model = TextToFace(
         leg.config, opened.state.ema_unet, opened.text_encoder, vae, opened.precision
     )
-    parts = []
-    for start in range(0, len(captions), PICTURES_AT_ONCE):
-        some = captions[start : start + PICTURES_AT_ONCE]
-        seeds = range(start, start + len(some))
-        parts.append(model.sample_latents(some, seeds, leg.config.sampling).cpu())
-    latents = torch.cat(parts)
-    np.save(folder / "latents.npy", latents.half().numpy())
+    sampled = sample_latents(model, captions)
+    np.save(folder / "latents.npy", sampled)
     write_json(folder / "captions.json", captions)
+    latents = torch.from_numpy(sampled).float()
     if vae:
         save_image(model.decode(latents[:GRID].to(opened.device)), folder / "pictures.png")
     mean, std = float(latents.mean()), float(latents.std())

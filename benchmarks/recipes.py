@@ -4,8 +4,8 @@
 diffusion.timestep_sampling=weight` trains from nothing for about so many minutes, or with
 `--images 200000` for so many images, and measures the pictures: distance to unseen faces, recall,
 and where the preset's judge is there (notebook train2) attribute consistency. A leg is better if
-its distance is lower and its recall no lower: a distance alone rewards lost variety, and recipes
-weight the loss differently. The same command resumes.
+its distance is lower and its recall no lower: a distance alone rewards faces that are too much
+alike, and recipes weight the loss differently. The same command resumes.
 Without `--leg` it prints the table of the preset's legs, from `outputs/recipes/<preset>/`.
 """
 

@@ -61,7 +61,7 @@ def nearest(pictures: Tensor, train: Tensor) -> Match:
         pictures, train: prints (N, P) and (M, P).
     """
     parts = [
-        (_most_alike(part, train), _most_alike(mirrored(part), train))
+        (_best_match(part, train), _best_match(mirrored(part), train))
         for part in pictures.split(64)
     ]
     (plain, face), (flipped, other) = (
@@ -71,7 +71,7 @@ def nearest(pictures: Tensor, train: Tensor) -> Match:
     return Match(plain.maximum(flipped), torch.where(is_mirrored, other, face), is_mirrored)
 
 
-def _most_alike(part: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
+def _best_match(part: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
     """For prints (B, P) the best correlation with a training face, and which, (B,) each."""
     likely = part[:, : COARSE**2] @ train[:, : COARSE**2].T  # (B, M)
     faces = likely.topk(min(CANDIDATES, len(train))).indices  # (B, 10)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -26,16 +26,20 @@ def cached_features(
 ) -> Tensor:
     """Features of a set, float32 (N, D) on the CPU: stored ones, or extracted and then stored.
 
-    Under `accelerate launch` each process extracts its share, and all return the whole.
+    Under `accelerate launch` each process extracts its share, and all return the whole. The main
+    one alone looks for the file: another evaluation may write it meanwhile, or a shared disk show
+    it late, and whether to extract must be one decision.
     """
-    path, processes = stored_at(network, images, folder), PartialState()
-    if not path.is_file():  # for all of them, as none has it before all have extracted
-        features = extract(network, images, device, workers)
-        if processes.is_main_process:
-            with replacing(path) as temporary:
-                save_file({"features": features}, temporary)
-        processes.wait_for_everyone()
-    return load_file(path)["features"]
+    path, is_main = stored_at(network, images, folder), PartialState().is_main_process
+    stored = [load_file(path)["features"] if is_main and path.is_file() else None]
+    broadcast_object_list(stored)
+    if stored[0] is not None:
+        return stored[0]
+    features = extract(network, images, device, workers)
+    if is_main:
+        with replacing(path) as temporary:
+            save_file({"features": features}, temporary)
+    return features
 
 
 def extract(

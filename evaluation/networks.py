@@ -26,6 +26,7 @@ from models.loading import UNREADABLE, fingerprint, open_model, open_pretrained
 # Absent, not installed, or a file that is not what its name says.
 NOT_USABLE = (FileNotFoundError, ImportError, SafetensorError, *UNREADABLE)
 JUDGE = "judge"
+NO_ATTRIBUTES = "the faces have no attributes that a classifier could be trained on"
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,17 @@ class Networks:
     missing: dict[str, str] = field(default_factory=dict)  # name -> reason
 
 
-def open_networks(config: Config, device: torch.device) -> Networks:
-    """Open all networks that the preset names, each tried on a picture."""
+def open_networks(config: Config, device: torch.device, has_attributes: bool) -> Networks:
+    """Open all networks that the preset names, each tried on a picture.
+
+    Args:
+        has_attributes: whether a classifier can be trained on this data.
+    """
     found, plan = Networks(), config.evaluation
     picture = torch.zeros(2, 3, 64, 64, dtype=torch.uint8, device=device)
     with _noted(found, JUDGE):
+        if not has_attributes and not config.judge_path.is_file():
+            raise FileNotFoundError(NO_ATTRIBUTES)
         judge, found.judge_facts = AttributeClassifier.load(config.judge_path)
         found.judge_weights, found.judge = fingerprint(judge), judge.to(device)
     for name in plan.clip_judges:

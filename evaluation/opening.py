@@ -59,7 +59,7 @@ def open_evaluation(
         made = _pictures_of_a_folder(config, pictures, captions, test)
     else:
         made = _own_pictures(config, test, model)
-    networks, plan = open_networks(config, device), config.evaluation
+    networks, plan = open_networks(config, device, faces.has_attributes), config.evaluation
     protocol = made.pop("protocol") | {
         "preset": config.name,
         "image_size": config.picture_size,

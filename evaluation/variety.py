@@ -3,7 +3,8 @@
 Recall is the share of real faces that the set reaches, precision the share of the set that real
 faces reach, and the pair distance how far apart two pictures are, over that of two real faces.
 Held-out faces (`real`) show the values to compare with: above them precision means lost variety,
-not better pictures. Recall falls with repetition, shrinking and whatever makes pictures unreal.
+not better pictures. Recall falls with repetition, shrinking and what makes all pictures unreal;
+where a part of them is, or a kind of people is missing, distances show it more clearly.
 """
 
 from collections.abc import Mapping

@@ -24,6 +24,7 @@ from config import Config
 from custom_datasets.celeba_hq_dataset import CelebAHQ
 from custom_datasets.drawn_faces import FOLDERS, write_drawn_faces
 from evaluation import comparison, judge
+from evaluation.networks import NO_ATTRIBUTES
 from evaluation.session import Evaluation
 from evaluation.table import Row
 from inference.text_to_face import TextToFace
@@ -43,6 +44,34 @@ config.PRESETS["test"] = lambda: values
 sys.argv = ["evaluate.py", "--preset", "test", *sys.argv[3:]]
 import evaluate
 evaluate.main()
+"""
+# Asks for features twice, in a folder of each process: they are in that of the first process
+# alone, then in that of the second alone.
+FEATURES = """
+import sys
+from pathlib import Path
+import torch
+from accelerate import PartialState
+from safetensors.torch import load_file, save_file
+from evaluation.features import cached_features, stored_at
+from evaluation.networks import FeatureNetwork
+
+class Images(list):
+    key = "a hundred grey images"
+
+process = PartialState(cpu=True).process_index
+images = Images(torch.full((3, 4, 4), slot, dtype=torch.uint8) for slot in range(100))
+network = FeatureNetwork("mean colour", lambda batch: batch.float().mean((2, 3)))
+extracted = torch.arange(100.0)[:, None].expand(100, 3)
+for owner, want in ((0, torch.zeros(100, 3)), (1, extracted)):
+    folder = Path(sys.argv[1]) / f"owner_{owner}" / str(process)
+    path = stored_at(network, images, folder)
+    path.parent.mkdir(parents=True)
+    if process == owner:
+        save_file({"features": torch.zeros(100, 3)}, path)
+    found = cached_features(network, images, folder, torch.device("cpu"), 1)
+    assert torch.equal(found, want), (owner, process)
+    assert process or torch.equal(load_file(path)["features"], want), owner
 """
 
 
@@ -294,8 +323,10 @@ def test_two_prompts_asked_again_and_again_are_measured(done: Bench, tmp_path: P
 def test_a_few_own_captions_have_a_clip_score(done: Bench, tmp_path: Path) -> None:
     """Sixty photographs leave six for the test: too few for a distance, not for captions."""
     folder = training_faces(done, tmp_path / "mine", 60, "person {} of mine".format)
+    (done.root / "checkpoints" / "test" / "celeba_attribute_classifier.pt").unlink()
     written = done.evaluate("--set", f"data.source={folder}", "--set", "sampling.steps=1")
     questions = {each.question for each in read(written / "metrics.json")}
+    assert protocol(written)["not_measured"]["judge"] == NO_ATTRIBUTES  # not: train one
     assert {"clip_score", "copies"} <= questions and "recall" not in questions
     assert {"distance", "variety", "consistency", "sweep"} <= set(protocol(written)["not_measured"])
 
@@ -314,6 +345,27 @@ def test_two_evaluations_are_compared_on_paired_pictures(done: Bench) -> None:
         comparison.compare(str(second), "test")
 
 
+def in_two_processes(code: str, folder: Path, *arguments: str) -> str:
+    """What a script prints that gets a folder, and what else is given."""
+    (script := folder / "script.py").write_text(code)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    places = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    finished = subprocess.run(
+        [*command, str(script), str(folder), *arguments],
+        env=os.environ | places,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert finished.returncode == 0, finished.stderr[-9000:]
+    return finished.stdout
+
+
+def test_features_that_one_process_alone_finds_are_not_mixed_with_others(tmp_path: Path) -> None:
+    in_two_processes(FEATURES, tmp_path)
+
+
 def test_two_processes_give_the_numbers_of_one(
     prepared: tuple[Path, Config], whole: Path, tmp_path: Path
 ) -> None:
@@ -323,19 +375,8 @@ def test_two_processes_give_the_numbers_of_one(
     for name in ("checkpoints", "data"):
         shutil.copytree(whole / name, tmp_path / name)
     (tmp_path / "config.json").write_text(json.dumps(values.to_dict()))
-    (script := tmp_path / "evaluate_many.py").write_text(SCRIPT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    places = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    finished = subprocess.run(
-        [*command, str(script), str(tmp_path), str(tmp_path / "config.json")],
-        env=os.environ | places,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
-    assert finished.returncode == 0, finished.stderr[-9000:]
-    assert finished.stdout.count("In short") == 1  # one process prints
+    printed = in_two_processes(SCRIPT, tmp_path, str(tmp_path / "config.json"))
+    assert printed.count("In short") == 1  # one process prints
     found, want = (
         {(e.question, e.space, e.set): e for e in read(p / "outputs/test/metrics.json")}
         for p in (tmp_path, whole)
