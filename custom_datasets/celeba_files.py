@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+import config
+
 IMAGE_FOLDER = "CelebA-HQ-img"
 ATTRIBUTE_FILE = "CelebAMask-HQ-attribute-anno.txt"
 METADATA_FILES = ("metadata.csv", "metadata.jsonl")  # as `datasets`' image folders have them
@@ -27,6 +29,14 @@ ATTRIBUTES: tuple[str, ...] = tuple(
         "Wearing_Necklace Wearing_Necktie Young"
     ).split()
 )
+
+
+def homes() -> list[Path]:
+    """Where CelebA-HQ may lie on this machine: in the folder that CELEBA_HQ_DIR names, then in
+    `data/celeba_hq`, there or not.
+    """
+    named = (os.environ.get("CELEBA_HQ_DIR"), "data/celeba_hq")
+    return [config.ROOT / Path(name).expanduser() for name in named if name]
 
 
 def attribute_columns(where: object, columns: Iterable[str]) -> list[str]:

@@ -1,10 +1,10 @@
 """Opens the faces that a preset names: drawn, from a folder, or from the hub; and screens them."""
 
-import os
 from pathlib import Path
 
 import config as config_module
 from config import Config, DataConfig
+from custom_datasets.celeba_files import homes
 from custom_datasets.celeba_hq_dataset import CelebAHQ
 from custom_datasets.drawn_faces import write_drawn_faces
 from custom_datasets.screening import screen
@@ -29,11 +29,11 @@ def locate(data: DataConfig) -> str:
         return data.source if is_hub_id(data.source, root) and not path.exists() else str(path)
     if data.drawn_counts:
         return str(root / "data" / "drawn" / "-".join(map(str, data.drawn_counts)))
-    if named := os.environ.get("CELEBA_HQ_DIR"):
-        return str(root / Path(named).expanduser())
-    home = root / "data" / "celeba_hq"
-    if home.is_dir() and any(home.iterdir()):
-        return str(home)
+    *named, usual = homes()
+    if named:
+        return str(named[0])
+    if usual.is_dir() and any(usual.iterdir()):
+        return str(usual)
     mounted = (found for place in KAGGLE_PLACES for found in sorted(KAGGLE_INPUT.glob(place)))
     return str(next(mounted, config_module.CELEBA_HQ))
 

@@ -9,7 +9,6 @@ Attributes are not shipped. `recognition/attribute_digests.npy` holds eight bits
 each face's 40, which tell whether attributes that came with a copy are those of its faces.
 """
 
-import os
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -27,6 +26,7 @@ from custom_datasets.celeba_files import (
     ATTRIBUTES,
     OFFICIAL_COUNT,
     as_attributes,
+    homes,
     image_number,
     read_attributes,
 )
@@ -145,10 +145,8 @@ def official_attributes(source: str) -> np.ndarray:
 
 
 def _annotation_file(source: Path) -> Path | None:
-    named = (os.environ.get("CELEBA_HQ_DIR"), "data/celeba_hq")
-    homes = [config.ROOT / Path(name).expanduser() for name in named if name]
     places = [(source, ""), (source, "*/"), (source.parent, "")]
-    places += [(home, way) for home in homes for way in ("", "*/")]
+    places += [(home, way) for home in homes() for way in ("", "*/")]
     found = (path for folder, way in places for path in folder.glob(way + ATTRIBUTE_FILE))
     return next(found, None)
 
