@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 from command_line import command, config_from, parser, path
-from config import Config, override
+from config import Config
+from settings import override
 
 LOG_EVERY = 10  # steps between two printed lines
 

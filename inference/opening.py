@@ -6,13 +6,14 @@ from pathlib import Path
 import torch
 from diffusers import UNet2DConditionModel
 
-from config import CODE, FREE, Changes, Config, override
+from config import CODE, Config
 from models.custom_unet_celeba_ldm import build_unet
 from models.decoder import is_alone, open_decoder
 from models.device import choose_precision, has_bfloat16
 from models.loading import fingerprint
 from models.text_encoder import TextEncoder
 from models.vae_wrapper import VAEWrapper
+from settings import FREE, Changes, override
 from training import checkpoints
 from training.checkpoints import Weights
 from training.weights import load_weights

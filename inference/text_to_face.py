@@ -15,7 +15,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 from torch.nn import functional
 
-from config import ROOT, Changes, Config, SamplingConfig, override
+from config import ROOT, Config, SamplingConfig
 from custom_datasets.captions import unknown_words
 from diffusion import sampling
 from diffusion.objective import Objective, build_objective
@@ -30,6 +30,7 @@ from models.device import autocast, cast_matrices, choose_device, freed_memory_k
 from models.graphs import GraphedUNet
 from models.text_encoder import TextEncoder
 from models.vae_wrapper import VAEWrapper
+from settings import Changes, override
 from training.checkpoints import identity
 from training.weights import open_trained
 

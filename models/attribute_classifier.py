@@ -15,9 +15,10 @@ import torchvision
 from torch import nn
 from torchvision.transforms.v2 import functional as transforms
 
-from config import ClassifierConfig, from_dict
+from config import ClassifierConfig
 from files import replacing
 from models.loading import read_archive
+from settings import from_dict
 
 # Statistics of ImageNet's pixels, which networks trained on it expect.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

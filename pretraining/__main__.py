@@ -13,9 +13,9 @@ import sys
 from pathlib import Path
 
 from command_line import command, path
-from config import override
 from files import write_json
 from pretraining.decoder_config import DecoderConfig
+from settings import override
 
 KINDS = ("autoencoder", "clip", "decoder")  # each made by the module of its name
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from config import Section, setting
+from settings import Section, setting
 
 
 @dataclass(frozen=True)

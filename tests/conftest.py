@@ -25,6 +25,7 @@ from inference.text_to_face import TextToFace
 from models.custom_unet_celeba_ldm import build_unet
 from models.vae_wrapper import Posterior
 from pretraining.clip import ClipSettings, build_clip, build_image_processor, train_tokenizer
+from settings import override
 from training import checkpoints
 from training.checkpoints import Checkpoint, Fingerprint
 from training.experiment import Experiment
@@ -168,7 +169,7 @@ def change_run(folder: Path, changes: config.Changes) -> None:
     """Write the checkpoint of a run again, under a changed config."""
     path = checkpoints.require_checkpoint(folder)
     old = checkpoints.load_checkpoint(path)
-    values = config.override(old.config, changes)
+    values = override(old.config, changes)
     checkpoints.save_checkpoint(path, dataclasses.replace(old, config=values))
 
 
@@ -253,7 +254,7 @@ def opening(
         latents: LatentSource | None = None, name: str = "run", **changes: object
     ) -> Experiment:
         others = {f"{sections[n]}.{n}": changes.pop(n) for n in sections if n in changes}
-        values = config.override(tiny_config, others)
+        values = override(tiny_config, others)
         opened = start(values, home=name, **({"warmup_steps": 2} | changes))
         opened.latents = opened.faces = latents or Latents()
         opened.caption = caption

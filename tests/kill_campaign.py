@@ -20,8 +20,8 @@ import torch
 from what_is_left import difference, left_in
 
 import config as config_module
-from config import from_dict
 from files import UNFINISHED
+from settings import from_dict
 
 WRITING = f"celeba_ldm_unet_checkpoint_*{UNFINISHED}"
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)

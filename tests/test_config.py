@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import config
-from config import PRESETS, TRAIN_CELEBA_LDM_CONFIG, Config, EvaluationConfig, from_dict, get_config
+from config import PRESETS, TRAIN_CELEBA_LDM_CONFIG, Config, EvaluationConfig, get_config
+from settings import from_dict
 
 
 def plain(name: str = "smoke") -> dict[str, Any]:

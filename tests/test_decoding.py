@@ -9,12 +9,13 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 import config as config_module
-from config import Config, override
+from config import Config
 from custom_datasets.celeba_hq_dataset import CelebAHQ, to_model_range
 from inference.exporting import export
 from inference.text_to_face import TextToFace
 from models.vae_wrapper import VAEWrapper
 from pretraining.growing import grown
+from settings import override
 from training.experiment import Experiment
 
 PROMPTS, SEEDS = ["a man with glasses", "a woman, smiling"], [3, 4]

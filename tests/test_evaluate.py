@@ -38,7 +38,7 @@ import json, sys
 from pathlib import Path
 import config
 config.ROOT = Path(sys.argv[1])
-from config import from_dict
+from settings import from_dict
 values = from_dict(json.loads(Path(sys.argv[2]).read_text()), config.Config)
 config.PRESETS["test"] = lambda: values
 sys.argv = ["evaluate.py", "--preset", "test", *sys.argv[3:]]

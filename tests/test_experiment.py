@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from config import Config, from_dict, override
+from config import Config
 from custom_datasets.latent_cache import ImageLatents, LatentCache
 from inference.samples import save_samples
 from inference.text_to_face import TextToFace
+from settings import from_dict, override
 from training import checkpoints, processes, run_folder
 from training.experiment import Experiment
 from training.loop import train

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from config import Config, override
+from config import Config
+from settings import override
 
 KILLS = int(os.environ.get("LDM_TORTURE_KILLS", "8"))
 

@@ -31,7 +31,7 @@ import json, os, sys
 from pathlib import Path
 import config
 config.ROOT = Path(sys.argv[1])
-from config import from_dict
+from settings import from_dict
 from training import experiment
 from training.loop import train
 Path(sys.argv[3]).with_suffix(f".pid{os.getpid()}").touch()

@@ -15,8 +15,9 @@ from what_is_left import difference, left_in
 
 import config as config_module
 import train
-from config import Config, override
+from config import Config
 from files import InUse
+from settings import override
 from training import loop, run_folder
 from training.experiment import Experiment
 from training.state import changed_settings

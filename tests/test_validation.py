@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from config import Config, override
+from config import Config
 from custom_datasets.captions import describe
 from custom_datasets.celeba_hq_dataset import to_model_range
 from evaluation.training_trend import recent_trend
+from settings import override
 from training import run_folder
 from training.checkpoints import checkpoints
 from training.experiment import Experiment

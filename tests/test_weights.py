@@ -9,9 +9,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from config import Config, override
+from config import Config
 from inference.opening import sampling_precision
 from inference.text_to_face import TextToFace
+from settings import override
 from training import checkpoints, run_folder, weights
 from training.checkpoints import Weights
 from training.experiment import Experiment

@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
-from config import Config, from_dict
+from config import Config
 from files import replacing
 from models.loading import read_archive
+from settings import from_dict
 from training import run_folder
 from training.old_configs import read_config
 

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from config import Config, from_dict
+from config import Config
+from settings import from_dict
 
 ANY = object()
 # Settings that stored configs hold and that no longer exist, by section, with the value that the

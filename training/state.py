@@ -15,7 +15,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from config import ANNOUNCED, FIXED, ROOT, Config, TrainingConfig
+from config import ROOT, Config, TrainingConfig
+from settings import ANNOUNCED, FIXED
 from training import checkpoints
 from training.checkpoints import Checkpoint, Fingerprint
 from training.weights import load_weights, open_trained

@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from config import from_dict
 from files import replacing
+from settings import from_dict
 from training import checkpoints
 from training.checkpoints import Fingerprint, Weights
 from training.old_configs import read_config
