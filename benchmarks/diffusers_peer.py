@@ -19,7 +19,7 @@ from benchmarks import full_size
 from benchmarks.worker import text_encoder
 from config import Config, get_config
 from diffusion.objective import build_objective
-from diffusion.sampling import build_sampler
+from diffusion.sampling import build_sampler, spread_timesteps
 from inference.text_to_face import TextToFace
 from models.custom_unet_celeba_ldm import build_unet
 from models.device import PRECISIONS, autocast, cast_matrices, choose_precision
@@ -122,6 +122,5 @@ def pipeline_sampling(preset: str, sampler: str, steps: str) -> Callable[[], obj
     )
     peer.set_progress_bar_config(disable=True)
     size, scale = config.data.image_size, config.sampling.guidance_scale
-    return lambda: peer(
-        PROMPT, height=size, width=size, num_inference_steps=int(steps), guidance_scale=scale
-    )
+    times = spread_timesteps(peer.scheduler, int(steps))
+    return lambda: peer(PROMPT, height=size, width=size, timesteps=times, guidance_scale=scale)

@@ -57,7 +57,8 @@ def test_at_full_strength_nothing_of_the_face_is_left(model: TextToFace, sampler
     ]
     *_, sampled = sampling.trajectory(predict, scheduler, (4, 8, 8), SEEDS, 8, torch.device("cpu"))
     for end in ends:
-        torch.testing.assert_close(end, sampled, rtol=0.02, atol=0.02)
+        # The first timestep's alpha is .006, and of the face so much is left.
+        torch.testing.assert_close(end, sampled, rtol=0.02, atol=0.05)
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "dpm++"])

@@ -1,6 +1,7 @@
 """An exported run: opened by diffusers alone, in a process that cannot see the repository."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from diffusion.sampling import build_sampler
+from diffusion.sampling import build_sampler, set_timesteps
 from evaluation.sets import request_for
 from inference.exporting import export, model_card
 from inference.text_to_face import TextToFace
@@ -30,10 +31,12 @@ from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline, StableDiffu
 from PIL import Image
 
 folder, prompts, seeds = sys.argv[1], sys.argv[2].split("|"), map(int, sys.argv[3].split())
+times = [int(t) for t in sys.argv[4].split()]
 pipeline = StableDiffusionPipeline.from_pretrained(folder)
-options = {"num_inference_steps": 6, "guidance_scale": 2.5, "output_type": "np"}
+options = {"guidance_scale": 2.5, "output_type": "np"}
 generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-np.save("images.npy", pipeline(prompts, generator=generators, **options).images)
+np.save("images.npy", pipeline(prompts, generator=generators, timesteps=times, **options).images)
+options["num_inference_steps"] = 6
 face = Image.new("RGB", (64, 64), (150, 110, 90))
 changing = StableDiffusionImg2ImgPipeline.from_pretrained(folder)
 images = changing(prompts[0], image=face, strength=0.5, **options).images
@@ -45,6 +48,13 @@ assert not any(name in sys.modules for name in ("config", "models", "diffusion")
 
 def opened(place: Path) -> TextToFace:
     return TextToFace.from_run(place, "cpu", for_sampling=False)
+
+
+def card_timesteps(folder: Path) -> list[int]:
+    """Those that the model card tells."""
+    found = re.search(r"timesteps = \[([\d, ]+)\]", (folder / "README.md").read_text())
+    assert found
+    return [int(t) for t in found[1].split(",")]
 
 
 @pytest.fixture
@@ -67,7 +77,10 @@ def test_diffusers_alone_finds_the_same_pictures(
 ) -> None:
     (tmp_path / "elsewhere").mkdir()
     finished = subprocess.run(
-        [sys.executable, "-c", ALONE, str(exported), "|".join(PROMPTS), " ".join(map(str, SEEDS))],
+        [
+            *(sys.executable, "-c", ALONE, str(exported), "|".join(PROMPTS)),
+            *(" ".join(map(str, numbers)) for numbers in (SEEDS, card_timesteps(exported))),
+        ],
         cwd=tmp_path / "elsewhere",
         capture_output=True,
         text=True,
@@ -75,7 +88,7 @@ def test_diffusers_alone_finds_the_same_pictures(
     )
     assert finished.returncode == 0, finished.stderr[-3000:]
     theirs = np.load(tmp_path / "elsewhere" / "images.npy")
-    ours = model.generate(PROMPTS, SEEDS, guidance_scale=2.5, steps=6).permute(0, 2, 3, 1).numpy()
+    ours = model.generate(PROMPTS, SEEDS, guidance_scale=2.5).permute(0, 2, 3, 1).numpy()
     assert ours.std() > 0.02
     np.testing.assert_allclose(theirs, ours, atol=2e-3)
 
@@ -129,7 +142,9 @@ def test_the_pipeline_keeps_the_timesteps_of_epsilon(run: Path, tmp_path: Path) 
     export(model, tmp_path / "out", tmp_path / "none")
     theirs = StableDiffusionPipeline.from_pretrained(tmp_path / "out").scheduler
     ours = build_sampler(model.config.sampling.sampler, model.objective)
-    for scheduler in (theirs, ours):
-        scheduler.set_timesteps(20)
-    assert theirs.config.lambda_min_clipped == ours.config.lambda_min_clipped > -10
+    set_timesteps(ours, model.config.sampling.steps)
+    theirs.set_timesteps(timesteps=card_timesteps(tmp_path / "out"))
     assert torch.equal(theirs.timesteps, ours.timesteps)
+    assert torch.equal(theirs.sigmas, ours.sigmas)
+    theirs.set_timesteps(20)  # who names a number of steps starts no nearer to pure noise
+    assert theirs.timesteps[0] == ours.timesteps[0] == 995

@@ -5,9 +5,11 @@ x_0 = (x - sigma eps) / alpha magnifies any error of eps 20,000 times, and diffu
 either clamp latents to [-1, 1] or start there.
 """
 
+from itertools import pairwise
+
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
+from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +18,7 @@ from diffusion import sampling
 from diffusion.objective import build_objective
 
 STEPS = {"ddpm": 1000, "ddim": 50, "dpm++": 20}
+LOST = {"ddpm": 0.01, "ddim": 0.07, "dpm++": 0.03}  # of the deviation, in so many steps
 SHAPE = (4, 16, 16)
 CPU = torch.device("cpu")
 SAMPLERS = pytest.mark.parametrize("sampler", sampling.SAMPLERS)
@@ -55,14 +58,18 @@ def ours(sampler: str, prediction_type: str) -> SchedulerMixin:
 
 @SAMPLERS
 @BOTH
-@pytest.mark.parametrize(("std", "error"), [(1.0, 0.0), (0.5, 0.0), (1.0, 0.03), (0.5, 0.03)])
+@pytest.mark.parametrize(
+    ("std", "error"),
+    [(10.0, 0.0), (5.0, 0.0), (1.0, 0.0), (0.3, 0.0), (0.2, 0.0), (1.0, 0.03), (0.5, 0.03)],
+)
 def test_the_samples_have_the_datas_deviation(
     sampler: str, prediction_type: str, std: float, error: float
 ) -> None:
+    """Small details, and a picture's mean colour, which is 5 to 10 in an orthonormal transform."""
     predict = gaussian_denoiser(std, prediction_type, error)
     scheduler = ours(sampler, prediction_type)
     *_, latents = sampling.trajectory(predict, scheduler, SHAPE, range(16), STEPS[sampler], CPU)
-    assert latents.std().item() == pytest.approx(std, rel=0.1 if error else 0.04)
+    assert latents.std().item() == pytest.approx(std, rel=0.1 if error else LOST[sampler])
 
 
 # --- diffusers called directly ---
@@ -71,13 +78,10 @@ def test_the_samples_have_the_datas_deviation(
 def plain_scheduler(sampler: str, prediction_type: str) -> SchedulerMixin:
     """The same samplers, written out anew."""
     common = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": prediction_type}
-    if prediction_type == "epsilon":
-        common["lambda_min_clipped"] = -5.1
     if sampler == "dpm++":
         return DPMSolverMultistepScheduler(**common)
     kind = {"ddpm": "sde-dpmsolver++", "ddim": "dpmsolver++"}[sampler]
-    options = {"solver_order": 1, "algorithm_type": kind, "timestep_spacing": "trailing"}
-    return DPMSolverMultistepScheduler(**common, **options)
+    return DPMSolverMultistepScheduler(**common, solver_order=1, algorithm_type=kind)
 
 
 @SAMPLERS
@@ -91,30 +95,26 @@ def test_every_step_of_every_image_is_diffusers_own_with_its_seed_alone(
     assert len(got) == steps + 1
     for image, seed in enumerate(seeds):
         generator = torch.Generator().manual_seed(seed)
-        scheduler = plain_scheduler(sampler, prediction_type)
-        scheduler.set_timesteps(steps)
+        plain = plain_scheduler(sampler, prediction_type)
+        plain.set_timesteps(timesteps=scheduler.timesteps)
         x = torch.randn((1, *SHAPE), generator=generator)
         assert torch.equal(got[0][image], x[0])
-        for number, t in enumerate(scheduler.timesteps, start=1):
+        for number, t in enumerate(plain.timesteps, start=1):
             options = {"generator": generator} if sampler == "ddpm" else {}
-            x = scheduler.step(any_denoiser(x, t), t, x, **options).prev_sample
+            x = plain.step(any_denoiser(x, t), t, x, **options).prev_sample
             assert torch.equal(got[number][image], x[0]), f"step {number}"
 
 
-def test_ddim_is_diffusers_ddim() -> None:
-    """First-order DPM-Solver++ is DDIM (Lu et al. 2022, section 4)."""
+def test_ddim_is_song_et_al() -> None:
+    """x_s = alpha_s x_0 + sigma_s eps: Song et al. 2021, equation 12, without noise."""
     scheduler = ours("ddim", "v_prediction")
     got = list(sampling.trajectory(any_denoiser, scheduler, SHAPE, [5], 50, CPU))
-    ddim = DDIMScheduler(
-        beta_schedule="squaredcos_cap_v2",
-        prediction_type="v_prediction",
-        clip_sample=False,
-        timestep_spacing="trailing",
-    )
-    ddim.set_timesteps(50)
-    x = got[0]
-    for number, t in enumerate(ddim.timesteps, start=1):
-        x = ddim.step(any_denoiser(x, t), t, x).prev_sample
+    x, times = got[0], scheduler.timesteps.tolist()
+    for number, t in enumerate(times, start=1):
+        v = any_denoiser(x, torch.tensor(t))
+        clean, noise = ALPHA[t] * x - SIGMA[t] * v, SIGMA[t] * x + ALPHA[t] * v
+        is_last = number == len(times)
+        x = clean if is_last else ALPHA[times[number]] * clean + SIGMA[times[number]] * noise
         torch.testing.assert_close(got[number], x, rtol=1e-3, atol=1e-3)
 
 
@@ -158,33 +158,35 @@ def test_each_step_calls_the_denoiser_once_and_doubles_only_where_needed(
     assert calls == [(size, t) for t in scheduler.timesteps.tolist()]
 
 
-# --- numbers of steps ---
+# --- timesteps ---
 
 
-@pytest.mark.parametrize(
-    ("sampler", "steps"),
-    [("dpm++", 1000), ("ddim", 61)],
-    ids=["timesteps repeat: a division by zero", "diffusers adds a 62nd at -1"],
-)
-def test_unsound_numbers_of_steps_are_refused(sampler: str, steps: int) -> None:
+@pytest.mark.parametrize("steps", [0, -1, 1001])
+def test_impossible_numbers_of_steps_are_refused(steps: int) -> None:
     with pytest.raises(ValueError, match=str(steps)):
-        sampling.set_timesteps(ours(sampler, "v_prediction"), steps)
+        sampling.set_timesteps(ours("dpm++", "v_prediction"), steps)
 
 
-@SAMPLERS
-@BOTH
-def test_what_is_accepted_starts_at_noise_and_ends_at_data(
-    sampler: str, prediction_type: str
-) -> None:
-    """Timesteps that begin at t = 901 would lose 15 % of the contrast, as pure noise has none."""
-    scheduler, accepted = ours(sampler, prediction_type), 0
-    for steps in range(1, 1001, 7):
-        try:
-            sampling.set_timesteps(scheduler, steps)
-        except ValueError:
-            continue
-        accepted += 1
-        times = scheduler.timesteps
-        assert times.min() >= 0 and len(times.unique()) == len(times) <= steps
-        assert ALPHA[times[0]] < 0.01 and (steps < 10 or ALPHA[times[-1]] > 0.98)
-    assert accepted > 20
+@pytest.mark.parametrize("schedule", ["squaredcos_cap_v2", "linear", "scaled_linear"])
+def test_any_number_of_steps_goes_from_noise_to_data_and_repeats_none(schedule: str) -> None:
+    """A start at t = 901 would lose 15 % of the contrast, as pure noise has none."""
+    scheduler = sampling.build_sampler(
+        "dpm++", build_objective(DiffusionConfig(beta_schedule=schedule))
+    )
+    level = scheduler.lambda_t
+    start = int((level >= -5.1).nonzero()[-1])
+    for steps in (1, 2, 3, *range(4, 1001, 7), 999, 1000):
+        times = sampling.spread_timesteps(scheduler, steps)
+        assert len(times) == min(steps, start + 1) and times[0] == start
+        assert 0 <= times[-1] <= 500 // steps or steps == 1
+        assert all(later < earlier for earlier, later in pairwise(times))
+
+
+def test_half_of_the_steps_are_even_in_t_and_half_in_the_noise_level() -> None:
+    scheduler = ours("ddim", "v_prediction")
+    times = torch.tensor(sampling.spread_timesteps(scheduler, 40))
+    level = scheduler.lambda_t[times]
+    passed_t = (995 - times) / (995 - 12)
+    passed_level = (level - level[0]) / (scheduler.lambda_t[12] - level[0])
+    passed = (passed_t + passed_level) / 2
+    torch.testing.assert_close(passed, torch.linspace(0, 1, 40), rtol=0, atol=0.006)
