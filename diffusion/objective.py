@@ -50,6 +50,7 @@ class Objective:
         target: what is predicted.
         snr_gamma: min-SNR-gamma weighting, None for plain MSE.
         draw_by_weight: draw t in proportion to its weight instead of weighting the loss.
+        uniform_share: of the whole weight, the share that is spread evenly over t.
         scheduler_options: what a diffusers scheduler needs to sample the same process.
     """
 
@@ -60,6 +61,7 @@ class Objective:
         target: Target,
         snr_gamma: float | None = None,
         draw_by_weight: bool = False,
+        uniform_share: float = 0.0,
         scheduler_options: Mapping[str, object] | None = None,
     ) -> None:
         self.alpha, self.sigma, self.prediction_type = alpha, sigma, target.prediction_type
@@ -69,6 +71,7 @@ class Objective:
         determinant = alpha * self.b - sigma * self.a
         self.amplification = (sigma / determinant).abs()
         weight = min_snr_weight(self.snr, self.amplification, snr_gamma)
+        weight = torch.lerp(weight, weight.mean(), uniform_share)
         self.probabilities = weight / weight.sum() if draw_by_weight else None
         # With t drawn in proportion to the weight, its mean keeps the loss the same on average.
         self.loss_weight = weight.mean().expand(len(weight)) if draw_by_weight else weight
@@ -154,5 +157,6 @@ def build_objective(config: DiffusionConfig) -> Objective:
         TARGETS[config.prediction_type],
         config.snr_gamma,
         config.timestep_sampling == "weight",
+        config.uniform_share,
         options,
     )

@@ -118,6 +118,29 @@ def test_min_snr_weights(gamma: float, prediction_type: str) -> None:
     torch.testing.assert_close(weights.double(), want, rtol=3e-3, atol=0)
 
 
+@BOTH
+@pytest.mark.parametrize("sampling", ["uniform", "weight"])
+def test_an_even_share_of_the_weight_reaches_high_noise(
+    prediction_type: str, sampling: str
+) -> None:
+    """A face's colours are decided where log SNR < -2, which min-SNR alone leaves to 3 %."""
+    uniform = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
+
+    def total(share: float) -> tuple[float, float]:
+        objective = objective_for(
+            prediction_type, snr_gamma=5.0, timestep_sampling=sampling, uniform_share=share
+        )
+        times = objective.timesteps(uniform)
+        weights = objective.weight(times).double()
+        return weights.sum().item(), weights[objective.snr[times] < torch.e**-2].sum().item()
+
+    (whole, without), (same, all_even), (_, half) = total(0.0), total(1.0), total(0.5)
+    assert same == pytest.approx(whole, rel=1e-3)
+    assert all_even / whole == pytest.approx(0.22, abs=0.01)
+    assert half == pytest.approx((without + all_even) / 2, rel=1e-2)
+    assert prediction_type == "epsilon" or without / whole < 0.035
+
+
 # --- how t is drawn ---
 
 
