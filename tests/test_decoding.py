@@ -11,6 +11,7 @@ from diffusers import StableDiffusionPipeline
 import config as config_module
 from config import Config
 from custom_datasets.celeba_hq_dataset import CelebAHQ, to_model_range
+from diffusion.sampling import spread_timesteps
 from inference.exporting import export
 from inference.text_to_face import TextToFace
 from models.vae_wrapper import VAEWrapper
@@ -110,7 +111,8 @@ def test_an_exported_run_decodes_with_the_decoder(
     export(model, tmp_path / "out", tmp_path / "none")
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "out")
     generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
-    options = {"num_inference_steps": 4, "guidance_scale": 2.5, "output_type": "np"}
+    timesteps = spread_timesteps(pipeline.scheduler, 4)
+    options = {"timesteps": timesteps, "guidance_scale": 2.5, "output_type": "np"}
     theirs = pipeline(PROMPTS, generator=generators, **options).images
     ours = model.generate(PROMPTS, SEEDS, guidance_scale=2.5, steps=4).permute(0, 2, 3, 1)
     np.testing.assert_allclose(theirs, ours.numpy(), atol=2e-3)
