@@ -105,8 +105,8 @@ def spread_timesteps(scheduler: SchedulerMixin, steps: int) -> list[int]:
     alpha^2 v = sigma^2. That of a picture's mean colour is large: over h x w positions their common
     part adds up. Even timesteps of a cosine schedule pass that point within one or two of 20 steps,
     and even a perfect denoiser then gives a fifth less variance at v = 26 (`laptop`) and two fifths
-    less at v = 100: faded pictures, all equally bright. Steps that are even in log(alpha / sigma)
-    keep every variance, but leave few to the middle, where a face is formed.
+    less at v = 100: paler pictures, of more equal brightness. Steps that are even in
+    log(alpha / sigma) keep every variance, but leave few to the middle, where a face is formed.
 
     Returns:
         At most `steps`, none of them twice, as DPM-Solver++ would divide by zero.

@@ -44,8 +44,8 @@ image = pipeline("{how.prompts[0]}", timesteps=timesteps,
                  guidance_scale={how.guidance_scale}).images[0]
 ```
 
-`num_inference_steps={how.steps}` in place of the timesteps makes paler pictures: few of diffusers'
-even steps lie where a picture gets its brightness and colours.
+`num_inference_steps={how.steps}` in place of the timesteps makes slightly paler pictures: few of
+diffusers' even steps lie where a picture gets its brightness and colours.
 
 Opens with diffusers 0.35 and transformers 4.56 or newer.
 
