@@ -296,6 +296,8 @@ class Config:
             yield f"data.drawn_counts: {self.data.drawn_counts} is not (train, val, test)"
         if self.diffusion.timestep_sampling == "weight" and self.diffusion.snr_gamma is None:
             yield "diffusion.timestep_sampling 'weight' needs diffusion.snr_gamma, such as 5"
+        if self.diffusion.uniform_share and self.diffusion.snr_gamma is None:
+            yield "diffusion.uniform_share needs diffusion.snr_gamma: without, all weights are one"
 
     @property
     def picture_size(self) -> int:

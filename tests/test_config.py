@@ -91,6 +91,14 @@ def test_a_wrong_value_is_refused_with_its_name(change: str) -> None:
         get_config("demo", [change])
 
 
+@pytest.mark.parametrize(
+    "change", ["diffusion.timestep_sampling=weight", "diffusion.uniform_share=0.5"]
+)
+def test_what_changes_min_snr_weights_needs_them(change: str) -> None:
+    with pytest.raises(ValueError, match="snr_gamma"):
+        get_config("celeba_hq", [change])
+
+
 NO_CHANGES = [
     *(["training=x", "training.seed=1"], ["training.seed=1", "training=x"], ["data="], [""]),
     *(["=1"], ["training.=1"], [".seed=1"], ["training.seed"], ["training.seed.x=1"]),
