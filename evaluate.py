@@ -50,7 +50,7 @@ def main() -> None:
     processes = PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
     if not processes.is_main_process:  # it computes the same, which the main one tells
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123, until the process ends
-    given = (arguments.pictures, arguments.captions, arguments.checkpoint)
+    given = (arguments.changes, arguments.pictures, arguments.captions, arguments.checkpoint)
     evaluation = open_evaluation(config, device, *given)
     asked = QUESTIONS
     if arguments.sweep:  # in a folder of its own, beside the whole evaluation

@@ -56,7 +56,7 @@ def open_faces(config: Config, split: str | None, image_size: int | None = None)
 
 
 def find_faces(config: Config, split: str) -> CelebAHQ | None:
-    """The usable faces of a split, at the size of the pictures, if this machine has them; else
+    """The usable faces of a split, at the size of the pictures, if this machine has any; else
     None, and the reason is printed.
 
     For what is a little less without faces. Fetches none, and draws those that the preset draws.
@@ -65,7 +65,11 @@ def find_faces(config: Config, split: str) -> CelebAHQ | None:
     if not config.data.is_drawn and not is_at_hand(source):
         print(f"left out: no faces at {source}")
         return None
-    return open_faces(config, split, config.picture_size)
+    faces = open_faces(config, None, config.picture_size)
+    if not faces.counts[split]:
+        print(f"left out: no face of the {split} split at {source}")
+        return None
+    return faces.of_split(split)
 
 
 def has_split(faces: CelebAHQ, split: str, says: bool = True) -> bool:

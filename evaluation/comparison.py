@@ -77,7 +77,7 @@ def compare(a: str, b: str) -> Table:
         FileNotFoundError: see `open_finished`.
         ValueError: see there; or both are one evaluation, or they share no caption or no number.
     """
-    first, second = open_finished(a), open_finished(b)
+    first, second = both = open_finished(a), open_finished(b)
     if first.folder.resolve() == second.folder.resolve():
         raise ValueError(f"{a} and {b} are one evaluation: {first.folder}")
     slots = pairs(first.pictures["text"], second.pictures["text"])
@@ -85,9 +85,10 @@ def compare(a: str, b: str) -> Table:
         raise ValueError(f"{a} and {b} have no caption in common, so nothing can be paired")
     left, right = (
         each.pictures.iloc[rows].reset_index(drop=True)
-        for each, rows in zip((first, second), slots, strict=True)
+        for each, rows in zip(both, slots, strict=True)
     )
-    table = _of_pictures(left, right, first.protocol["judge"] == second.protocol["judge"])
+    judges = [(each.protocol["judge"], each.protocol["min_balanced_accuracy"]) for each in both]
+    table = _of_pictures(left, right, judges[0] == judges[1])
     for space, (_, reference_file) in first.protocol["features"].items():
         # Its name holds what decides the features: the network's weights and the set.
         if reference_file in second.protocol["features"].get(space, ()):

@@ -117,7 +117,7 @@ def answer(evaluation: Evaluation) -> Table:
     asked = asked_values([caption.stated for caption in captions], evaluation.reliable)
     if evaluation.knows_faces:
         real = {REAL: evaluation.test}
-        if evaluation.model:
+        if evaluation.can_encode:
             real[RECONSTRUCTED] = evaluation.reconstructed(evaluation.test)
         for name, images in real.items():
             seen[name] = evaluation.decided(images)[evaluation.described]

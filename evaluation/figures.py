@@ -16,7 +16,7 @@ def show_sets(evaluation: Evaluation) -> Figure:
     faces = range(columns) if evaluation.described is None else evaluation.described[:columns]
     real = [evaluation.test[int(face)] for face in faces]
     rows = {"real": real}
-    if model := evaluation.model:
+    if (model := evaluation.model) and evaluation.can_encode:
         latents = model.encode(to_model_range(torch.stack(real)).to(model.device))
         rows["through the autoencoder"] = list(model.decode(latents))
     rows["generated"] = [evaluation.pictures[i] for i in range(columns)]

@@ -22,6 +22,7 @@ from evaluation.sets import FaceImages
 from inference.opening import find_run
 from inference.picture_sets import generate_set, key_of
 from inference.text_to_face import TextToFace
+from settings import Changes
 from training.processes import main_process_first
 from training.run_folder import describe_environment
 
@@ -29,6 +30,7 @@ from training.run_folder import describe_environment
 def open_evaluation(
     config: Config,
     device: torch.device,
+    changes: Changes = None,
     pictures: Path | None = None,
     captions: Path | None = None,
     checkpoint: str = "newest",
@@ -36,6 +38,8 @@ def open_evaluation(
     """Open everything, and make the pictures that are missing.
 
     Args:
+        config: a preset with `changes`; of a run's own pictures the name and the plan alone, as all
+            else is the run's, with `changes`.
         pictures: a folder of pictures made elsewhere, to be judged in place of the run's own.
         captions: a table of what they were asked for, see `folder.read_captions`.
         checkpoint: which of the run, see `checkpoints.find`.
@@ -46,14 +50,21 @@ def open_evaluation(
     """
     if captions and not pictures:
         raise ValueError(f"--captions {captions} are those of --pictures: name its folder as well")
-    model = None if pictures else _open_model(config, device, checkpoint)
-    if model and model.config.data.source and not config.data.source:
-        print(f"real faces are those of the training: {model.config.data.source}")
-        config = replace(config, data=replace(config.data, source=model.config.data.source))
+    if captions and not captions.is_file():
+        raise FileNotFoundError(f"--captions {captions}: there is no such file")
+    model = None
+    if not pictures:
+        model = TextToFace.from_run(find_run(config), device, changes, checkpoint)
+        config = replace(model.config, name=config.name, evaluation=config.evaluation)
     with main_process_first(PartialState(), "opening the faces"):
         faces = open_faces(config, None, config.picture_size)
     names = {"train": "train", "heldout": "val", "test": "test"}
     parts = {name: sets.in_random_order(faces, split) for name, split in names.items()}
+    if empty := [name for name in ("train", "test") if not parts[name]]:
+        raise ValueError(
+            f"{faces.source} holds no face of the {empty[0]} split: pictures are compared with "
+            "test faces, and copies looked for among training faces; divide the faces into both"
+        )
     test = parts["test"]
     if pictures:
         made = _pictures_of_a_folder(config, pictures, captions, test)
@@ -77,17 +88,6 @@ def open_evaluation(
     name = f"{made.pop('name')}-n_{len(made['pictures'])}-{key}"
     common = (plan, config.output_folder, device, config.data.loader_workers, name)
     return Evaluation(*common, **parts, networks=networks, protocol=protocol, **made)
-
-
-def _open_model(config: Config, device: torch.device, checkpoint: str) -> TextToFace:
-    """The weights of the run, or those that ship, sampled as the preset says."""
-    drawn_by = (
-        f"models.decoder={config.models.decoder}",
-        f"data.picture_size={config.data.picture_size}",
-    )
-    model = TextToFace.from_run(find_run(config), device, drawn_by, checkpoint)
-    model.config = replace(model.config, sampling=config.sampling)
-    return model
 
 
 def _own_pictures(config: Config, test: FaceImages, model: TextToFace) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def _pictures_of_a_folder(
         )
     texts = captions_of(images, table) if table else []
     # A caption of ours is known with what it states; any other is scored by CLIP alone.
-    wordings = -(-max(len(texts), config.evaluation.count) // max(1, len(test)))
+    wordings = -(-max(len(texts), config.evaluation.count) // len(test))
     own = test.captions(wordings * len(test))
     faces = {caption.text: slot % len(test) for slot, caption in enumerate(own)}
     stated = {caption.text: caption for caption in own}

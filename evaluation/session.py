@@ -106,6 +106,22 @@ class Evaluation:
         return self.captions
 
     @cached_property
+    def can_encode(self) -> bool:
+        """Whether real faces can be encoded and decoded; a reason is noted where they cannot.
+
+        A decoder that ships alone makes pictures where its autoencoder is not at hand.
+        """
+        if self.model is None:
+            return False
+        try:
+            self.model.open_encoder()
+        except FileNotFoundError as error:
+            self.not_measured[RECONSTRUCTED] = reason = str(error).partition("\n")[0]
+            print(f"left out: {RECONSTRUCTED}: {reason}")
+            return False
+        return True
+
+    @cached_property
     def reference(self) -> FaceImages:
         """The real faces that distances are measured to.
 
@@ -127,7 +143,7 @@ class Evaluation:
         found: dict[str, ImageSet] = {GENERATED: self.pictures}
         if self.plan.reference != "all" and len(self.heldout) >= MIN_CLUSTERS:
             found[REAL] = self.heldout
-            if self.model:
+            if self.can_encode:
                 found[RECONSTRUCTED] = self.reconstructed(self.heldout)
         if self.model and self.request:
             folder = self.folder / "generated"

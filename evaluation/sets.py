@@ -69,10 +69,9 @@ class FaceImages(Sequence[Tensor]):
     def captions(self, count: int) -> list[Caption]:
         """So many captions: one of each face, then another wording of each, and so on.
 
-        Empty where the data has neither attributes nor captions, or no face of this split.
+        Empty where the data has neither attributes nor captions.
         """
-        is_known = self.faces.has_attributes or self.faces.given_captions is not None
-        if not is_known or not len(self):
+        if not self.faces.has_attributes and self.faces.given_captions is None:
             return []
         return [
             self.faces.caption(int(self.slots[slot]), wording, CAPTION_SEED)

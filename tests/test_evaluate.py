@@ -226,12 +226,14 @@ def test_other_settings_leave_the_finished_numbers_alone(done: Bench) -> None:
     assert {each.question.partition("_")[0] for each in read(second / "metrics.json")} == {"sweep"}
 
 
-def test_a_run_is_compared_with_the_faces_that_it_was_trained_on(done: Bench) -> None:
-    """Not with those of the preset, which would be drawn."""
+def test_a_run_is_measured_as_it_is_and_not_as_its_preset(done: Bench) -> None:
+    """On its faces and at its size, with its sampling: the preset has others now."""
     before = (done.output / "metrics.json").read_bytes()
-    data = dataclasses.replace(done.values.data, source=None)
+    data = dataclasses.replace(done.values.data, source=None, image_size=128)
     assert data.is_drawn
-    done.values = dataclasses.replace(done.values, data=data)
+    unet = dataclasses.replace(done.values.unet, latent_size=16)
+    sampling = dataclasses.replace(done.values.sampling, guidance_scale=5.0)
+    done.values = dataclasses.replace(done.values, data=data, unet=unet, sampling=sampling)
     done.forbid_pictures()
     assert (done.evaluate() / "metrics.json").read_bytes() == before
 
@@ -259,6 +261,30 @@ def test_what_is_missing_is_named_and_the_rest_is_measured(done: Bench) -> None:
     assert {each.question for each in read(folder / "metrics.json")} == {
         *("clip_score", "copies", "nearest_training_face")
     }
+
+
+def test_without_the_encoder_real_faces_are_measured_as_they_are(
+    done: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: TextToFace) -> None:
+        raise FileNotFoundError("no autoencoder here")
+
+    before = numbers_of(done.output)
+    monkeypatch.setattr(TextToFace, "open_encoder", refuse)
+    folder = done.evaluate()
+    assert protocol(folder)["not_measured"] == {"reconstructed": "no autoencoder here"}
+    assert numbers_of(folder) == before and numbers_of(folder, "real")
+    assert not numbers_of(folder, "reconstructed")
+
+
+def test_faces_without_a_test_split_are_refused_before_a_picture_is_made(done: Bench) -> None:
+    faces = write_drawn_faces(done.root / "mine", (60, 44, 1), workers=1)
+    shutil.rmtree(faces / "test")
+    done.forbid_pictures()
+    before = sorted(done.output.rglob("*"))
+    with pytest.raises(SystemExit):
+        done.evaluate("--set", f"data.source={faces}")
+    assert sorted(done.output.rglob("*")) == before
 
 
 def test_papers_take_more_pictures_and_another_reference(done: Bench) -> None:

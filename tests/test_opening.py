@@ -1,6 +1,7 @@
 """Which faces a preset means, and what is left out where there are none."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,14 @@ def test_faces_that_are_there_are_found(tiny_config: Config) -> None:
     models = dataclasses.replace(tiny_config.models, decoder="of twice the size")
     twice = dataclasses.replace(tiny_config, data=larger, models=models)
     assert find_faces(twice, "test")[0].image.shape == (3, 128, 128)  # to be edited at this size
+
+
+def test_a_split_without_faces_is_left_out_aloud(root: Path, tiny_config: Config) -> None:
+    folder = write_drawn_faces(root / "mine", (8, 2, 2), 64, workers=1)
+    shutil.rmtree(folder / "test")
+    data = dataclasses.replace(tiny_config.data, source=str(folder))
+    mine = dataclasses.replace(tiny_config, data=data)
+    assert find_faces(mine, "test") is None and len(find_faces(mine, "val")) == 2
 
 
 @pytest.mark.parametrize(
