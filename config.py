@@ -150,7 +150,7 @@ class TrainingConfig(Section):
     mirror: str | None = setting(None, resume=FREE)
     # Weights that a new run begins with: a run folder, a checkpoint, or weights such as
     # assets/laptop; the optimiser begins anew.
-    start_from: str | None = setting(None, resume=ANNOUNCED)
+    start_from: str | None = setting(None)
     # Held-out faces whose loss is measured after each epoch, at noise that never changes; 0: none.
     validation_faces: int = setting(256, resume=ANNOUNCED, min=0)
     warmup_steps: int = setting(0, resume=ANNOUNCED, min=0)  # linear, from zero

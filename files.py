@@ -110,11 +110,12 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
         InUse: another process holds it, and `wait` is False. Names that process and its start.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path, thread_local=False)  # a generator may end in another thread
+    # A generator may end in another thread. A soft lock would outlive a machine that died.
+    lock = FileLock(path, thread_local=False, fallback_to_soft=False)
     try:
         _acquire(lock, path, wait)
-    except (OSError, NotImplementedError) as error:
-        if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
             raise
         _say_no_locks(path.parent)
     try:

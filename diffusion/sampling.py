@@ -30,8 +30,8 @@ class Sampler:
     """A member of the DPM-Solver++ family (Lu et al. 2022), as diffusers' options name it.
 
     The family holds the older samplers: of first order it is DDIM (Song et al. 2021), and with
-    noise DDPM's ancestral sampling (Ho et al. 2020, posterior variance). diffusers' own classes for
-    those two take no timesteps but evenly spaced ones.
+    noise DDPM's ancestral sampling (Ho et al. 2020, posterior variance). diffusers' own class for
+    DDIM takes no timesteps but evenly spaced ones.
     """
 
     algorithm_type: str

@@ -22,7 +22,8 @@ from training.weights import load_weights
 def find_run(config: Config) -> Path:
     """The folder whose weights make a preset's pictures: its run, or what ships, which is said."""
     own, shipped = config.run_folder, CODE / "assets" / config.name
-    if checkpoints.checkpoints(own) or not (shipped / checkpoints.WEIGHTS_FILE).is_file():
+    is_own = checkpoints.checkpoints(own) or (own / checkpoints.WEIGHTS_FILE).is_file()
+    if is_own or not (shipped / checkpoints.WEIGHTS_FILE).is_file():
         return own
     print(f"{own} holds no run: these are the weights that ship in assets/{config.name}")
     return shipped

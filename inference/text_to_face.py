@@ -15,7 +15,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 from torch.nn import functional
 
-from config import ROOT, Config, SamplingConfig
+from config import Config, SamplingConfig
 from custom_datasets.captions import unknown_words
 from diffusion import sampling
 from diffusion.objective import Objective, build_objective
@@ -75,8 +75,7 @@ class TextToFace:
         """Open the averaged weights of a run.
 
         Args:
-            place: a run folder, a folder or file of weights, or a checkpoint; relative to the
-                current folder or to the repository.
+            place: a run folder, a checkpoint or weights, see `open_trained`.
             device: None: `choose_device`.
             changes: see `sampled_otherwise`; made before the decoder is opened.
             checkpoint: which of a run folder, see `checkpoints.find`.
@@ -89,8 +88,7 @@ class TextToFace:
                 refused.
         """
         device = choose_device() if device is None else torch.device(device)
-        place = Path(place).expanduser()
-        path, weights = open_trained(place if place.exists() else ROOT / place, checkpoint)
+        path, weights = open_trained(place, checkpoint)
         weights = replace(weights, config=sampled_otherwise(weights.config, changes))
         config, unet = weights.config, open_averaged_unet(path, weights)
         if for_sampling:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from config import ModelsConfig
-from files import let_others_read
+from files import replacing
 from models.loading import WEIGHTS, address, locate, quiet
 from models.vae_wrapper import VAEWrapper
 
@@ -151,5 +151,5 @@ def save_decoder_alone(vae: VAEWrapper, folder: Path) -> None:
     for name in WEIGHTS:
         (folder / name).unlink(missing_ok=True)
     vae.autoencoder.save_config(folder)
-    save_file(weights, folder / DECODER_FILE, metadata={"encoder": rounded_encoder(vae)})
-    let_others_read(folder / DECODER_FILE)
+    with replacing(folder / DECODER_FILE) as temporary:
+        save_file(weights, temporary, metadata={"encoder": rounded_encoder(vae)})

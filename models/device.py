@@ -1,7 +1,8 @@
 """The device: which one computes, in which precision, and what memory its process keeps.
 
 One place for notebooks, scripts, page and evaluation. Environment variables: LDM_DEVICE ("cpu",
-"cuda", "mps", "xpu") insists on a device; LDM_EXACT=1 switches TF32 and cuDNN's autotuner off.
+"cuda", "mps", "xpu") insists on a device; LDM_EXACT=1 switches TF32 and cuDNN's autotuner off in
+training.
 """
 
 import ctypes

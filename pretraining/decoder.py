@@ -24,7 +24,6 @@ from models.device import (
     autocast,
     choose_device,
     freed_memory_kept,
-    has_bfloat16,
     tune_kernels,
 )
 from models.loading import locate
@@ -38,6 +37,7 @@ from pretraining.common import (
     open_splits,
     report,
     steps_for,
+    unscaled_precision,
 )
 from pretraining.decoder_config import DecoderConfig
 from pretraining.growing import grown
@@ -87,8 +87,9 @@ def open_start(source: str, autoencoder: str | None, out: Path) -> tuple[VAEWrap
     Raises:
         ValueError: a decoder without its autoencoder, or one that would be overwritten.
     """
-    if Path(locate(source)).resolve() == out.resolve():
-        raise ValueError(f"--out {out} is --from: the original would be lost; name another folder")
+    originals = [Path(locate(name)).resolve() for name in (source, autoencoder) if name]
+    if out.resolve() in originals:
+        raise ValueError(f"--out {out} is an original, which would be lost; name another folder")
     name = autoencoder if is_alone(source) else source
     if not name:
         raise ValueError(f"{source} holds no encoder: name its autoencoder with --autoencoder")
@@ -139,7 +140,7 @@ def train_decoder(
     """
     torch.manual_seed(0)
     tune_kernels(device)
-    precision = "bf16" if has_bfloat16(device) else "no"  # float16 would need a scaled loss
+    precision = unscaled_precision(device)
     trained, averaged = (copy.deepcopy(vae).to(device) for _ in range(2))
     weights, averages = decoder_weights(trained), decoder_weights(averaged)
     for weight in weights:

@@ -20,6 +20,7 @@ def main() -> None:
     import numpy as np
 
     from custom_datasets.opening import open_faces
+    from files import replacing
     from inference.opening import find_run
     from inference.text_to_face import TextToFace
     from pretraining.common import choose, sample_latents
@@ -28,7 +29,9 @@ def main() -> None:
     captions = [faces.caption(face).text for face in choose(len(faces), arguments.count).tolist()]
     model = TextToFace.from_run(find_run(config), changes=arguments.changes)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    np.save(arguments.out, sample_latents(model, captions))
+    sampled = sample_latents(model, captions)
+    with replacing(arguments.out) as temporary, temporary.open("wb") as file:
+        np.save(file, sampled)  # given a name, it would add ".npy"
     print(f"{len(captions)} latents in {arguments.out}")
 
 

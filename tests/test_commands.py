@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -195,5 +196,9 @@ def test_what_ships_is_used_where_there_is_no_run(home: Path, run: Path) -> None
     shipped.parent.mkdir(parents=True)
     shipped.touch()
     assert opening.find_run(config.smoke()) == shipped.parent
+    own.mkdir()
+    (own / checkpoints.WEIGHTS_FILE).touch()  # such as `save_weights` leaves there
+    assert opening.find_run(config.smoke()) == own
+    shutil.rmtree(own)
     own.symlink_to(run)
     assert opening.find_run(config.smoke()) == own

@@ -158,6 +158,14 @@ def test_an_overflow_moves_nothing_and_is_no_error(opening: Opening) -> None:
     assert sum(line["loss"] is None for line in lines) == sum(not s.moved for s in [first, *rest])
 
 
+def test_a_scale_that_has_fallen_to_zero_is_no_overflow(opening: Opening) -> None:
+    """It never rises again: no further step would move the weights."""
+    opened = opening(mixed_precision="fp16")
+    opened.state.scaler._init_scale = 0.0
+    with pytest.raises(FloatingPointError):
+        next(train(opened))
+
+
 def test_a_loss_that_is_not_finite_is_no_overflow(
     opening: Opening, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,10 +5,11 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
-from huggingface_hub.errors import HTTPError
+from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
 from training import checkpoints, mirror, run_folder
 from training.experiment import Experiment
@@ -79,9 +80,6 @@ class Hub:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.squashed = folder, 0
-
-    def repo_exists(self, repository: str) -> bool:
-        return self.folder.exists()
 
     def create_repo(self, repository: str, *, private: bool, exist_ok: bool) -> None:
         assert private and exist_ok
@@ -180,18 +178,37 @@ def test_a_damaged_older_copy_stops_no_newer_one(
     assert copied.read_bytes() == path.read_bytes()
 
 
-class Unreachable:
-    """The hub's client without a network."""
+def test_a_torn_checkpoint_replaces_no_whole_copy(
+    run: Path, there: Callable[[str], Mirror]
+) -> None:
+    path = checkpoints.newest_checkpoint(run)
+    whole, to = path.read_bytes(), there("a run")
+    send(to, run)
+    path.write_bytes(whole[:500])
+    (run / "losses.jsonl").write_text("")
+    send(to, run)
+    assert names(to) == [path.name, "losses.jsonl"]
+    path.unlink()
+    to.restore(run)
+    assert path.read_bytes() == whole
 
-    def repo_exists(self, repository: str) -> bool:
-        raise HTTPError(f"no connection for {repository}")
+
+def test_what_a_killed_copy_left_is_deleted(run: Path, tmp_path: Path) -> None:
+    there, path = Mirror(str(tmp_path / "drive"), "a run"), checkpoints.newest_checkpoint(run)
+    there.folder.mkdir(parents=True)
+    (there.folder / f"{path.name}.1.unfinished").touch()
+    send(there, run)
+    assert names(there) == [path.name]
 
 
-def test_a_mirror_that_cannot_be_read_does_not_begin_the_run_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "error", [HTTPError("no connection"), HfHubHTTPError("no login", response=Mock())]
+)
+def test_a_mirror_that_cannot_be_used_does_not_begin_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: Hub, error: Exception
 ) -> None:
     (tmp_path / "file").write_text("in the place of a drive")
-    monkeypatch.setattr(mirror, "HfApi", Unreachable)
+    monkeypatch.setattr(hub, "create_repo", Mock(side_effect=error))
     for place in ("hf:owner/name", str(tmp_path / "file")):
         with pytest.raises((HTTPError, OSError)):
             Mirror(place, "x").restore(tmp_path / "run")

@@ -36,8 +36,10 @@ os.open = refuse_folders
 import files
 files.SYNCS_FOLDERS = False
 """,
-    # NFS without its lock daemon, Lustre without -o flock, some FUSE mounts.
+    # NFS without its lock daemon; Lustre without -o flock, and some FUSE mounts.
     "locks (ENOLCK)": "import fcntl\\ndef flock(*_): raise OSError(37, 'No locks available')\\n"
+    "fcntl.flock = flock",
+    "locks (ENOSYS)": "import fcntl\\ndef flock(*_): raise OSError(38, 'not implemented')\\n"
     "fcntl.flock = flock",
 }
 

@@ -225,6 +225,8 @@ def test_a_decoder_is_not_written_over_where_it_starts_from(
     decoder.save_decoder_alone(vae, tmp_path / "alone")
     with pytest.raises(ValueError, match="--out"):
         decoder.open_start(alone, str(tiny_autoencoder_folder), tmp_path / "alone")
+    with pytest.raises(ValueError, match="--out"):
+        decoder.open_start(alone, str(tiny_autoencoder_folder), tiny_autoencoder_folder)
     with pytest.raises(ValueError, match="--autoencoder"):
         decoder.open_start(alone, None, tmp_path / "out")
 

@@ -88,9 +88,14 @@ def test_a_run_samples_in_its_own_precision_where_the_device_has_it(
     assert sampling_precision(config, torch.device("cpu")) == want
 
 
-def test_weights_that_float16_cannot_hold_are_refused(trained: Weights, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "values", [torch.full((3,), 1e6), torch.full((2, 3), float("nan")), torch.tensor([[1, -1e40]])]
+)
+def test_weights_that_no_file_can_hold_are_refused(
+    trained: Weights, tmp_path: Path, values: torch.Tensor
+) -> None:
     name = next(iter(trained.ema))
-    wild = dataclasses.replace(trained, ema=trained.ema | {name: torch.full((3,), 1e6)})
+    wild = dataclasses.replace(trained, ema=trained.ema | {name: values})
     with pytest.raises(ValueError, match=name):
         save_weights(tmp_path / "w.safetensors", wild)
     assert list(tmp_path.glob("w.*")) == []
@@ -123,11 +128,21 @@ def test_a_new_run_starts_from_weights_with_a_fresh_optimiser(
 
 
 def test_a_run_that_was_started_from_weights_resumes_from_itself(
-    start: Callable[..., Experiment], shared: Path
+    start: Callable[..., Experiment], shared: Path, run: Path
 ) -> None:
     assert len(list(train(start(start_from=str(shared)).open_all()))) == 6
     (shared / checkpoints.WEIGHTS_FILE).unlink()
     assert start(start_from=str(shared)).state.step == 6
+    with pytest.raises(ValueError, match=r"training\.start_from"):  # it would do nothing
+        _ = start(start_from=str(run)).state
+
+
+def test_what_ships_is_found_beside_an_installed_package(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "ROOT", tmp_path / "elsewhere")
+    monkeypatch.setattr(weights, "CODE", shared.parent)
+    assert open_trained(shared.name)[0] == shared / checkpoints.WEIGHTS_FILE
 
 
 def test_a_finished_cosine_goes_on_as_a_new_run(start: Callable[..., Experiment]) -> None:

@@ -252,7 +252,10 @@ def require_checkpoint(folder: Path) -> Path:
         return opened[0]
     if (folder / WEIGHTS_FILE).is_file():
         return folder / WEIGHTS_FILE
-    raise FileNotFoundError(f"no {CHECKPOINT_PATTERN} in {folder}: run train1 or train.py first")
+    raise FileNotFoundError(
+        f"no {CHECKPOINT_PATTERN} in {folder}: run train1 or train.py first, or take the preset "
+        "laptop, whose weights ship"
+    )
 
 
 def best_epoch(folder: Path) -> int | None:

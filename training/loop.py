@@ -100,8 +100,14 @@ def train(experiment: Experiment) -> Iterator[Step]:
             if held_out:
                 line = {"step": state.step, "epoch": epoch} | held_out
                 run_folder.append_lines(folder / run_folder.VALIDATION, [line])
-            # In float16 the scaled gradient alone may overflow: this is expected, the scale falls.
-            is_overflow = state.scaler.is_enabled() and math.isfinite(step.loss)
+            # In float16 the scaled gradient alone may overflow: this is expected, the scale falls;
+            # but from zero it never rises.
+            is_overflow = (
+                not step.moved
+                and state.scaler.is_enabled()
+                and math.isfinite(step.loss)
+                and state.scaler.get_scale() > 0
+            )
             if not step.moved and not is_overflow:
                 skipped += 1
                 facts = not_finite(step) | {"faces": batches.faces(state.step - 1).tolist()}

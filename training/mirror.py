@@ -14,9 +14,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
 
 from config import ROOT
-from files import replacing
+from files import remove_unfinished, replacing
 from hub import is_hub_id
 from training import checkpoints, run_folder
 
@@ -72,12 +73,20 @@ class Mirror:
         print(f"{newest[-1].name} was restored from the mirror {self.place}")
 
     def _there(self) -> list[Path]:
-        """The run's files in the mirror; none where it has no folder yet."""
+        """The run's files in the mirror, which is made where it is not there yet: a place that
+        cannot be written is refused before training, and not after it.
+        """
         if not self.repository:
             self.folder.mkdir(parents=True, exist_ok=True)
             return list(self.folder.iterdir())
-        exists = HfApi().repo_exists(self.repository)
-        files = map(Path, HfApi().list_repo_files(self.repository) if exists else [])
+        try:
+            HfApi().create_repo(self.repository, private=True, exist_ok=True)
+        except HfHubHTTPError as error:
+            raise OSError(
+                f"training.mirror: nothing can be written to {self.repository}: log in with "
+                f"`hf auth login` and a token that may write ({error})"
+            ) from error
+        files = map(Path, HfApi().list_repo_files(self.repository))
         return [path for path in files if path.parent.as_posix() == self.run]
 
     def _copy(self, folder: Path, pruned: set[str]) -> None:
@@ -91,32 +100,36 @@ class Mirror:
             print(f"not copied to the mirror {self.place}, the next save tries again: {error}")
 
     def _upload(self, folder: Path, gone: list[str]) -> None:
+        whole = [path.name for path in checkpoints.checkpoints(folder) if _identity(path)]
         HfApi().create_repo(self.repository, private=True, exist_ok=True)
         HfApi().upload_folder(  # only what the hub lacks
             repo_id=self.repository,
             folder_path=folder,
             path_in_repo=self.run,
-            allow_patterns=[checkpoints.CHECKPOINT_PATTERN, *SMALL_FILES],
+            allow_patterns=[*whole, *SMALL_FILES],
             delete_patterns=gone,
         )
         if gone:
             HfApi().super_squash_history(self.repository)
 
     def _write(self, folder: Path, gone: list[str]) -> None:
+        remove_unfinished(self.folder)
         for path in checkpoints.checkpoints(folder):
-            if not _is_copy(self.folder / path.name, path):
-                _copy_file(path, self.folder / path.name)
+            copy, content = self.folder / path.name, _identity(path)
+            if content and content != _identity(copy):
+                _copy_file(path, copy)
         for path in filter(Path.is_file, (folder / name for name in SMALL_FILES)):
             _copy_file(path, self.folder / path.name)
         for name in gone:
             (self.folder / name).unlink(missing_ok=True)
 
 
-def _is_copy(copy: Path, path: Path) -> bool:
+def _identity(path: Path) -> str:
+    """What a checkpoint is; empty where it is absent, or torn and not to be copied."""
     try:
-        return checkpoints.identity(copy) == checkpoints.identity(path)
-    except (OSError, zipfile.BadZipFile):  # absent, or torn
-        return False
+        return checkpoints.identity(path)
+    except (OSError, zipfile.BadZipFile):
+        return ""
 
 
 def _copy_file(source: Path, target: Path) -> None:

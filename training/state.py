@@ -15,7 +15,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from config import ROOT, Config, TrainingConfig
+from config import Config, TrainingConfig
 from settings import ANNOUNCED, FIXED
 from training import checkpoints
 from training.checkpoints import Checkpoint, Fingerprint
@@ -188,8 +188,7 @@ def start_from(
     """Begin a new run with the averaged weights of another; the optimiser begins anew.
 
     Args:
-        place: `training.start_from`: a run folder, a checkpoint, or weights (a folder or a file);
-            relative to the current folder or to the repository.
+        place: `training.start_from`, see `open_trained`.
         fingerprint: that of this run.
 
     Returns:
@@ -201,8 +200,7 @@ def start_from(
         ValueError: they are damaged, or those of a UNet of another shape; names the first
             difference.
     """
-    given = Path(place).expanduser()
-    path, weights = open_trained(given if given.exists() else ROOT / given)
+    path, weights = open_trained(place)
     load_weights(state.unet, weights.ema, path)
     load_weights(state.ema_unet, weights.ema, path)
     changes = changed_settings(weights.config, config)

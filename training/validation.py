@@ -98,7 +98,8 @@ def validation_record(losses: list[float]) -> dict[str, Any]:
     """Losses (n,) in order of their timesteps, and their means, also in the bins of
     `losses.jsonl`; None: no face in it.
     """
-    bins = np.arange(len(losses)) * TIMESTEP_BINS // len(losses)
+    # Face i has the timestep T (i + 1/2) / n.
+    bins = (2 * np.arange(len(losses)) + 1) * TIMESTEP_BINS // (2 * len(losses))
     values = np.array(losses)
     parts = [values[bins == number] for number in range(TIMESTEP_BINS)]
     return {

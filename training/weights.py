@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from config import CODE, ROOT
 from files import replacing
 from settings import from_dict
 from training import checkpoints
@@ -24,17 +25,21 @@ MAX_INT8 = 127
 SCALE = ".int8_scale"  # follows the name of a tensor that is stored in 8 bits
 
 
-def open_trained(place: Path, which: str = "newest") -> tuple[Path, Weights]:
-    """Open the weights to sample from, verified, and read only once.
+def open_trained(place: Path | str, which: str = "newest") -> tuple[Path, Weights]:
+    """Open the weights to sample from, read only once; a checkpoint is verified.
 
     Args:
-        place: a run folder, a folder with a file of weights, or a file of either kind.
+        place: a run folder, a folder with a file of weights, or a file of either kind; relative to
+            the current folder, to the repository or to the installed package.
         which: of a folder, see `checkpoints.find`.
 
     Raises:
         FileNotFoundError: there are none.
         ValueError: they are damaged.
     """
+    given = Path(place).expanduser()
+    places = [folder / given for folder in (Path(), ROOT, CODE)]
+    place = next((each for each in places if each.exists()), ROOT / given)
     if place.is_dir() and which == "newest" and (opened := checkpoints.open_newest(place)):
         return opened
     path = place if place.is_file() else checkpoints.find(place, which)
@@ -70,7 +75,7 @@ def save_weights(path: Path, weights: Weights) -> None:
         weights: such as a checkpoint.
 
     Raises:
-        ValueError: a weight that float16 cannot hold.
+        ValueError: a weight is not finite, or float16 cannot hold it.
     """
     tensors: dict[str, Tensor] = {}
     for name, values in weights.ema.items():
@@ -78,8 +83,8 @@ def save_weights(path: Path, weights: Weights) -> None:
             tensors[name], tensors[name + SCALE] = _to_int8(values)
         else:
             tensors[name] = values.half().contiguous()
-        if not tensors[name].isfinite().all():
-            raise ValueError(f"{name} holds values that float16 cannot: it cannot be shared")
+    if broken := [name for name, values in tensors.items() if not values.isfinite().all()]:
+        raise ValueError(f"{broken[0]}: not finite, or not in float16; it cannot be shared")
     described = {
         "config": _without_folders(checkpoints.stored_config(weights.config)),
         "epoch": weights.epoch,
