@@ -7,7 +7,7 @@ from collections.abc import Callable
 from io import BytesIO
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline
+from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, StableDiffusionPipeline
 from diffusers.training_utils import EMAModel
 from PIL import Image
 from torch import nn
@@ -71,7 +71,9 @@ def training_step(preset: str, count: str) -> Callable[[], None]:
     def step() -> None:
         pixels = torch.stack([read(Image.open(BytesIO(file)).convert("RGB")) for file in files])
         with torch.no_grad():
-            latents = vae.encode(pixels.to(DTYPE)).latent_dist.sample()
+            encoded = vae.encode(pixels.to(DTYPE))
+            is_tiny = isinstance(vae, AutoencoderTiny)  # its latents have no distribution
+            latents = encoded.latents if is_tiny else encoded.latent_dist.sample()
             latents = latents * vae.config.scaling_factor
             states = encode_text(ids)[0]
         noise = torch.randn_like(latents)

@@ -52,7 +52,7 @@ class Leg:
     indices: np.ndarray  # int (N,), official
     attributes: np.ndarray  # bool (M, 40), by official index
     seconds: float  # of training and pictures
-    decoder: str | None
+    decoder: VAEWrapper | None
     pictures: int = PICTURES
 
     def caption(self, face: int, wording: int = 0) -> str:
@@ -82,7 +82,8 @@ def plan(arguments: argparse.Namespace, quick: Config) -> Leg:
     _, attributes = read_attributes(arguments.attributes)
     seconds = 60 * arguments.train + PICTURE_SECONDS
     count = QUICK_PICTURES if arguments.quick else PICTURES
-    return Leg(config, latents, indices, attributes, seconds, arguments.decoder, count)
+    decoder = arguments.decoder and VAEWrapper.from_pretrained(arguments.decoder)
+    return Leg(config, latents, indices, attributes, seconds, decoder, count)
 
 
 def read_latents(folder: Path) -> tuple[runs.GivenLatents, np.ndarray]:
@@ -136,7 +137,7 @@ def trained(opened: Experiment, seconds: float, folder: Path) -> dict[str, Any]:
 def pictures(opened: Experiment, leg: Leg, folder: Path) -> dict[str, Any]:
     """Latents float16 (N, C, h, w) of the averaged weights, decoded where a decoder is named."""
     captions = leg.unseen_captions()
-    vae = VAEWrapper.from_pretrained(leg.decoder).to(opened.device) if leg.decoder else None
+    vae = leg.decoder and leg.decoder.to(opened.device)
     model = TextToFace(
         leg.config, opened.state.ema_unet, opened.text_encoder, vae, opened.precision
     )

@@ -11,13 +11,13 @@ from typing import Any
 
 from config import ROOT, Config, get_config
 from evaluation import consistency, distance, variety
-from evaluation.networks import JUDGE
+from evaluation.networks import JUDGE, Networks, open_network
 from evaluation.opening import open_evaluation
 from evaluation.table import GENERATED, REAL
 from files import write_json
 from models.device import choose_device
 from training.experiment import Experiment
-from training.loop import train
+from training.loop import TIMED_STEPS, train
 from training.run_folder import read_losses
 
 WARM_UP, TRIAL = 10, 40  # steps
@@ -27,19 +27,22 @@ def run_leg(arguments: argparse.Namespace, path: Path) -> dict[str, Any]:
     """Train and measure one leg; its record is written when it is planned, and when it is done.
 
     Raises:
-        ValueError: a leg of that name has other settings.
+        ValueError: a leg of that name has other settings or another length.
+        ImportError, FileNotFoundError: the network that measures it is not at hand.
     """
     preset = get_config(arguments.preset)
+    asked = {name: vars(arguments)[name] for name in ("changes", "minutes", "images")}
     judge = f"evaluation.judge={preset.judge_path.relative_to(ROOT)}"
     changes = [judge, *arguments.changes, f"name={preset.name}-{arguments.leg}"]
     config = get_config(preset.name, changes)
     if path.is_file():
         record = json.loads(path.read_text())
-        if record["changes"] != arguments.changes:
-            raise ValueError(f"{path} is a leg with {record['changes']}: name another --leg")
+        if record["asked"] != asked:
+            raise ValueError(f"{path} is a leg with {record['asked']}: name another --leg")
     else:
+        open_network(space_of(config), Networks(), choose_device())  # before hours of training
         epochs = planned_epochs(config, arguments.minutes, arguments.images)
-        record = {"leg": arguments.leg, "changes": arguments.changes, "epochs": epochs}
+        record = {"leg": arguments.leg, "asked": asked, "epochs": epochs}
         write_json(path, record)
     config = replace(config, training=replace(config.training, num_epochs=record["epochs"]))
     with Experiment(config) as experiment:
@@ -77,7 +80,10 @@ def seconds_a_step(experiment: Experiment) -> float:
 def pace(config: Config) -> dict[str, float]:
     """Images seen, minutes of training, and images per second."""
     batch, lines = config.training.batch_size, read_losses(config.run_folder)
-    seconds = sum(batch / line["images_per_second"] for line in lines if line["images_per_second"])
+    # A line's speed is the mean of the last steps: each of these windows counts once.
+    ends = range(len(lines), 0, -TIMED_STEPS)
+    windows = [(min(TIMED_STEPS, end), lines[end - 1]["images_per_second"]) for end in ends]
+    seconds = sum(batch * steps / speed for steps, speed in windows)
     images = batch * len(lines)
     return {
         "images": images,
@@ -91,12 +97,16 @@ def measured(config: Config) -> dict[str, Any]:
 
     Without the preset's judge there is no consistency.
     """
-    space = next(name for name in config.evaluation.feature_networks if name != JUDGE)
-    plan = replace(config.evaluation, feature_networks=(space,), clip_judges=())
+    plan = replace(config.evaluation, feature_networks=(space_of(config),), clip_judges=())
     evaluation = open_evaluation(replace(config, evaluation=plan), choose_device())
     for question in (distance, variety, consistency):
         evaluation.ask(question.answer)
     return {"pixels": config.picture_size, "numbers": [row._asdict() for row in evaluation.table]}
+
+
+def space_of(config: Config) -> str:
+    """The feature network that legs are measured with."""
+    return next(name for name in config.evaluation.feature_networks if name != JUDGE)
 
 
 # --- the table ---
@@ -123,7 +133,7 @@ def cells(leg: dict[str, Any]) -> list[object]:
         for row in leg["numbers"]
     }
     questions = (first["question"], "recall", "balanced_accuracy")
-    changes = ", ".join(f"`{change}`" for change in leg["changes"]) or "–"
+    changes = ", ".join(f"`{change}`" for change in leg["asked"]["changes"]) or "–"
     pace = [leg[name] for name in ("seed", "minutes", "images_per_second", "images")]
     pictures = f"{first['n']} of {leg['pixels']} px, {first['space']}"
     found = [numbers.get((name, of), "–") for name in questions for of in (GENERATED, REAL)]

@@ -16,6 +16,7 @@ from config import Config
 from evaluation import networks
 from evaluation.networks import FeatureNetwork
 from training import run_folder
+from training.loop import TIMED_STEPS
 
 BATCH, FACES = 8, 60
 STEPS_AN_EPOCH = FACES // BATCH
@@ -78,6 +79,23 @@ def test_a_leg_trains_for_its_length_is_measured_and_resumes(
     assert run_folder.read_losses(folder) == trained
     with pytest.raises(ValueError, match="timed"):
         leg(tmp_path, "timed", [])
+    with pytest.raises(ValueError, match="timed"):
+        leg(tmp_path, "timed", changes, images=8)
     counted = leg(tmp_path, "counted", [], images=3 * STEPS_AN_EPOCH * BATCH)
     assert counted["epochs"] == 3
     assert recipe_leg.table_lines([record, counted])[2:]  # both are shown
+
+
+def test_minutes_are_the_sum_of_all_steps(preset: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the first step, or the last, takes long."""
+    for steps in ([60.0] + [0.1] * 2_999, [0.1] * 99 + [40.0], [0.5] * 7):
+        ends = [sum(steps[: number + 1][-TIMED_STEPS:]) for number in range(len(steps))]
+        counts = [min(TIMED_STEPS, number + 1) for number in range(len(steps))]
+        lines = [
+            {"images_per_second": BATCH * count / end}
+            for count, end in zip(counts, ends, strict=True)
+        ]
+        monkeypatch.setattr(recipe_leg, "read_losses", lambda _, lines=lines: lines)
+        found = recipe_leg.pace(preset)
+        assert found["minutes"] == pytest.approx(sum(steps) / 60, abs=0.05)
+        assert found["images"] == BATCH * len(steps)
