@@ -21,8 +21,13 @@ def main() -> None:
     config = config_from(arguments)
     delete_pictures_when_ended()
     with tempfile.TemporaryDirectory(prefix="faces_") as pictures:
+        from inference.opening import find_run
+        from inference.text_to_face import TextToFace
+
+        run, which = find_run(config), arguments.checkpoint
+        model = TextToFace.from_run(run, None, arguments.changes, which)
         # gradio asks by way of HTTP_PROXY whether its own page is there; a SOCKS proxy even ends
-        # its import.
+        # its import. The hub may be behind that proxy, so models are opened before.
         os.environ.update(NO_PROXY="*", no_proxy="*", GRADIO_TEMP_DIR=pictures)
         try:
             from inference.page import THEME, build_page
@@ -30,11 +35,7 @@ def main() -> None:
             if error.name != "gradio":
                 raise
             raise ValueError("the page needs gradio: pip install gradio") from error
-        from inference.opening import find_run
-        from inference.text_to_face import TextToFace
-
-        run, which = find_run(config), arguments.checkpoint
-        page = build_page(TextToFace.from_run(run, None, arguments.changes, which))
+        page = build_page(model)
         try:
             page.launch(
                 server_name=arguments.host,

@@ -13,13 +13,20 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from config import PRESETS, ROOT, Config, get_config
+from config import CODE, PRESETS, Config, get_config
 
 # What a disk refuses with a reason that needs no traceback: no room, no permission, a long name, a
 # file in the place of a folder.
 DISK_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG),
     *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR),
+}
+
+# The modules and packages of this repository; an installed one has others beside it.
+OWN = {
+    *("app", "benchmarks", "command_line", "config", "custom_datasets", "diffusion", "evaluate"),
+    *("evaluation", "export", "files", "hub", "inference", "models", "plotting", "pretraining"),
+    *("sample", "settings", "tests", "train", "training"),
 }
 
 
@@ -107,5 +114,5 @@ def _is_own(error: Exception) -> bool:
     """Whether a file of this repository raised it, by a `raise` of its own."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     file = Path(frame.filename).resolve()
-    is_here = ROOT in file.parents and not {"site-packages", ".venv"} & set(file.parts)
+    is_here = CODE in file.parents and Path(file.relative_to(CODE).parts[0]).stem in OWN
     return is_here and (frame.line or "").startswith("raise")

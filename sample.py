@@ -1,4 +1,4 @@
-"""Make pictures: `python sample.py "A young woman with blond hair, smiling" --count 4 --seed 0`.
+"""Make pictures: `python sample.py "A young woman with blond hair, smiling" --preset laptop`.
 
 Each picture is a PNG that tells how it was made. Whatever decides it is in its name, so the same
 command resumes. A grid shows the first ones.

@@ -4,8 +4,8 @@ A line holds one epoch: images so far, the mean of the training loss, and the lo
 under the averaged weights. A curve of the same preset tells a reader what to expect at which image.
 """
 
+import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ def epochs(run: Path) -> list[dict[str, Any]]:
                 }
             )
             losses = []
+    if not found:
+        raise ValueError(f"{run} measured no loss of held-out faces")
     return found
 
 
@@ -54,9 +56,10 @@ def plot() -> None:
 
 
 if __name__ == "__main__":
-    for name in sys.argv[1:]:
-        lines = epochs(Path(name))
-        preset = json.loads((Path(name) / "config.json").read_text())["config"]["name"]
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        write_text(FOLDER / f"{preset}.jsonl", text)
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("runs", nargs="*", type=Path, help="run folders whose curves are kept")
+    for run in options.parse_args().runs:
+        name = json.loads((run / "config.json").read_text())["config"]["name"]
+        lines = "".join(json.dumps(line) + "\n" for line in epochs(run))
+        write_text(FOLDER / f"{name}.jsonl", lines)
     plot()

@@ -4,9 +4,9 @@ The demo's faces are drawings, so its pictures may be published; a preset's of r
 Pictures are stored small.
 """
 
+import argparse
 import re
 import shutil
-import sys
 from pathlib import Path
 
 from PIL import Image
@@ -43,4 +43,7 @@ def main(folder: Path, names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("folder", type=Path, help="of the notebooks as Markdown")
+    options.add_argument("names", nargs="+", help="of the notebooks, in order")
+    main(**vars(options.parse_args()))

@@ -8,6 +8,7 @@ from diffusers import StableDiffusionPipeline
 
 from diffusion.sampling import build_sampler, spread_timesteps
 from files import let_others_read, write_text
+from inference.picture_sets import CODE_VERSION
 from inference.text_to_face import TextToFace
 from models.decoder import whole_autoencoder
 from models.text_encoder import save_text_weights, save_tokenizer
@@ -17,13 +18,14 @@ LEADING = ("FID", "frechet_distance", "recall", "clip_score", "balanced_accuracy
 HEAD = ("| number | set | value | 95% | n |", "|---|---|---|---|---|")
 LINE = "| {question} ({space}) | {set} | {value:.3f} | {low:.3f} to {high:.3f} | {n} |"
 PROTOCOL = ("n", "sampler", "steps", "guidance_scale", "precision", "reference", "split")
+TITLE = "# Text-to-face latent diffusion"
 CARD = """---
 library_name: diffusers
 pipeline_tag: text-to-image
 license: {licence}
 tags: [text-to-image, latent-diffusion, faces]
 ---
-# Text-to-face latent diffusion, preset `{config.name}`
+{title}, preset `{config.name}`
 
 A UNet of {parameters:.1f}M parameters, trained with the target
 `{config.diffusion.prediction_type}` on latents of {data}.
@@ -66,9 +68,9 @@ Opens with diffusers 0.35 and transformers 4.56 or newer.
 NO_ENCODER = "; its encoder is not here: the weights are NaN, and image-to-image does not work"
 DRAWN = """The faces are drawings (Avataaars by Pablo Stanley), and the frozen models know nothing
 else. This model shows that a pipeline works; it is of no other use."""
-OWN = """The pictures that it was trained on decide who may use it and for what. It repeats what
-they show and how they are labelled. Do not use it to judge people, to depict real ones, or to
-deceive."""
+OWN = """The pictures that it was trained on decide who may use it and for what: those of CelebA-HQ
+are for non-commercial research only. It repeats what they show and how they are labelled. Do not
+use it to judge people, to depict real ones, or to deceive."""
 REAL = """For non-commercial research only, as CelebA-HQ is. CelebA's labels were given by few
 annotators, are noisy, and judge looks ("attractive", "big nose"); its people are celebrities,
 mostly young and light-skinned, and the model repeats that. Do not use it to judge people, to depict
@@ -85,7 +87,9 @@ def export(model: TextToFace, out: Path, evaluations: Path) -> None:
     Raises:
         FileExistsError: `out` holds something that was not exported.
     """
-    if out.is_dir() and any(out.iterdir()) and not (out / "model_index.json").is_file():
+    card = out / "README.md"
+    is_export = card.is_file() and TITLE in card.read_text(encoding="utf-8", errors="replace")
+    if out.is_dir() and any(out.iterdir()) and not is_export:
         raise FileExistsError(f"{out} is not empty and not an export: name another folder")
     autoencoder, has_encoder = whole_autoencoder(model.vae, model.config.models.autoencoder)
     tokenizer = model.text_encoder.tokenizer
@@ -102,10 +106,10 @@ def export(model: TextToFace, out: Path, evaluations: Path) -> None:
         feature_extractor=None,
         requires_safety_checker=False,
     )
+    write_text(card, model_card(model, evaluations, has_encoder))
     pipeline.save_pretrained(out, safe_serialization=True)
     save_text_weights(pipeline.text_encoder, out / "text_encoder")
     save_tokenizer(tokenizer, out / "tokenizer")
-    write_text(out / "README.md", model_card(model, evaluations, has_encoder))
     for file in out.rglob("*.safetensors"):
         let_others_read(file)
 
@@ -125,6 +129,7 @@ def model_card(model: TextToFace, evaluations: Path, has_encoder: bool) -> str:
         data, limits = f"`{Path(source).name}`, under its captions", OWN
         licence = "other\nlicense_name: of-the-pictures"
     return CARD.format(
+        title=TITLE,
         licence=licence,
         config=config,
         how=config.sampling,
@@ -151,6 +156,7 @@ def measured(evaluations: Path, model: TextToFace) -> str:
         "sampler": how.sampler,
         "steps": how.steps,
         "guidance_scale": how.guidance_scale,
+        "code_version": CODE_VERSION,
     }
     found = sorted(evaluations.glob("[!.]*/protocol.json"), key=lambda path: path.stat().st_mtime)
     for path in reversed(found):

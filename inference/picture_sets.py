@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from config import SamplingConfig
 from files import replacing
-from inference.text_to_face import TextToFace
+from inference.text_to_face import TextToFace, paired
 
 Make = Callable[[Sequence[int]], Tensor]  # slots -> pictures (B, 3, H, W) in [0, 1] on the CPU
 BATCH = 32  # pictures that are made together
@@ -151,6 +151,7 @@ def sample_files(
         ValueError: see `TextToFace.generate`; before the first picture is made.
     """
     how = model.settings()
+    prompts, seeds = paired(prompts, seeds)
     model.require_fit([*prompts, negative_prompt], how)
     facts = [
         facts_of(model, prompt, seed, how, negative_prompt)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from command_line import OWN
 from config import ROOT
 
 # Kaggle's image, and Colab's of 2026-05: pip must not replace these, torch above all.
@@ -50,3 +51,4 @@ def test_the_package_holds_all_code_that_its_commands_import() -> None:
     assert needed | {path.stem for path in ROOT.glob("*.py")} <= listed
     entries = values["project"]["scripts"].values()
     assert {entry.partition(":")[0] for entry in entries} <= listed
+    assert listed - {"assets"} <= OWN  # whose errors end in one line
