@@ -13,6 +13,7 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
     ROOT / "experiment 4" / "README.md",
     ROOT / "checkpoints" / "README.md",
+    ROOT / "assets" / "laptop" / "README.md",
 ]
 
 
@@ -65,8 +66,8 @@ def test_the_readmes_five_lines_make_a_picture_at_three_scales(
 ) -> None:
     text = README.read_text(encoding="utf-8")
     code = next(c for c in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "from_run" in c)
-    assert '"checkpoints/demo"' in code
+    assert '"assets/laptop"' in code
     monkeypatch.chdir(tmp_path)
     values: dict[str, object] = {}
-    exec(code.replace('"checkpoints/demo"', repr(str(run))), values)
+    exec(code.replace('"assets/laptop"', repr(str(run))), values)
     assert (tmp_path / "three_scales.png").is_file()
