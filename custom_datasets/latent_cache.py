@@ -11,15 +11,15 @@ import hashlib
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
+from accelerate import Accelerator, PartialState
 from torch import Tensor
 from tqdm import tqdm
 
@@ -41,18 +41,6 @@ class LatentSource(Protocol):
 
     def fetch(self, positions: np.ndarray, flipped: np.ndarray) -> Posterior:
         """Posteriors of these faces, mirrored where `flipped`; float32 on the CPU."""
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One of the processes that encode into a folder together."""
-
-    index: int = 0
-    count: int = 1
-    wait: Callable[[], None] = lambda: None  # until all of them have come here
-
-
-ALONE = Shard()
 
 
 def encoding_precision(wanted: str, device: torch.device) -> str:
@@ -138,7 +126,7 @@ def open_latent_cache(
     flip: bool = True,
     workers: int = 4,
     precision: str = "no",
-    shard: Shard = ALONE,
+    processes: Accelerator | PartialState | None = None,
     batch_size: int | None = None,
 ) -> LatentCache:
     """Open the cache of these faces under this autoencoder, encoding what is not there yet.
@@ -151,6 +139,7 @@ def open_latent_cache(
 
     Args:
         frozen: fingerprint of the autoencoder.
+        processes: those that encode into the folder together.
 
     Raises:
         FloatingPointError: the autoencoder gives values that are not finite; names the image.
@@ -162,18 +151,20 @@ def open_latent_cache(
     shape = (len(faces), sides, 2, vae.latent_channels, latent, latent)
     batch_size = batch_size or max(1, BATCH_PIXELS // faces.image_size**2)
     source, unfinished = ImageLatents(faces, vae, workers, precision), _unfinished(path)
-    with locked(path.with_suffix(".lock")) if shard.index == 0 else nullcontext():
-        if shard.index == 0:
+    processes = processes or PartialState()
+    index, wait = processes.process_index, processes.wait_for_everyone
+    with locked(path.with_suffix(".lock")) if index == 0 else nullcontext():
+        if index == 0:
             _prepare(path, shape)
-        shard.wait()  # all begin from the same file
+        wait()  # all begin from the same file
         if not path.is_file():
             missing = _missing(unfinished, batch_size)
-            shard.wait()  # nobody writes before all have looked
-            _encode(source, unfinished, missing[shard.index :: shard.count], shard.index > 0)
-            shard.wait()
-            if shard.index == 0:
+            wait()  # nobody writes before all have looked
+            _encode(source, unfinished, missing[index :: processes.num_processes], index > 0)
+            wait()
+            if index == 0:
                 unfinished.replace(path)
-        shard.wait()
+        wait()
     return LatentCache(path)
 
 

@@ -70,17 +70,3 @@ def find_faces(config: Config, split: str) -> CelebAHQ | None:
         print(f"left out: no face of the {split} split at {source}")
         return None
     return faces.of_split(split)
-
-
-def has_split(faces: CelebAHQ, split: str, says: bool = True) -> bool:
-    """Whether the source of these faces holds any of a split.
-
-    Args:
-        says: print what is missed where it holds none.
-    """
-    if not faces.counts[split] and says:
-        print(
-            f"{faces.source} holds no face of the {split} split: no loss of held-out faces is "
-            "measured, and no checkpoint is kept as the best"
-        )
-    return faces.counts[split] > 0

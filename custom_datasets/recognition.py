@@ -3,7 +3,7 @@
 A perceptual hash (ImageHash's `phash` of 16 x 16 bits) of each of the 30,000 official faces ships
 in `recognition/phash16.npy`. A copy of a face, resized or compressed again, is at most 32 of 256
 bits away; other people are 40 and more, half of them 74. What is nearer than that under another
-index is the same photograph, which CelebA-HQ holds twice (`splits.same_photograph`).
+index is the same photograph, which CelebA-HQ holds twice (`recognition/same_photograph.csv`).
 
 Attributes are not shipped. `recognition/attribute_digests.npy` holds eight bits of a checksum of
 each face's 40, which tell whether attributes that came with a copy are those of its faces.

@@ -40,23 +40,7 @@ def official_split() -> np.ndarray:
     It is CelebA's partition through the CelebA-HQ mapping.
     """
     text = (_HERE / "celeba_hq_split.txt").read_text()
-    splits = np.frombuffer("".join(text.split()).encode(), dtype=np.uint8) - ord("0")
-    for pair in same_photograph():
-        if 0 in splits[list(pair)]:
-            splits[[index for index in pair if splits[index] in (1, 2)]] = NO_SPLIT
-    return splits
-
-
-def same_photograph() -> list[tuple[int, int]]:
-    """The pairs of official indices that are one photograph."""
-    pairs = np.loadtxt(
-        _HERE / "recognition" / "same_photograph.csv",
-        int,
-        delimiter=",",
-        skiprows=1,
-        usecols=(0, 1),
-    )
-    return list(map(tuple, pairs.tolist()))
+    return np.frombuffer("".join(text.split()).encode(), dtype=np.uint8) - ord("0")
 
 
 def named_splits(names: Sequence[str]) -> np.ndarray | None:

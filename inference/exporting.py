@@ -134,7 +134,7 @@ def model_card(model: TextToFace, evaluations: Path, has_encoder: bool) -> str:
         config=config,
         how=config.sampling,
         timesteps=spread_timesteps(scheduler, config.sampling.steps),
-        parameters=sum(value.numel() for value in model.unet.parameters()) / 1e6,
+        parameters=model.unet.num_parameters() / 1e6,
         data=data,
         weights=model.identity,
         decoder=config.models.decoder or config.models.autoencoder,

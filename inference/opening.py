@@ -1,22 +1,20 @@
-"""Finds trained weights, and opens what they describe: the UNet, and the frozen models."""
+"""Finds trained weights, and opens the frozen models that they belong to."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from diffusers import UNet2DConditionModel
 
 from config import CODE, Config
-from models.custom_unet_celeba_ldm import build_unet
 from models.decoder import is_alone, open_decoder
 from models.device import choose_precision, has_bfloat16
 from models.loading import fingerprint
 from models.text_encoder import TextEncoder
 from models.vae_wrapper import VAEWrapper
-from settings import FREE, Changes, override
+from settings import Changes, override
 from training import checkpoints
 from training.checkpoints import Weights
-from training.weights import load_weights
+from training.state import changed_settings
 
 
 def find_run(config: Config) -> Path:
@@ -39,29 +37,10 @@ def sampled_otherwise(config: Config, changes: Changes) -> Config:
         ValueError: a change of a setting that shapes the weights.
     """
     changed = override(config, changes)
-    for section in ("data", "models", "unet", "diffusion", "training"):
-        before, after = getattr(config, section), getattr(changed, section)
-        for name in (each.name for each in fields(before) if each.metadata["resume"] != FREE):
-            if getattr(before, name) != getattr(after, name):
-                raise ValueError(
-                    f"{section}.{name}: the model was trained with {getattr(before, name)!r}; "
-                    "another value needs another training"
-                )
+    refused, announced = changed_settings(config, changed)
+    if refused + announced:
+        raise ValueError(f"another training is needed for: {'; '.join(refused + announced)}")
     return replace(changed, name=config.name)
-
-
-def open_averaged_unet(path: Path, weights: Weights) -> UNet2DConditionModel:
-    """The UNet with its averaged weights, frozen, on the CPU.
-
-    Args:
-        path: where the weights were read, for messages.
-
-    Raises:
-        ValueError: the weights do not fit the config.
-    """
-    unet = build_unet(weights.config.unet)
-    load_weights(unet, weights.ema, path)
-    return unet.eval().requires_grad_(False)
 
 
 def open_frozen_models(path: Path, weights: Weights) -> tuple[TextEncoder, VAEWrapper]:

@@ -20,11 +20,11 @@ from custom_datasets.captions import unknown_words
 from diffusion import sampling
 from diffusion.objective import Objective, build_objective
 from inference.opening import (
-    open_averaged_unet,
     open_frozen_models,
     sampled_otherwise,
     sampling_precision,
 )
+from models.custom_unet_celeba_ldm import build_unet
 from models.decoder import add_encoder
 from models.device import autocast, cast_matrices, choose_device, freed_memory_kept
 from models.graphs import GraphedUNet
@@ -32,7 +32,7 @@ from models.text_encoder import TextEncoder
 from models.vae_wrapper import VAEWrapper
 from settings import Changes, override
 from training.checkpoints import identity
-from training.weights import open_trained
+from training.weights import load_weights, open_trained
 
 if TYPE_CHECKING:  # sampling alone does not load the training loop
     from training.experiment import Experiment
@@ -90,7 +90,8 @@ class TextToFace:
         device = choose_device() if device is None else torch.device(device)
         path, weights = open_trained(place, checkpoint)
         weights = replace(weights, config=sampled_otherwise(weights.config, changes))
-        config, unet = weights.config, open_averaged_unet(path, weights)
+        config, unet = weights.config, build_unet(weights.config.unet)
+        load_weights(unet, weights.ema, path)
         if for_sampling:
             cast_matrices(unet, sampling_precision(config, device))
         models = (unet, *open_frozen_models(path, weights))

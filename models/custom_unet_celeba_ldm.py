@@ -86,8 +86,3 @@ def training_operations(config: UNetConfig, tokens: int = 77) -> int:
         text = torch.empty(1, tokens, config.text_width)
         build_unet(config)(torch.empty(1, *shape), torch.empty(1), text)
     return 3 * counter.get_total_flops()  # the backward pass takes two products for each
-
-
-def count_parameters(model: torch.nn.Module) -> int:
-    """Number of trainable values."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -54,10 +54,6 @@ class TextEncoder(nn.Module):
         """Width D of the hidden states."""
         return self.model.config.hidden_size
 
-    def train(self, mode: bool = True) -> "TextEncoder":
-        """Stay in evaluation mode even if a parent module trains: the encoder is frozen."""
-        return super().train(False)
-
     def cast(self, precision: str) -> "TextEncoder":
         """One whose matrices are in "bf16" or "fp16", so that autocast need not cast them at every
         call; results under autocast are the same to the bit. "no": itself.

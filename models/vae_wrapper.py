@@ -91,10 +91,6 @@ class VAEWrapper(nn.Module):
         parts = [getattr(self.autoencoder, name, None) for name in names]
         return fingerprint(*(part for part in parts if part is not None))
 
-    def train(self, mode: bool = True) -> "VAEWrapper":
-        """Stay in evaluation mode even if a parent module trains: the autoencoder is frozen."""
-        return super().train(False)
-
     @torch.no_grad()
     def encode(self, images: torch.Tensor) -> Posterior:
         """Images float (B, 3, H, W) in [-1, 1] -> posterior over scaled latents (B, C, H/8, W/8).

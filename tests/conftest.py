@@ -167,7 +167,7 @@ def save_run(folder: Path, values: config.Config) -> Path:
 
 def change_run(folder: Path, changes: config.Changes) -> None:
     """Write the checkpoint of a run again, under a changed config."""
-    path = checkpoints.require_checkpoint(folder)
+    path = checkpoints.find(folder)
     old = checkpoints.load_checkpoint(path)
     values = override(old.config, changes)
     checkpoints.save_checkpoint(path, dataclasses.replace(old, config=values))

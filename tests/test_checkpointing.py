@@ -132,7 +132,7 @@ def test_a_damaged_checkpoint_is_passed_over_by_name(
     path, opened = checkpoints.open_newest(tmp_path)
     assert path == paths[1] and opened.step == 3
     assert f"passed over: {paths[2]} is not a whole checkpoint" in capsys.readouterr().out
-    assert checkpoints.require_checkpoint(tmp_path) == paths[1]
+    assert checkpoints.find(tmp_path) == paths[1]
     for path in paths:
         path.write_bytes(b"lost")
     with pytest.raises(ValueError, match=paths[0].name):

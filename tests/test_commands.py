@@ -156,7 +156,7 @@ def test_a_word_that_no_caption_has_is_hinted_at(
 def test_a_checkpoint_is_chosen_by_its_epoch_or_path(
     call: Callable[..., list[Path]], run: Path
 ) -> None:
-    first = checkpoints.require_checkpoint(run)
+    first = checkpoints.find(run)
     old = checkpoints.load_checkpoint(first)
     later = checkpoints.checkpoint_path(run, 2, 6, True)
     checkpoints.save_checkpoint(later, dataclasses.replace(old, epoch=2, step=6))

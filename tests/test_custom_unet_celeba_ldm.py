@@ -12,7 +12,6 @@ from config import UNetConfig, celeba_hq
 from models.custom_unet_celeba_ldm import (
     build_unet,
     compile_blocks,
-    count_parameters,
     use_plain_attention,
 )
 from models.device import autocast
@@ -38,7 +37,7 @@ def test_full_size() -> None:
         unet = build_unet(celeba_hq().unet)
         latents, text = torch.empty(1, 4, 32, 32), torch.empty(1, 77, 512)
         output = unet(latents, torch.empty(1, dtype=torch.long), text).sample
-    assert 88e6 < count_parameters(unet) < 92e6
+    assert 88e6 < unet.num_parameters() < 92e6
     assert output.shape == (1, 4, 32, 32)
 
 

@@ -5,6 +5,7 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,6 @@ from custom_datasets.celeba_hq_dataset import CelebAHQ, to_model_range
 from custom_datasets.latent_cache import (
     ImageLatents,
     LatentCache,
-    Shard,
     cache_key,
 )
 from files import UNFINISHED
@@ -192,10 +192,11 @@ def test_processes_share_the_encoding_and_resume_with_another_number(
     shares = [breaking_after(10**9, vae) for _ in range(count)]
 
     def work(index: int) -> LatentCache:
-        shard = Shard(index, count, barrier.wait)
-        return open_cache(
-            faces, shares[index], tmp_path / "cut", batch_size=2, workers=1, shard=shard
+        mine = SimpleNamespace(
+            process_index=index, num_processes=count, wait_for_everyone=barrier.wait
         )
+        options = {"batch_size": 2, "workers": 1, "processes": mine}
+        return open_cache(faces, shares[index], tmp_path / "cut", **options)
 
     with ThreadPoolExecutor(count) as threads:
         caches = list(threads.map(work, range(count)))

@@ -21,7 +21,7 @@ def test_a_run_is_opened_with_its_averaged_weights(run: Path, model: TextToFace)
     assert not model.unet.training
     assert not any(p.requires_grad for p in model.unet.parameters())
     images = model.generate(PROMPTS[:2], SEEDS[:2])
-    checkpoint = checkpoints.load_checkpoint(checkpoints.require_checkpoint(run))
+    checkpoint = checkpoints.load_checkpoint(checkpoints.find(run))
     model.unet.load_state_dict(checkpoint.ema)
     assert torch.equal(images, model.generate(PROMPTS[:2], SEEDS[:2]))
     model.unet.load_state_dict(checkpoint.unet)

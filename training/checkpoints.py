@@ -230,7 +230,14 @@ def find(folder: Path, which: str = "newest") -> Path:
         ValueError: all are damaged.
     """
     if which == "newest":
-        return require_checkpoint(folder)
+        if opened := open_newest(folder):
+            return opened[0]
+        if (folder / WEIGHTS_FILE).is_file():
+            return folder / WEIGHTS_FILE
+        raise FileNotFoundError(
+            f"no {CHECKPOINT_PATTERN} in {folder}: run train1 or train.py first, or take the "
+            "preset laptop, whose weights ship"
+        )
     finished = finished_epochs(folder)
     if which == "best" and (best := best_epoch(folder)) is not None:
         return finished[best]
@@ -243,18 +250,6 @@ def find(folder: Path, which: str = "newest") -> Path:
     raise FileNotFoundError(
         f"no checkpoint {which!r} in {folder}: there are those of epochs {there}. Give the number "
         'of one, "best" (where held-out faces were measured) or a path'
-    )
-
-
-def require_checkpoint(folder: Path) -> Path:
-    """The newest checkpoint that is whole, else the folder's file of weights; raises as `find`."""
-    if opened := open_newest(folder):
-        return opened[0]
-    if (folder / WEIGHTS_FILE).is_file():
-        return folder / WEIGHTS_FILE
-    raise FileNotFoundError(
-        f"no {CHECKPOINT_PATTERN} in {folder}: run train1 or train.py first, or take the preset "
-        "laptop, whose weights ship"
     )
 
 

@@ -23,11 +23,11 @@ from custom_datasets.latent_cache import (
     encoding_precision,
     open_latent_cache,
 )
-from custom_datasets.opening import has_split, open_faces
+from custom_datasets.opening import open_faces
 from diffusion.objective import Objective, build_objective
 from diffusion.sampling import build_sampler, set_timesteps
 from files import remove_unfinished
-from models.custom_unet_celeba_ldm import build_unet, count_parameters
+from models.custom_unet_celeba_ldm import build_unet
 from models.decoder import open_decoder
 from models.device import choose_device, choose_precision, require_accelerator, tune_kernels
 from models.loading import fingerprint
@@ -37,7 +37,7 @@ from training import checkpoints, run_folder
 from training.batches import Batches
 from training.checkpoints import Checkpoint, Fingerprint
 from training.mirror import Mirror
-from training.processes import build_accelerator, main_process_first, shard_of, together
+from training.processes import build_accelerator, main_process_first, together
 from training.state import TrainingState, check_resume, new_state, start_from
 from training.validation import HeldOut, encode_held_out
 
@@ -102,8 +102,14 @@ class Experiment:
     @cached_property
     def held_out_faces(self) -> CelebAHQ | None:
         """The usable faces of the val split; None where none is wanted, or the copy has none."""
-        wants = self.config.training.validation_faces > 0
-        if not wants or not has_split(self.faces, "val", self.accelerator.is_main_process):
+        if not self.config.training.validation_faces:
+            return None
+        if not self.faces.counts["val"]:
+            if self.accelerator.is_main_process:
+                print(
+                    f"{self.faces.source} holds no face of the val split: no loss of held-out "
+                    "faces is measured, and no checkpoint is kept as the best"
+                )
             return None
         with main_process_first(self.accelerator, "opening the held-out faces"):
             return open_faces(self.config, "val")
@@ -221,7 +227,7 @@ class Experiment:
             data.flip,
             data.loader_workers,
             precision,
-            shard_of(self.accelerator),
+            self.accelerator,
         )
 
     @cached_property
@@ -260,7 +266,7 @@ class Experiment:
             f"preset {self.config.name} on {self.device}, "
             f"{self.accelerator.num_processes} process(es), precision {self.precision}",
             repr(self.faces),
-            f"UNet: {count_parameters(self.state.unet) / 1e6:.1f}M parameters",
+            f"UNet: {self.state.unet.num_parameters() / 1e6:.1f}M parameters",
             f"run folder {self.folder}, at step {self.state.step}",
         ]
         return "\n".join([*lines, *self._remarks()])

@@ -21,7 +21,6 @@ from accelerate.utils import (
     gather_object,
 )
 
-from custom_datasets.latent_cache import Shard
 from models.device import choose_device
 
 SUPPORTED = {
@@ -104,12 +103,6 @@ def main_process_first(accelerator: Accelerator | PartialState, doing: str) -> I
         with together(accelerator, doing):
             if is_mine:
                 yield
-
-
-def shard_of(accelerator: Accelerator) -> Shard:
-    """This one of the processes that encode into a folder together."""
-    wait = accelerator.wait_for_everyone
-    return Shard(accelerator.process_index, accelerator.num_processes, wait)
 
 
 @contextmanager
