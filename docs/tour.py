@@ -5,6 +5,7 @@ Pictures are stored small.
 """
 
 import argparse
+import json
 import re
 import shutil
 from pathlib import Path
@@ -27,7 +28,11 @@ def main(folder: Path, names: list[str]) -> None:
     pictures = ROOT / "docs" / "tour"
     shutil.rmtree(pictures, ignore_errors=True)
     pictures.mkdir()
-    parts = ["# A tour of the four notebooks, as `make demo` leaves them\n"]
+    run = json.loads((ROOT / "checkpoints" / "demo" / "config.json").read_text())["environment"]
+    parts = [
+        "# A tour of the four notebooks, as `make demo` leaves them\n\n"
+        f"Trained at commit {run['commit'][:7]}, precision {run['precision']}.\n"
+    ]
     for name in names:
         text = PRINTED.sub("\n", (folder / f"{name}.md").read_text(encoding="utf-8"))
         for number, picture in enumerate(re.findall(r"\]\(([^)]+\.png)\)", text), start=1):
