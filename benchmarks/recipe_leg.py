@@ -37,8 +37,8 @@ def run_leg(arguments: argparse.Namespace, path: Path) -> dict[str, Any]:
     config = get_config(preset.name, changes)
     if path.is_file():
         record = json.loads(path.read_text())
-        if record["asked"] != asked:
-            raise ValueError(f"{path} is a leg with {record['asked']}: name another --leg")
+        if record.get("asked") != asked:
+            raise ValueError(f"{path} is a leg with {record.get('asked')}: name another --leg")
     else:
         open_network(space_of(config), Networks(), choose_device())  # before hours of training
         epochs = planned_epochs(config, arguments.minutes, arguments.images)
