@@ -16,10 +16,10 @@ from pathlib import Path
 from config import CODE, PRESETS, Config, get_config
 
 # What a disk refuses with a reason that needs no traceback: no room, no permission, a long name, a
-# file in the place of a folder.
+# file in the place of a folder, a drive that does not answer.
 DISK_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG),
-    *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR),
+    *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.ESTALE),
 }
 
 # The modules and packages of this repository; an installed one has others beside it.

@@ -29,6 +29,15 @@ def image_file(pictures: datasets.Dataset, row: int) -> ImageFile:
     return Path(entry["path"]) if entry["bytes"] is None else io.BytesIO(entry["bytes"])
 
 
+def read_bytes(file: ImageFile) -> bytes:
+    """The content of a picture's file.
+
+    Raises:
+        OSError: the disk or the drive does not give it, which tells nothing of the picture.
+    """
+    return file.read_bytes() if isinstance(file, Path) else file.read()
+
+
 def stamp(pictures: datasets.Dataset) -> str:
     """A hash of paths, sizes and times of change: while it is the same, so are the files.
 
@@ -84,10 +93,12 @@ def open_rgb(file: ImageFile, min_side: int = 0) -> Image.Image:
             quicker. 0: all.
 
     Raises:
+        OSError: see `read_bytes`.
         ValueError: it is not an image, is cut short, or is far too large.
     """
+    content = io.BytesIO(read_bytes(file))
     try:
-        with Image.open(file, formats=IMAGE_FORMATS) as image:
+        with Image.open(content, formats=IMAGE_FORMATS) as image:
             if min_side:
                 image.draft("RGB", (min_side, min_side))
             return to_rgb(image)
@@ -104,7 +115,7 @@ def read_image(file: ImageFile, size: int, name: str | None = None) -> torch.Ten
         name: of the image, for the message; None: `file`.
 
     Raises:
-        ValueError: see `open_rgb`; the message names the image.
+        OSError, ValueError: see `open_rgb`; the message names the image.
     """
     try:
         return transforms.pil_to_tensor(resize_and_crop(open_rgb(file), size))

@@ -63,10 +63,10 @@ def attribute_digests(attributes: np.ndarray) -> np.ndarray:
 
 
 def perceptual_hash(file: ImageFile) -> np.ndarray | None:
-    """256 bits as uint64 (4,); None of what cannot be read as an image."""
+    """256 bits as uint64 (4,); None of what is no image, or a damaged one."""
     try:
         image = open_rgb(file, ENOUGH_PIXELS)
-    except ValueError:  # the screening tells why
+    except ValueError:
         return None
     return np.packbits(imagehash.phash(image, hash_size=16).hash).view(np.uint64)
 

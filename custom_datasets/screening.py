@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from custom_datasets.celeba_hq_dataset import CelebAHQ
-from custom_datasets.images import open_rgb, stamp
+from custom_datasets.images import open_rgb, read_bytes, stamp
 from custom_datasets.sources import reasons_in_lines, say_once
 from files import locked, replacing
 
@@ -32,6 +32,7 @@ def screen(faces: CelebAHQ, records: Path, workers: int = 4) -> CelebAHQ:
             one looks, the others wait.
 
     Raises:
+        OSError: a file cannot be read, which may be different tomorrow: no result is kept.
         ValueError: more than half cannot be used; names the first of them.
     """
     identity = f"{stamp(faces.table.pictures)}{faces.names.tolist()}"
@@ -65,12 +66,7 @@ def _look_through(faces: CelebAHQ, workers: int) -> tuple[np.ndarray, dict[str, 
     digests, unusable = np.zeros((len(faces), DIGEST), np.uint8), {}
 
     def look(position: int) -> None:
-        file = faces.file(position)
-        try:
-            content = file.read_bytes() if isinstance(file, Path) else file.read()
-        except OSError as error:
-            unusable[str(position)] = str(error)
-            return
+        content = read_bytes(faces.file(position))
         digest = hashlib.sha256(content).digest()[:DIGEST]
         digests[position] = np.frombuffer(digest, np.uint8)
         if why := examine(content):

@@ -1,5 +1,6 @@
 """What cannot be used is left out by name, once; the content of the rest identifies it."""
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -28,6 +29,19 @@ def test_a_few_are_left_out_by_name(
     assert len(faces.attributes) == len(faces.table.digests) == 34
     assert len(faces.of_split("test")) == len(faces.of_split("test").table.digests) == 5
     assert all(face.image.shape == (3, 32, 32) for face in faces)
+
+
+def test_what_the_disk_did_not_give_once_is_not_left_out_for_ever(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path) -> bytes:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "read_bytes", fail)
+        with pytest.raises(OSError, match="jpg"):
+            screen(CelebAHQ(folder, None, 32), tmp_path)
+    assert len(screen(CelebAHQ(folder, None, 32), tmp_path)) == 36
 
 
 def test_most_of_them_are_refused(folder: Path, tmp_path: Path) -> None:
