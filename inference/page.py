@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
 from config import SamplingConfig
-from diffusion.sampling import MAX_SEED, SAMPLERS
+from diffusion.sampling import MAX_SEED, SAMPLERS, build_sampler, spread_timesteps
 from inference.picture_sets import facts_of
 from inference.text_to_face import TextToFace
 from models.device import freed_memory_kept
@@ -103,15 +103,16 @@ def pictures_of(
     model.require_fit([prompt, negative_prompt], how)
     facts = [facts_of(model, prompt, seed, how, negative_prompt) for seed in seeds]
     predict = model.predictor([prompt] * len(seeds), how.guidance_scale, negative_prompt)
-    every = max(1, how.steps // PREVIEWS)
+    last = len(spread_timesteps(build_sampler(how.sampler, model.objective), how.steps))
+    every = max(1, last // PREVIEWS)
     with freed_memory_kept(model.device):
         for step, latents in enumerate(model.trajectory(predict, seeds, how.sampler, how.steps)):
             shown = []
-            if step % every == 0 or step == how.steps:
-                shown = [
-                    _with_facts(*pair) for pair in zip(model.decode(latents), facts, strict=True)
-                ]
-            yield shown, f"step {step} of {how.steps}"
+            if step % every == 0 or step == last:
+                unfinished = {"stopped_after_step": step} if step < last else {}
+                pairs = zip(model.decode(latents), facts, strict=True)
+                shown = [_with_facts(picture, told | unfinished) for picture, told in pairs]
+            yield shown, f"step {step} of {last}"
 
 
 def _with_facts(picture: Tensor, facts: dict[str, object]) -> Image:

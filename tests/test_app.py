@@ -17,7 +17,10 @@ import torch
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from PIL import Image
+from torchvision.transforms.functional import pil_to_tensor
 
+from config import DiffusionConfig
+from diffusion.objective import build_objective
 from inference import page
 from inference.text_to_face import TextToFace
 
@@ -70,6 +73,24 @@ def test_pictures_are_those_of_generate_and_carry_what_made_them(
         assert told.items() <= json.loads(image.text["parameters"]).items()
         got = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(64, 64, 3)
         assert (got.permute(2, 0, 1).float() - picture * 255).abs().max() < 1.01
+
+
+def test_the_last_pictures_are_finished_though_the_sampler_takes_fewer_steps(
+    model: TextToFace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A preview tells after which step it was made."""
+    objective = build_objective(DiffusionConfig(num_train_timesteps=20))
+    monkeypatch.setattr(model, "objective", objective)
+    how = model.settings(1.0, 20, "ddim")
+    *previews, last = [shown for shown, _ in page.pictures_of(model, "a man", [3], how) if shown]
+    assert previews and all("stopped_after_step" in told_of(shown[0]) for shown in previews)
+    assert "stopped_after_step" not in told_of(last[0])
+    want = model.generate(["a man"], [3], 1.0, 20, "ddim")[0]
+    assert (pil_to_tensor(last[0]).float() - want * 255).abs().max() < 1.01
+
+
+def told_of(image: Image.Image) -> dict[str, Any]:
+    return json.loads(image.info["parameters"])
 
 
 @pytest.mark.parametrize(
