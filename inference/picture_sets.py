@@ -89,8 +89,12 @@ def generate_set(model: TextToFace, request: Request, folder: Path) -> PictureFi
     """Make what is missing of the requested pictures and open all.
 
     Under `accelerate launch` each process makes its share; all return the whole set.
+
+    Raises:
+        ValueError: see `TextToFace.generate`; before the first picture is made.
     """
     how = request.sampling
+    model.require_fit(request.prompts, how)
 
     def make(slots: Sequence[int]) -> Tensor:
         prompts = [request.prompts[slot] for slot in slots]

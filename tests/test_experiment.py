@@ -4,7 +4,7 @@ import dataclasses
 import json
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from config import Config
+from custom_datasets.celeba_hq_dataset import CelebAHQ
 from custom_datasets.latent_cache import ImageLatents, LatentCache
 from inference.samples import save_samples
 from inference.text_to_face import TextToFace
@@ -139,16 +140,26 @@ def test_a_tracker_that_would_log_nothing_is_refused(
 def test_pictures_with_captions_alone_train(
     exact: Config, root: Path, drawn_folder: Path, opening: Opening
 ) -> None:
-    """A caption that the text encoder does not take is refused before anything is encoded."""
+    """A caption that the text encoder does not take is refused before anything is encoded, be it of
+    a face for training or of a held-out one.
+    """
     mine = shutil.copytree(drawn_folder / "train", root / "mine")
     table = mine / "metadata.csv"
     own = changed(exact, "data", source=str(mine))
-    for words, fits in (("woman " * 90, False), ("woman", True)):
-        rows = [f"{i}.jpg,a {words} number {i}" for i in range(24)]
+    own = changed(own, "training", validation_faces=2)
+
+    def write(long: Sequence[str]) -> None:
+        words = {f"{i}.jpg": "woman " * 90 if f"{i}.jpg" in long else "woman" for i in range(24)}
+        rows = [f"{name},a {word} number {name[:-4]}" for name, word in words.items()]
         table.write_text("\n".join(["file_name,caption", *rows]))
-        if not fits:
-            with pytest.raises(ValueError, match="tokens"):
-                opening(own)
+
+    write([])
+    for split in ("train", "val"):
+        write(CelebAHQ(mine, split, 64).names[:1].tolist())
+        with pytest.raises(ValueError, match="tokens"):
+            opening(own)
+    assert not (root / "data" / "latents").exists()
+    write([])
     opened = opening(own)
     assert len(opened.faces) == 20 and not opened.faces.has_attributes
     assert opened.caption(3, 1) == f"a woman number {opened.faces.names[3].removesuffix('.jpg')}"

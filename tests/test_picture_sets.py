@@ -24,6 +24,10 @@ class Painter:
     def __init__(self) -> None:
         self.painted: list[str] = []
 
+    def require_fit(self, prompts: Sequence[str], how: SamplingConfig) -> None:
+        if max(map(len, prompts)) > 77:
+            raise ValueError("tokens")
+
     def generate(self, prompts: Sequence[str], seeds: Sequence[int], *how: Any, **more: Any):
         assert how == (2.0, 5, "ddim")
         self.painted += prompts
@@ -66,6 +70,13 @@ def test_each_prompt_gets_its_seed_and_the_bytes_that_a_png_holds(tmp_path: Path
 )
 def test_whatever_decides_the_pictures_names_another_folder(changes: dict[str, Any]) -> None:
     assert dataclasses.replace(REQUEST, **changes).key() != REQUEST.key()
+
+
+def test_a_prompt_that_does_not_fit_is_refused_before_the_first_picture(tmp_path: Path) -> None:
+    request = dataclasses.replace(REQUEST, prompts=(*PROMPTS[:9], "face " * 20))
+    with pytest.raises(ValueError, match="tokens"):
+        generate_set(Painter(), request, tmp_path)
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_picture_that_is_missing_is_made_in_its_batch(tmp_path: Path) -> None:

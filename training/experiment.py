@@ -24,6 +24,7 @@ from custom_datasets.latent_cache import (
     open_latent_cache,
 )
 from custom_datasets.opening import open_faces
+from custom_datasets.splits import SPLIT_KINDS
 from diffusion.objective import Objective, build_objective
 from diffusion.sampling import build_sampler, set_timesteps
 from files import remove_unfinished
@@ -120,7 +121,8 @@ class Experiment:
         name, unet = self.config.models.text_encoder, self.config.unet
         encoder = TextEncoder.from_pretrained(name)
         _require_fit(f"{name}: unet.text_width", encoder.width, unet.text_width)
-        given = chain.from_iterable(self.faces.given_captions or ())
+        parts = [part for part in (self.faces, self.held_out_faces) if part]
+        given = chain.from_iterable(words for part in parts for words in part.given_captions or ())
         encoder.tokenize([*self.config.sampling.prompts, *given])
         return encoder.to(self.device)
 
@@ -266,6 +268,7 @@ class Experiment:
             f"preset {self.config.name} on {self.device}, "
             f"{self.accelerator.num_processes} process(es), precision {self.precision}",
             repr(self.faces),
+            f"split: {SPLIT_KINDS[self.faces.split_kind]}",
             f"UNet: {self.state.unet.num_parameters() / 1e6:.1f}M parameters",
             f"run folder {self.folder}, at step {self.state.step}",
         ]
