@@ -46,17 +46,17 @@ WEIGHTS = (
 def locate(name: str) -> str:
     """The local folder that a model name refers to, or the name itself.
 
-    Tried in this order: a folder of that name (relative to the repository); for a hub id
+    Tried in this order, all relative to the repository: a folder of that name; for a hub id
     "owner/model" or "owner/model@revision" a folder `model` in LDM_MODELS_DIR or, where that is not
     set, next to the data in CELEBA_HQ_DIR. A local folder has no revision; `fingerprint` tells
     whether it holds the weights of a run.
     """
     places = [folder / Path(name).expanduser() for folder in (ROOT, CODE)]
     data = os.environ.get("CELEBA_HQ_DIR")
-    beside_data = Path(data).expanduser().resolve().parent if data else None
+    beside_data = (ROOT / Path(data).expanduser()).resolve().parent if data else None
     models = os.environ.get("LDM_MODELS_DIR") or beside_data
     if models:
-        places.append(Path(models).expanduser() / Path(name.partition("@")[0]).name)
+        places.append(ROOT / Path(models).expanduser() / Path(name.partition("@")[0]).name)
     return str(next((place for place in places if (place / "config.json").is_file()), name))
 
 

@@ -96,3 +96,7 @@ def test_a_hub_id_is_found_in_a_folder_of_models(
     monkeypatch.delenv("LDM_MODELS_DIR")
     monkeypatch.setenv("CELEBA_HQ_DIR", str(tmp_path / "models" / "celeba_hq"))  # beside the data
     assert locate("someone/vae") == str(tmp_path / "models" / "vae")
+    monkeypatch.setattr("models.loading.ROOT", tmp_path)  # notebooks run in a folder within
+    for variable, place in (("CELEBA_HQ_DIR", "models/celeba_hq"), ("LDM_MODELS_DIR", "models")):
+        monkeypatch.setenv(variable, place)
+        assert locate("someone/vae") == str(tmp_path / "models" / "vae")
