@@ -33,8 +33,8 @@ The weights are the moving average of `{weights}`.
 
 | part | what |
 |---|---|
-| autoencoder | `{config.models.autoencoder}`, at {config.data.image_size} px{encoder} |
-| decoder | `{decoder}`, which makes pictures of {config.picture_size} px |
+| autoencoder | `{config.models.autoencoder}`, takes {config.data.image_size} px{encoder} |
+| decoder | `{decoder}`, makes {config.picture_size} px |
 | text encoder | `{config.models.text_encoder}` |
 
 ```python
