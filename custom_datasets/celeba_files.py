@@ -136,7 +136,7 @@ def read_metadata(folder: Path, path: Path) -> pd.DataFrame:
         if path.suffix == ".csv":  # "NA" may be a word of a caption
             table = pd.read_csv(path, encoding="utf-8-sig", keep_default_na=False, na_values=[""])
         else:
-            table = pd.read_json(path, lines=True)
+            table = pd.read_json(path, lines=True, encoding="utf-8-sig")
     except ValueError as error:  # not text in UTF-8, or another number of cells in a row
         raise ValueError(f"{path}: {error}") from error
     if not isinstance(table.index, pd.RangeIndex):  # pandas took the first column for names

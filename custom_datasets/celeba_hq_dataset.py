@@ -52,7 +52,6 @@ class CelebAHQ(Dataset):
         self.image_size = image_size
         self.split: str | None = None
         self._hold(open_source(source))
-        self.counts = {name: int((self.splits == i).sum()) for i, name in enumerate(SPLITS)}
         if split is not None:
             vars(self).update(vars(self.of_split(split)))
 
@@ -60,6 +59,7 @@ class CelebAHQ(Dataset):
         self.table, self.source, self.split_kind = table, table.source, table.split_kind
         self.names, self.indices, self.splits = table.names, table.indices, table.splits
         self.attributes, self.given_captions = table.attributes, table.captions
+        self.counts = {name: int((self.splits == i).sum()) for i, name in enumerate(SPLITS)}
 
     def __len__(self) -> int:
         return len(self.names)
@@ -125,7 +125,7 @@ class CelebAHQ(Dataset):
         if len(others) == len(self):
             raise ValueError(f"{self.source}: none of its {len(self)} faces is in {split!r}")
         chosen = self.without(others)
-        chosen.split = split
+        chosen.split, chosen.counts = split, self.counts
         return chosen
 
     def without(self, positions: Sequence[int] | np.ndarray) -> "CelebAHQ":

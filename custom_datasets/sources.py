@@ -13,6 +13,7 @@ import dataclasses
 import functools
 from dataclasses import dataclass, field
 from pathlib import Path
+from unicodedata import normalize
 
 import datasets
 import numpy as np
@@ -41,7 +42,13 @@ from custom_datasets.recognition import (
     official_attributes,
     official_indices,
 )
-from custom_datasets.splits import NO_SPLIT, named_splits, official_split, split_by_chance
+from custom_datasets.splits import (
+    NO_SPLIT,
+    is_split_name,
+    named_splits,
+    official_split,
+    split_by_chance,
+)
 from hub import download, is_hub_id
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -141,13 +148,19 @@ def _table(
         table = table.leave_out(np.array([not each for each in captions]), "it has no caption")
     if named is None:
         table.splits, table.split_kind = split_by_chance(table.names.tolist()), "chance"
+        parts = {name for name in split_names if is_split_name(name)}
+        if others := parts and {*split_names} - parts:
+            say_once(
+                f"warning: {source} is divided by chance and not by {', '.join(sorted(parts))}: "
+                f"beside them lie others, such as {min(others)}"
+            )
     return table
 
 
 def _wordings(value: object) -> tuple[str, ...]:
     """A caption, or a list of captions; empty where there is none."""
     texts = value if isinstance(value, list | np.ndarray) else [value]
-    return tuple(str(text) for text in texts if not pd.isna(text))
+    return tuple(str(text) for text in texts if not pd.isna(text) and str(text).strip())
 
 
 def _others(found: FaceTable) -> FaceTable:
@@ -165,7 +178,7 @@ def _others(found: FaceTable) -> FaceTable:
 def _official(found: FaceTable, indices: np.ndarray) -> FaceTable:
     """Faces of CelebA-HQ, in the order of their indices."""
     found.indices, found.split_kind = indices, "identity"
-    found = found.leave_out(indices == UNKNOWN, "no face of CelebA-HQ")
+    found = found.leave_out(indices == UNKNOWN, "no face of CelebA-HQ, or damaged")
     found.splits = official_split()[found.indices]
     found = found.leave_out(found.splits == NO_SPLIT, "held out, but also among those for training")
     found = found.only(np.argsort(found.indices, kind="stable"))
@@ -233,6 +246,10 @@ def _listed(
 ) -> pd.DataFrame:
     """The rows of the tables whose pictures are there; notes what is in one of both alone."""
     listed = pd.concat([read_metadata(folder, path) for path in metadata])
+    # macOS writes an accented letter of a name as two characters, and most editors as one.
+    on_disk = {normalize("NFC", name): name for name in there}
+    names = [on_disk.get(normalize("NFC", name), name) for name in listed["file_name"]]
+    listed = listed.assign(file_name=names)
     twice = listed["file_name"][listed["file_name"].duplicated()]
     if len(twice):
         raise ValueError(f"{metadata[0]}: two rows for {twice.iloc[0]}")

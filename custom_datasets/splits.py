@@ -43,6 +43,11 @@ def official_split() -> np.ndarray:
     return np.frombuffer("".join(text.split()).encode(), dtype=np.uint8) - ord("0")
 
 
+def is_split_name(name: str) -> bool:
+    """Whether a folder or a part of a data set is named as a split is, such as "validation"."""
+    return name.lower() in _NUMBERS
+
+
 def named_splits(names: Sequence[str]) -> np.ndarray | None:
     """The splits, uint8 (N,), of faces whose folders or parts are named so, such as "validation";
     None where one has another name, or all have the same.

@@ -84,6 +84,9 @@ def test_a_split_without_faces_is_left_out_aloud(root: Path, tiny_config: Config
     data = dataclasses.replace(tiny_config.data, source=str(folder))
     mine = dataclasses.replace(tiny_config, data=data)
     assert find_faces(mine, "test") is None and len(find_faces(mine, "val")) == 2
+    for picture in (folder / "validation").glob("*.jpg"):
+        picture.write_bytes(b"")
+    assert find_faces(mine, "val") is None
 
 
 @pytest.mark.parametrize(

@@ -296,6 +296,32 @@ def test_own_folders_divide_own_pictures(root: Path) -> None:
         assert said.startswith(face.split) and faces.names[position].startswith(said)
 
 
+def test_folders_that_do_not_divide_all_pictures_are_told(
+    root: Path, capsys: pytest.CaptureFixture
+) -> None:
+    places = ("train/0.jpg", "train/1.jpg", "test/2.jpg", "3.jpg")
+    write_pictures(root / "mine", {name: 500 + i for i, name in enumerate(places)})
+    table = pd.DataFrame({"file_name": places, "caption": "a man"})
+    table.to_csv(root / "mine" / "metadata.csv", index=False)
+    assert CelebAHQ(root / "mine", None, 32).split_kind == "chance"
+    said = capsys.readouterr().out
+    assert all(name in said for name in ("train", "test", "3.jpg"))
+
+
+def test_a_name_with_an_accent_is_found_however_it_is_written(root: Path) -> None:
+    """macOS writes an accented letter as two characters."""
+    folder = mine(root, "file_name,caption\nJos\u00e9.jpg,a man\n0.jpg,a man\n1.jpg,a man")
+    write_pictures(folder, {"Jose\u0301.jpg": 520})
+    assert len(CelebAHQ(folder, None, 32)) == 3
+
+
+def test_json_is_read_as_carefully_as_csv(root: Path) -> None:
+    """As Windows writes it, with a mark before the first line; a blank caption is none."""
+    texts = ["", " ", *["a man"] * 8]
+    rows = [json.dumps({"file_name": f"{i}.jpg", "text": text}) for i, text in enumerate(texts)]
+    assert len(CelebAHQ(mine(root, "\ufeff" + "\n".join(rows), "metadata.jsonl"), None, 32)) == 8
+
+
 def test_what_is_left_out_is_listed_with_its_reason(
     root: Path, capsys: pytest.CaptureFixture
 ) -> None:
