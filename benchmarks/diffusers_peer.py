@@ -18,7 +18,7 @@ from torchvision.io import encode_jpeg
 from benchmarks import full_size
 from benchmarks.worker import text_encoder
 from config import Config, get_config
-from diffusion.objective import build_objective
+from diffusion.objective import Objective
 from diffusion.sampling import build_sampler, spread_timesteps
 from inference.text_to_face import TextToFace
 from models.custom_unet_celeba_ldm import build_unet
@@ -117,7 +117,7 @@ def pipeline_sampling(preset: str, sampler: str, steps: str) -> Callable[[], obj
         text_encoder=encoder.model.to(DTYPE),
         tokenizer=encoder.tokenizer,
         unet=unet.to(DTYPE, memory_format=torch.contiguous_format),
-        scheduler=build_sampler(sampler, build_objective(config.diffusion)),
+        scheduler=build_sampler(sampler, Objective(config.diffusion)),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

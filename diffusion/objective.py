@@ -6,15 +6,14 @@ Knows tensors and callables only. The forward process mixes a clean latent x_0 w
 
 and a denoiser predicts a target that is linear in both, a_t x_0 + b_t eps: the noise, (a, b) =
 (0, 1), in Ho et al. 2020; v = alpha_t eps - sigma_t x_0, that is (-sigma_t, alpha_t), in Salimans &
-Ho 2022. So two pairs of coefficients describe an objective. Another objective is another
-`Target`, or another pair (alpha, sigma): named in `DiffusionConfig.prediction_type`, and told to
-diffusers' schedulers by `scheduler_options`.
+Ho 2022. So two pairs of coefficients describe an objective. Another objective is another (a, b), or
+another (alpha, sigma): named in `DiffusionConfig`, and told to diffusers' schedulers by
+`scheduler_options`.
 
 Shapes: B batch, C latent channels, h x w latents, L caption tokens, D text width, T timesteps.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 from diffusers import DDPMScheduler
@@ -26,62 +25,40 @@ from config import DiffusionConfig
 Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class Target:
-    """What the denoiser predicts: a_t x_0 + b_t eps."""
-
-    prediction_type: str  # diffusers' name for it
-    coefficients: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (alpha, sigma) -> (a, b)
-
-
-TARGETS = {
-    "epsilon": Target(
-        "epsilon", lambda alpha, sigma: (torch.zeros_like(alpha), torch.ones_like(alpha))
-    ),
-    "v_prediction": Target("v_prediction", lambda alpha, sigma: (-sigma, alpha)),
-}
-
-
 class Objective:
-    """A forward process with its target, loss weight and timestep distribution, as tables over t.
+    """A forward process, its target, loss weight and timestep distribution, as tables over t."""
 
-    Args:
-        alpha, sigma: (T,).
-        target: what is predicted.
-        snr_gamma: min-SNR-gamma weighting, None for plain MSE.
-        draw_by_weight: draw t in proportion to its weight instead of weighting the loss.
-        uniform_share: of the whole weight, the share that is spread evenly over t.
-        scheduler_options: what a diffusers scheduler needs to sample the same process.
-    """
-
-    def __init__(
-        self,
-        alpha: Tensor,
-        sigma: Tensor,
-        target: Target,
-        snr_gamma: float | None = None,
-        draw_by_weight: bool = False,
-        uniform_share: float = 0.0,
-        scheduler_options: Mapping[str, object] | None = None,
-    ) -> None:
-        self.alpha, self.sigma, self.prediction_type = alpha, sigma, target.prediction_type
-        self.a, self.b = target.coefficients(alpha, sigma)
+    def __init__(self, config: DiffusionConfig) -> None:
+        self.num_train_timesteps = config.num_train_timesteps  # T
+        # What a scheduler of diffusers needs to sample the same process.
+        self.scheduler_options = {
+            "num_train_timesteps": config.num_train_timesteps,
+            "beta_schedule": config.beta_schedule,
+            "prediction_type": config.prediction_type,
+        }
+        alphas_cumprod = DDPMScheduler(**self.scheduler_options).alphas_cumprod
+        alpha, sigma = alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()
+        self.alpha, self.sigma = alpha, sigma  # (T,)
+        targets = {
+            "epsilon": (torch.zeros_like(alpha), torch.ones_like(alpha)),
+            "v_prediction": (-sigma, alpha),
+        }
+        self.a, self.b = targets[config.prediction_type]
         # |error of x_0| = amplification * |error of the prediction|, at a given x_t: x_t and the
         # target are two equations in x_0 and eps, with this determinant.
         determinant = alpha * self.b - sigma * self.a
-        self.amplification = (sigma / determinant).abs()
-        weight = min_snr_weight(self.snr, self.amplification, snr_gamma)
-        weight = torch.lerp(weight, weight.mean(), uniform_share)
-        self.probabilities = weight / weight.sum() if draw_by_weight else None
+        amplification = (sigma / determinant).abs()
+        weight = torch.ones_like(alpha)
+        if config.snr_gamma is not None:
+            # min(SNR, gamma) on the squared error of x_0, as a weight on that of the prediction.
+            # Hang et al. 2023, equation 8: min(SNR, gamma) / SNR where the noise is predicted and
+            # min(SNR, gamma) / (SNR + 1) where v is.
+            weight = self.snr.clamp(max=config.snr_gamma) * amplification.square()
+        weight = torch.lerp(weight, weight.mean(), config.uniform_share)
+        is_drawn = config.timestep_sampling == "weight"  # t, and the loss is not weighted
+        self.probabilities = weight / weight.sum() if is_drawn else None
         # With t drawn in proportion to the weight, its mean keeps the loss the same on average.
-        self.loss_weight = weight.mean().expand(len(weight)) if draw_by_weight else weight
-        options = dict(scheduler_options or {}) | {"num_train_timesteps": len(alpha)}
-        self.scheduler_options = options | {"prediction_type": target.prediction_type}
-
-    @property
-    def num_train_timesteps(self) -> int:
-        """T."""
-        return len(self.alpha)
+        self.loss_weight = weight.mean().expand(len(weight)) if is_drawn else weight
 
     @property
     def snr(self) -> Tensor:
@@ -134,29 +111,3 @@ class Objective:
 def _at(table: Tensor, timesteps: Tensor) -> Tensor:
     """Values of a table (T,) at timesteps (B,), broadcast over (B, C, h, w)."""
     return table[timesteps].view(-1, 1, 1, 1)
-
-
-def min_snr_weight(snr: Tensor, amplification: Tensor, gamma: float | None) -> Tensor:
-    """min(SNR, gamma) on the squared error of x_0, as a weight on that of the prediction, (T,).
-
-    Hang et al. 2023, equation 8: min(SNR, gamma) / SNR where the noise is predicted and
-    min(SNR, gamma) / (SNR + 1) where v is. Ones where gamma is None.
-    """
-    if gamma is None:
-        return torch.ones_like(snr)
-    return snr.clamp(max=gamma) * amplification.square()
-
-
-def build_objective(config: DiffusionConfig) -> Objective:
-    """The objective of the config, over the schedule that diffusers' DDPMScheduler makes."""
-    options = {"beta_schedule": config.beta_schedule}
-    schedule = DDPMScheduler(num_train_timesteps=config.num_train_timesteps, **options)
-    return Objective(
-        schedule.alphas_cumprod.sqrt(),
-        (1 - schedule.alphas_cumprod).sqrt(),
-        TARGETS[config.prediction_type],
-        config.snr_gamma,
-        config.timestep_sampling == "weight",
-        config.uniform_share,
-        options,
-    )

@@ -7,7 +7,6 @@ Shapes: B batch, C latent channels, h x w latents, L caption tokens, D text widt
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -24,24 +23,14 @@ Predictor = Callable[[Tensor, int], Tensor]  # (latents (B, C, h, w), t) -> pred
 LAMBDA_MIN = -5.1
 MAX_SEED = 2**32 - 1  # a CPU generator of torch ignores the bits above
 
-
-@dataclass(frozen=True)
-class Sampler:
-    """A member of the DPM-Solver++ family (Lu et al. 2022), as diffusers' options name it.
-
-    The family holds the older samplers: of first order it is DDIM (Song et al. 2021), and with
-    noise DDPM's ancestral sampling (Ho et al. 2020, posterior variance). diffusers' own class for
-    DDIM takes no timesteps but evenly spaced ones.
-    """
-
-    algorithm_type: str
-    solver_order: int
-
-
+# Members of the DPM-Solver++ family (Lu et al. 2022), as diffusers' options name them. It holds the
+# older samplers: of first order it is DDIM (Song et al. 2021), and with noise DDPM's ancestral
+# sampling (Ho et al. 2020, posterior variance). diffusers' own class for DDIM takes evenly spaced
+# timesteps alone.
 SAMPLERS = {
-    "ddpm": Sampler("sde-dpmsolver++", 1),
-    "ddim": Sampler("dpmsolver++", 1),
-    "dpm++": Sampler("dpmsolver++", 2),
+    "ddpm": {"algorithm_type": "sde-dpmsolver++", "solver_order": 1},
+    "ddim": {"algorithm_type": "dpmsolver++", "solver_order": 1},
+    "dpm++": {"algorithm_type": "dpmsolver++", "solver_order": 2},
 }
 
 
@@ -58,7 +47,7 @@ def build_sampler(name: str, objective: Objective) -> SchedulerMixin:
         raise ValueError(f"unknown sampler {name!r}: choose one of {', '.join(SAMPLERS)}")
     return DPMSolverMultistepScheduler(
         **objective.scheduler_options,
-        **asdict(SAMPLERS[name]),
+        **SAMPLERS[name],
         timestep_spacing="trailing",
         lambda_min_clipped=LAMBDA_MIN,
         steps_offset=1,  # StableDiffusionPipeline's value, so that an export samples alike

@@ -18,7 +18,7 @@ from torch.nn import functional
 from config import Config, SamplingConfig
 from custom_datasets.captions import unknown_words
 from diffusion import sampling
-from diffusion.objective import Objective, build_objective
+from diffusion.objective import Objective
 from inference.opening import (
     open_frozen_models,
     sampled_otherwise,
@@ -122,7 +122,7 @@ class TextToFace:
     @cached_property
     def objective(self) -> Objective:
         """What the denoiser was trained to predict."""
-        return build_objective(self.config.diffusion)
+        return Objective(self.config.diffusion)
 
     @cached_property
     def decoder_key(self) -> str:

@@ -20,7 +20,7 @@ from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
 from config import DiffusionConfig
-from diffusion.objective import build_objective
+from diffusion.objective import Objective
 from inference import page
 from inference.text_to_face import TextToFace
 
@@ -79,7 +79,7 @@ def test_the_last_pictures_are_finished_though_the_sampler_takes_fewer_steps(
     model: TextToFace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A preview tells after which step it was made."""
-    objective = build_objective(DiffusionConfig(num_train_timesteps=20))
+    objective = Objective(DiffusionConfig(num_train_timesteps=20))
     monkeypatch.setattr(model, "objective", objective)
     how = model.settings(1.0, 20, "ddim")
     *previews, last = [shown for shown, _ in page.pictures_of(model, "a man", [3], how) if shown]

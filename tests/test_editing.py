@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffusion import sampling
-from diffusion.objective import build_objective
+from diffusion.objective import Objective
 from diffusion.sampling import renoise
 from inference.editing import edit
 from inference.text_to_face import TextToFace
@@ -31,7 +31,7 @@ def test_a_perfect_denoiser_gives_the_face_back(
 ) -> None:
     """The prediction that belongs to x_0 leads every sampler to x_0, from wherever it starts."""
     config = replace(model.config.diffusion, prediction_type=prediction_type)
-    scheduler = sampling.build_sampler(sampler, build_objective(config))
+    scheduler = sampling.build_sampler(sampler, Objective(config))
     given = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
 
     def predict(latents: torch.Tensor, timestep: int) -> torch.Tensor:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from config import DiffusionConfig
 from diffusion import sampling
-from diffusion.objective import build_objective
+from diffusion.objective import Objective
 
 STEPS = {"ddpm": 1000, "ddim": 50, "dpm++": 20}
 LOST = {"ddpm": 0.01, "ddim": 0.07, "dpm++": 0.03}  # of the deviation, in so many steps
@@ -49,7 +49,7 @@ def any_denoiser(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
 
 
 def ours(sampler: str, prediction_type: str) -> SchedulerMixin:
-    objective = build_objective(DiffusionConfig(prediction_type=prediction_type))
+    objective = Objective(DiffusionConfig(prediction_type=prediction_type))
     return sampling.build_sampler(sampler, objective)
 
 
@@ -170,9 +170,7 @@ def test_impossible_numbers_of_steps_are_refused(steps: int) -> None:
 @pytest.mark.parametrize("schedule", ["squaredcos_cap_v2", "linear", "scaled_linear"])
 def test_any_number_of_steps_goes_from_noise_to_data_and_repeats_none(schedule: str) -> None:
     """A start at t = 901 would lose 15 % of the contrast, as pure noise has none."""
-    scheduler = sampling.build_sampler(
-        "dpm++", build_objective(DiffusionConfig(beta_schedule=schedule))
-    )
+    scheduler = sampling.build_sampler("dpm++", Objective(DiffusionConfig(beta_schedule=schedule)))
     level = scheduler.lambda_t
     start = int((level >= -5.1).nonzero()[-1])
     for steps in (1, 2, 3, *range(4, 1001, 7), 999, 1000):

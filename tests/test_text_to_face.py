@@ -8,7 +8,7 @@ import torch
 from conftest import change_run
 
 from diffusion import sampling
-from diffusion.objective import build_objective
+from diffusion.objective import Objective
 from inference.text_to_face import TextToFace
 from models.decoder import save_decoder_alone
 from training import checkpoints
@@ -44,7 +44,7 @@ def test_the_pipeline_is_encode_guide_sample_decode(model: TextToFace) -> None:
     predict = sampling.guide(
         lambda x, t, c: unet(x, t, encoder_hidden_states=c).sample, text, null, 4.0
     )
-    scheduler = sampling.build_sampler("ddim", build_objective(model.config.diffusion))
+    scheduler = sampling.build_sampler("ddim", Objective(model.config.diffusion))
     *_, latents = sampling.trajectory(
         predict, scheduler, (4, 8, 8), SEEDS[:2], 3, torch.device("cpu")
     )

@@ -25,7 +25,7 @@ from custom_datasets.latent_cache import (
 )
 from custom_datasets.opening import open_faces
 from custom_datasets.splits import SPLIT_KINDS
-from diffusion.objective import Objective, build_objective
+from diffusion.objective import Objective
 from diffusion.sampling import build_sampler, set_timesteps
 from files import remove_unfinished
 from models.custom_unet_celeba_ldm import build_unet
@@ -59,7 +59,7 @@ class Experiment:
 
     def __init__(self, config: Config, folder: Path | None = None) -> None:
         self.config, self.folder = config, folder or config.run_folder
-        sampler = build_sampler(config.sampling.sampler, build_objective(config.diffusion))
+        sampler = build_sampler(config.sampling.sampler, Objective(config.diffusion))
         set_timesteps(sampler, config.sampling.steps)
         require_accelerator(choose_device(), config.data.image_size)
         self.accelerator = build_accelerator(config.training.tracker, self.folder / "logs")
@@ -158,7 +158,7 @@ class Experiment:
     @cached_property
     def objective(self) -> Objective:
         """Forward process, target and weights; its tables are on the CPU."""
-        return build_objective(self.config.diffusion)
+        return Objective(self.config.diffusion)
 
     @cached_property
     def mirror(self) -> Mirror | None:
