@@ -8,16 +8,12 @@ from typing import cast
 import torch
 import torch._dynamo
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from config import Config, TrainingConfig
-from models.custom_unet_celeba_ldm import (
-    compile_blocks,
-    recompute_activations,
-    training_operations,
-    use_plain_attention,
-)
+from models.custom_unet_celeba_ldm import compile_blocks, recompute_activations, training_operations
 from models.device import can_compile, cast_matrices, matrix_rate
 from models.graphs import Recorder, first_line, first_of
 from training.batches import Batch
@@ -196,7 +192,9 @@ def prepare_unet(
             if isinstance(module, ResnetBlock2D):
                 module.eval()  # which changes nothing else, as nothing is dropped out
     if device.type == "cpu":
-        use_plain_attention(unet)
+        # Two matrix products: at full size a step took 5 to 11 % less than with the fused kernel,
+        # and the sums are the same.
+        unet.set_attn_processor(AttnProcessor())
     if settings.gradient_checkpointing:
         recompute_activations(unet)
     if can_compile(device) if settings.compile is None else settings.compile:
