@@ -3,6 +3,8 @@
 import dataclasses
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -185,6 +187,29 @@ def real_faces() -> Path:
     if not (REAL_FACES / "CelebA-HQ-img").is_dir():
         pytest.skip("needs CelebA-HQ in ../shared/celeba_hq")
     return REAL_FACES
+
+
+def run_python(
+    *words: object, folder: Path = config.CODE, timeout: float | None = 600, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Python with these words in a process of its own, which finds this repository, computes with
+    one thread, and has to end well.
+
+    Args:
+        variables: of its environment.
+    """
+    own = {"PYTHONPATH": str(config.CODE), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *map(str, words)],
+        cwd=folder,
+        env=os.environ | own | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=timeout,
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-9000:]
+    return done
 
 
 COUNT = 26  # made-up faces: three batches of 8 and an incomplete one

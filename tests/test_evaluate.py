@@ -4,9 +4,7 @@ processes.
 
 import dataclasses
 import json
-import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from accelerate.state import PartialState
-from conftest import save_run
+from conftest import run_python, save_run
 
 import config as config_module
 import evaluate
@@ -29,7 +27,6 @@ from evaluation.session import Evaluation
 from evaluation.table import Row
 from inference.text_to_face import TextToFace
 
-ROOT = Path(__file__).resolve().parents[1]
 SPLITS = (60, 44, 48)  # train, val, test
 COUNT = 50
 # Runs evaluate.py in the root of its first argument, with the config of its second.
@@ -371,21 +368,12 @@ def test_two_evaluations_are_compared_on_paired_pictures(done: Bench) -> None:
         comparison.compare(str(second), "test")
 
 
-def in_two_processes(code: str, folder: Path, *arguments: str) -> str:
+def in_two_processes(code: str, folder: Path, *arguments: object) -> str:
     """What a script prints that gets a folder, and what else is given."""
     (script := folder / "script.py").write_text(code)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    places = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    finished = subprocess.run(
-        [*command, str(script), str(folder), *arguments],
-        env=os.environ | places,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
-    assert finished.returncode == 0, finished.stderr[-9000:]
-    return finished.stdout
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone")
+    words = (*launcher, script, folder, *arguments)
+    return run_python(*words, ACCELERATE_USE_CPU="true").stdout
 
 
 def test_features_that_one_process_alone_finds_are_not_mixed_with_others(tmp_path: Path) -> None:

@@ -2,14 +2,12 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import change_run
+from conftest import change_run, run_python
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -76,17 +74,9 @@ def test_diffusers_alone_finds_the_same_pictures(
     model: TextToFace, exported: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "elsewhere").mkdir()
-    finished = subprocess.run(
-        [
-            *(sys.executable, "-c", ALONE, str(exported), "|".join(PROMPTS)),
-            *(" ".join(map(str, numbers)) for numbers in (SEEDS, card_timesteps(exported))),
-        ],
-        cwd=tmp_path / "elsewhere",
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr[-3000:]
+    numbers = (" ".join(map(str, each)) for each in (SEEDS, card_timesteps(exported)))
+    words = ("-c", ALONE, exported, "|".join(PROMPTS), *numbers)
+    run_python(*words, folder=tmp_path / "elsewhere", PYTHONPATH="")
     theirs = np.load(tmp_path / "elsewhere" / "images.npy")
     ours = model.generate(PROMPTS, SEEDS, guidance_scale=2.5).permute(0, 2, 3, 1).numpy()
     assert ours.std() > 0.02

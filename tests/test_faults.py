@@ -5,11 +5,10 @@ The quick form; `make torture` kills more than two hundred times (LDM_TORTURE_KI
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from conftest import run_python
 
 from config import Config
 from settings import override
@@ -32,14 +31,8 @@ def test_a_run_killed_at_random_instants_ends_as_one_never_stopped(
     }
     (tmp_path / "config.json").write_text(json.dumps(override(tiny_config, settings).to_dict()))
     campaign = Path(__file__).with_name("kill_campaign.py")
-    finished = subprocess.run(
-        [sys.executable, campaign, tmp_path / "all", tmp_path / "config.json", str(KILLS), "0"],
-        env=os.environ | {"PYTHONPATH": str(campaign.parents[1]), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    words = (campaign, tmp_path / "all", tmp_path / "config.json", KILLS, 0)
+    finished = run_python(*words, timeout=None)
     print(finished.stdout)
-    assert finished.returncode == 0, finished.stdout + finished.stderr[-3000:]
     counts = json.loads(finished.stdout)
     assert counts["kills"] == KILLS and counts["runs"] > 0 and counts["different"] == 0

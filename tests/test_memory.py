@@ -1,11 +1,9 @@
 """Freed memory stays with the process inside the block and goes back at its end."""
 
-import subprocess
 import sys
 
 import pytest
-
-from config import ROOT
+from conftest import run_python
 
 # 40 tensors of 64 MB, one after the other, once more after warming up; prints page faults and
 # resident megabytes inside the block and after it.
@@ -36,9 +34,7 @@ print(resident() - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc is asked for it")
 def test_large_tensors_take_no_new_pages_inside_and_leave_none_behind() -> None:
-    command = [sys.executable, "-c", CODE]
-    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
-    faults, inside, after = map(float, done.stdout.split())
+    faults, inside, after = map(float, run_python("-c", CODE).stdout.split())
     assert faults < 2_000  # one tensor alone has 16,384 pages
     assert inside > 60
     assert after < 30

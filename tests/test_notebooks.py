@@ -1,15 +1,14 @@
 """The notebooks: committed clean, and run to their end in order, in a copy of the repository."""
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import nbclient
 import nbformat
 import pytest
+from conftest import run_python
 
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = ("train1", "inference1", "train2", "metrics1")
@@ -62,14 +61,7 @@ def test_run_in_order(copied_repository: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_run_as_on_a_gpu(copied_repository: Path) -> None:
     """Every code cell, with a training step that was recorded and is replayed."""
     script = Path(__file__).with_name("notebooks_on_tape.py")
-    environment = os.environ | {"LDM_PRESET": "smoke", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, str(script), str(copied_repository), *(path.name for path in NOTEBOOKS)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    words = (script, copied_repository, *(path.name for path in NOTEBOOKS))
+    done = run_python(*words, LDM_PRESET="smoke", PYTHONPATH="")
     assert done.stdout.count("| loss ") >= 12 and "no CUDA graph" not in done.stdout
     assert done.stdout.splitlines()[-1] == "replayed 13"  # of 16 steps; three run plainly

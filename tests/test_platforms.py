@@ -2,19 +2,16 @@
 samples `smoke` from nothing.
 """
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import run_python
 
 from models import device as device_module
 from models.device import choose_device, choose_precision, require_accelerator
 
-ROOT = Path(__file__).resolve().parents[1]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 WITHOUT = {
@@ -67,15 +64,7 @@ if __name__ == "__main__":
 def test_smoke_trains_and_samples_without(what: str, tmp_path: Path) -> None:
     script = tmp_path / "smoke.py"
     script.write_text(SMOKE.replace("{without}", WITHOUT[what].replace("\\n", "\n")))
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path / "root")],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = run_python(script, tmp_path / "root")
     assert "trained [1, 2]" in done.stdout and "(1, 3, 64, 64)" in done.stdout
     if "locks" in what:
         assert done.stderr.count("file system without locks") >= 1
