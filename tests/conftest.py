@@ -19,7 +19,6 @@ from accelerate.state import AcceleratorState
 from diffusers import AutoencoderKL, AutoencoderTiny
 
 import config
-from config import ModelsConfig, UNetConfig
 from custom_datasets.captions import describe
 from custom_datasets.drawn_faces import write_drawn_faces
 from custom_datasets.latent_cache import LatentSource
@@ -119,30 +118,26 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_config(drawn_folder: Path, autoencoder_folder: Path, clip_folder: Path) -> config.Config:
     """The smallest run there can be, over the session's own data and models."""
-    smoke = config.smoke()
-    return dataclasses.replace(
-        smoke,
-        name="test",
-        data=dataclasses.replace(smoke.data, source=str(drawn_folder), image_size=IMAGE_SIZE),
-        models=ModelsConfig(str(autoencoder_folder), str(clip_folder)),
-        unet=UNetConfig(IMAGE_SIZE // 8, 4, (32, 32), 1, 8, TEXT_WIDTH, text_at_every_layer=True),
-        training=dataclasses.replace(
-            smoke.training,
-            num_epochs=2,
-            batch_size=8,
-            checkpoint_every_n_epochs=1,
-            validation_faces=0,
-        ),
+    return override(
+        config.smoke(),
+        {
+            "name": "test",
+            "data.source": str(drawn_folder),
+            "models.autoencoder": str(autoencoder_folder),
+            "models.text_encoder": str(clip_folder),
+            "models.decoder": None,
+            "unet": {"latent_channels": 4, "widths": (32, 32), "attention_heads": 8},
+            "unet.text_width": TEXT_WIDTH,
+            "training": {"batch_size": 8, "validation_faces": 0},
+        },
     )
 
 
 @pytest.fixture
 def run(tiny_config: config.Config, tmp_path: Path) -> Path:
     """A run folder whose averaged weights are others than its live ones."""
-    training = dataclasses.replace(tiny_config.training, mixed_precision="no")
-    data = dataclasses.replace(tiny_config.data, source=None, drawn_counts=DRAWN_COUNTS)
-    values = dataclasses.replace(tiny_config, data=data, training=training)
-    return save_run(tmp_path, values)
+    drawn = {"data.source": None, "data.drawn_counts": DRAWN_COUNTS}
+    return save_run(tmp_path, override(tiny_config, drawn | {"training.mixed_precision": "no"}))
 
 
 def save_run(folder: Path, values: config.Config) -> Path:
@@ -257,8 +252,7 @@ def start(
         # A processor without bfloat16 computes it as well, only slowly.
         monkeypatch.setattr("models.device.has_bfloat16", lambda device: True)
         changes = {"mixed_precision": "no", "tracker": None} | changes
-        training = dataclasses.replace(values.training, **changes)
-        made[:] = [Experiment(dataclasses.replace(values, training=training))]
+        made[:] = [Experiment(override(values, {"training": changes}))]
         return made[0]
 
     yield make

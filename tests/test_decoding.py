@@ -1,6 +1,5 @@
 """A run whose latents another decoder decodes, as large or twice as large: `models.decoder`."""
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +31,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def tiny_config(tiny_config: Config, tiny_autoencoder_folder: Path) -> Config:
     """The smallest run, on an autoencoder whose decoder can grow."""
-    models = dataclasses.replace(tiny_config.models, autoencoder=str(tiny_autoencoder_folder))
-    return dataclasses.replace(tiny_config, models=models)
+    return override(tiny_config, {"models.autoencoder": str(tiny_autoencoder_folder)})
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 processes.
 """
 
-import dataclasses
 import json
 import shutil
 import sys
@@ -26,6 +25,7 @@ from evaluation.networks import NO_ATTRIBUTES
 from evaluation.session import Evaluation
 from evaluation.table import Row
 from inference.text_to_face import TextToFace
+from settings import override
 
 SPLITS = (60, 44, 48)  # train, val, test
 COUNT = 50
@@ -77,24 +77,19 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, tiny_config: Config) -> t
     """A repository root with faces, a checkpoint of random weights, and a classifier."""
     root = tmp_path_factory.mktemp("root")
     write_drawn_faces(root / "data" / "faces", SPLITS)
-    tiny, clip = tiny_config, tiny_config.models.text_encoder
-    values = dataclasses.replace(
-        tiny,
-        data=dataclasses.replace(tiny.data, source=str(root / "data" / "faces")),
-        training=dataclasses.replace(tiny.training, mixed_precision="no"),
-        sampling=dataclasses.replace(tiny.sampling, steps=2),
-        classifier=dataclasses.replace(tiny.classifier, image_size=32),
-        evaluation=dataclasses.replace(
-            tiny.evaluation,
-            count=COUNT,
-            feature_networks=(f"clip:{clip}", "judge"),
-            clip_judges=(clip,),
-            min_balanced_accuracy=0.4,
-            sweep_count=40,
-            sweep_scales=(1.0,),
-            sweep_steps=(1,),
-        ),
-    )
+    clip = tiny_config.models.text_encoder
+    plan = {
+        "count": COUNT,
+        "feature_networks": (f"clip:{clip}", "judge"),
+        "clip_judges": (clip,),
+        "min_balanced_accuracy": 0.4,
+        "sweep_count": 40,
+        "sweep_scales": (1.0,),
+        "sweep_steps": (1,),
+    }
+    changes = {"data.source": str(root / "data" / "faces"), "training.mixed_precision": "no"}
+    changes |= {"sampling.steps": 2, "classifier.image_size": 32, "evaluation": plan}
+    values = override(tiny_config, changes)
     write_run(root, values)
     return root, values
 
@@ -122,8 +117,7 @@ class Bench:
         return self.root / "outputs" / "test"
 
     def plan(self, **changes: Any) -> None:
-        plan = dataclasses.replace(self.values.evaluation, **changes)
-        self.values = dataclasses.replace(self.values, evaluation=plan)
+        self.values = override(self.values, {"evaluation": changes})
 
     def evaluate(self, *arguments: str) -> Path:
         """Returns the folder that was written last."""
@@ -226,11 +220,9 @@ def test_other_settings_leave_the_finished_numbers_alone(done: Bench) -> None:
 def test_a_run_is_measured_as_it_is_and_not_as_its_preset(done: Bench) -> None:
     """On its faces and at its size, with its sampling: the preset has others now."""
     before = (done.output / "metrics.json").read_bytes()
-    data = dataclasses.replace(done.values.data, source=None, image_size=128)
-    assert data.is_drawn
-    unet = dataclasses.replace(done.values.unet, latent_size=16)
-    sampling = dataclasses.replace(done.values.sampling, guidance_scale=5.0)
-    done.values = dataclasses.replace(done.values, data=data, unet=unet, sampling=sampling)
+    changes = {"data.source": None, "data.image_size": 128, "unet.latent_size": 16}
+    done.values = override(done.values, changes | {"sampling.guidance_scale": 5.0})
+    assert done.values.data.is_drawn
     done.forbid_pictures()
     assert (done.evaluate() / "metrics.json").read_bytes() == before
 
@@ -383,9 +375,7 @@ def test_features_that_one_process_alone_finds_are_not_mixed_with_others(tmp_pat
 def test_two_processes_give_the_numbers_of_one(
     prepared: tuple[Path, Config], whole: Path, tmp_path: Path
 ) -> None:
-    values = dataclasses.replace(
-        prepared[1], evaluation=dataclasses.replace(prepared[1].evaluation, sweep_steps=())
-    )
+    values = override(prepared[1], {"evaluation.sweep_steps": ()})
     for name in ("checkpoints", "data"):
         shutil.copytree(whole / name, tmp_path / name)
     (tmp_path / "config.json").write_text(json.dumps(values.to_dict()))

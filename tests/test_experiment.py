@@ -1,12 +1,10 @@
 """Opening an experiment: every part there, and fitting, before any long work."""
 
-import dataclasses
 import json
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -36,14 +34,10 @@ def opening(start: Callable[..., Experiment]) -> Opening:
     return lambda config: start(config).open_all()
 
 
-def changed(config: Config, section: str, **values: Any) -> Config:
-    return override(config, {f"{section}.{name}": value for name, value in values.items()})
-
-
 @pytest.fixture
 def exact(tiny_config: Config) -> Config:
     """The tiny run in float32."""
-    return changed(tiny_config, "training", mixed_precision="no")
+    return override(tiny_config, "training.mixed_precision=no")
 
 
 def test_everything_is_opened_and_trains(exact: Config, root: Path, opening: Opening) -> None:
@@ -76,7 +70,7 @@ def test_cached_latents_train_as_encoding_on_the_fly_does(exact: Config, opening
     losses, kinds = [], []
     for cached in (True, False):
         name = f"cached_{cached}"
-        config = dataclasses.replace(changed(exact, "data", cache_latents=cached), name=name)
+        config = override(exact, {"data.cache_latents": cached, "name": name})
         opened = opening(config)
         kinds.append(type(opened.latents))
         losses.append([step.loss for step in train(opened)])
@@ -145,8 +139,7 @@ def test_pictures_with_captions_alone_train(
     """
     mine = shutil.copytree(drawn_folder / "train", root / "mine")
     table = mine / "metadata.csv"
-    own = changed(exact, "data", source=str(mine))
-    own = changed(own, "training", validation_faces=2)
+    own = override(exact, {"data.source": str(mine), "training.validation_faces": 2})
 
     def write(long: Sequence[str]) -> None:
         words = {f"{i}.jpg": "woman " * 90 if f"{i}.jpg" in long else "woman" for i in range(24)}
@@ -175,7 +168,7 @@ def test_a_run_with_other_settings_is_refused_before_encoding(
         next(steps)
     steps.close()
     cached = sorted((root / "data" / "latents").glob("*.npy"))
-    other = changed(changed(exact, "data", flip=False), "training", seed=1)
+    other = override(exact, ["data.flip=false", "training.seed=1"])
     with pytest.raises(ValueError, match=r"data\.flip.*training\.seed"):
         opening(other)
     assert sorted((root / "data" / "latents").glob("*.npy")) == cached

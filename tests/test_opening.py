@@ -1,6 +1,5 @@
 """Which faces a preset means, and what is left out where there are none."""
 
-import dataclasses
 import shutil
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from config import Config, get_config
 from custom_datasets import opening
 from custom_datasets.drawn_faces import write_drawn_faces
 from custom_datasets.opening import find_faces, locate, open_faces
+from settings import override
 from training.old_configs import read_config
 
 
@@ -59,8 +59,7 @@ def test_a_users_pictures_are_never_drawn_over(root: Path) -> None:
 def test_faces_that_are_not_there_are_left_out_aloud(
     tiny_config: Config, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = dataclasses.replace(tiny_config.data, source=str(root / "nowhere"))
-    nowhere = dataclasses.replace(tiny_config, data=data)
+    nowhere = override(tiny_config, {"data.source": str(root / "nowhere")})
     assert find_faces(nowhere, "test") is None
     assert "nowhere" in capsys.readouterr().out
     with pytest.raises(FileNotFoundError, match="nowhere"):
@@ -72,17 +71,14 @@ def test_faces_that_are_there_are_found(tiny_config: Config) -> None:
     assert len(faces) == 6 and faces.split == "test"
     assert len(open_faces(tiny_config, None)) == 36
     assert open_faces(tiny_config, "val", 32)[0].image.shape == (3, 32, 32)
-    larger = dataclasses.replace(tiny_config.data, picture_size=128)
-    models = dataclasses.replace(tiny_config.models, decoder="of twice the size")
-    twice = dataclasses.replace(tiny_config, data=larger, models=models)
+    twice = override(tiny_config, {"data.picture_size": 128, "models.decoder": "twice as large"})
     assert find_faces(twice, "test")[0].image.shape == (3, 128, 128)  # to be edited at this size
 
 
 def test_a_split_without_faces_is_left_out_aloud(root: Path, tiny_config: Config) -> None:
     folder = write_drawn_faces(root / "mine", (8, 2, 2), 64, workers=1)
     shutil.rmtree(folder / "test")
-    data = dataclasses.replace(tiny_config.data, source=str(folder))
-    mine = dataclasses.replace(tiny_config, data=data)
+    mine = override(tiny_config, {"data.source": str(folder)})
     assert find_faces(mine, "test") is None and len(find_faces(mine, "val")) == 2
     for picture in (folder / "validation").glob("*.jpg"):
         picture.write_bytes(b"")

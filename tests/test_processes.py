@@ -6,7 +6,6 @@ gradients by their own size, and with them their rounding).
 """
 
 import contextlib
-import dataclasses
 import json
 import os
 import random
@@ -20,6 +19,7 @@ import pytest
 import torch
 
 from config import Config
+from settings import override
 from training import checkpoints, run_folder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,13 +46,11 @@ opened.close()
 """
 
 
-def settled(tiny_config: Config, **changes: object) -> Config:
+def settled(tiny_config: Config) -> Config:
     """A run of six steps of eight faces that saves at every step."""
-    plain = {"mixed_precision": "no", "num_epochs": 2, "batch_size": 8, "tracker": None}
-    plain["validation_faces"] = 6
+    plain = {"mixed_precision": "no", "tracker": None, "validation_faces": 6}
     saving = {"save_every_minutes": 0.0, "keep_last": 100, "keep_every_n_epochs": 100}
-    training = dataclasses.replace(tiny_config.training, **(plain | saving | changes))
-    return dataclasses.replace(tiny_config, training=training)
+    return override(tiny_config, {"training": plain | saving})
 
 
 def start(processes: int, root: Path, config: Config, script: str = TRAIN) -> subprocess.Popen:

@@ -1,7 +1,6 @@
 """The race of recipes: legs of equal time or equal images, and the table of them."""
 
 import argparse
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from benchmarks import recipe_leg
 from config import Config
 from evaluation import networks
 from evaluation.networks import FeatureNetwork
+from settings import override
 from training import run_folder
 from training.loop import TIMED_STEPS
 
@@ -34,16 +34,10 @@ def preset(
     """A preset that draws 60 faces a split in a root of its own, and a network of mean colours."""
     for module in (config_module, recipe_leg):
         monkeypatch.setattr(module, "ROOT", tmp_path)
-    values = dataclasses.replace(
-        tiny_config,
-        name="race",
-        data=dataclasses.replace(tiny_config.data, source=None, drawn_counts=(FACES,) * 3),
-        training=dataclasses.replace(tiny_config.training, batch_size=BATCH, mixed_precision="no"),
-        evaluation=dataclasses.replace(
-            tiny_config.evaluation, count=FACES, feature_networks=("efficientnet-lite0",)
-        ),
-        sampling=dataclasses.replace(tiny_config.sampling, steps=2),
-    )
+    changes = {"name": "race", "data.source": None, "data.drawn_counts": (FACES,) * 3}
+    changes |= {"training.batch_size": BATCH, "training.mixed_precision": "no", "sampling.steps": 2}
+    changes |= {"evaluation.count": FACES, "evaluation.feature_networks": ("efficientnet-lite0",)}
+    values = override(tiny_config, changes)
     monkeypatch.setitem(config_module.PRESETS, "race", lambda: values)
     monkeypatch.setattr(
         networks, "efficientnet_lite0_features", lambda device: FeatureNetwork("colours", colours)

@@ -1,6 +1,5 @@
 """The loss of held-out faces: the same samples every time, and it decides which epoch is best."""
 
-import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +29,7 @@ def opening(start: Opening, tiny_config: Config) -> Opening:
     """Opens a run of this name that validates."""
 
     def make(name: str = "run", **changes: object) -> Experiment:
-        values = dataclasses.replace(tiny_config, name=name)
+        values = override(tiny_config, {"name": name})
         return start(values, **({"validation_faces": 256} | changes)).open_all()
 
     return make
