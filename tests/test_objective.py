@@ -56,21 +56,6 @@ def test_it_agrees_with_diffusers(prediction_type: str) -> None:
     torch.testing.assert_close(objective.target(latents, noise, TIMES), want)
 
 
-def test_the_denoiser_receives_the_noisy_latents_their_times_and_the_text() -> None:
-    received = []
-
-    def spy(*inputs: torch.Tensor) -> torch.Tensor:
-        received.extend(inputs)
-        return torch.zeros(SHAPE)
-
-    latents, noise = data_and_noise()
-    text = torch.randn(len(TIMES), 3, 5)
-    objective = objective_for("epsilon")
-    objective.loss(spy, latents, text, TIMES, noise)
-    wanted = (objective.add_noise(latents, noise, TIMES), TIMES, text)
-    assert all(torch.equal(*pair) for pair in zip(received, wanted, strict=True))
-
-
 @BOTH
 def test_a_perfect_denoiser_loses_nothing_and_a_zero_one_the_mean_square(
     prediction_type: str,

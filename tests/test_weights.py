@@ -145,16 +145,6 @@ def test_what_ships_is_found_beside_an_installed_package(
     assert open_trained(shared.name)[0] == shared / checkpoints.WEIGHTS_FILE
 
 
-def test_a_finished_cosine_goes_on_as_a_new_run(start: Callable[..., Experiment]) -> None:
-    options = {"home": "old", "lr_decay": "cosine"}
-    old = start(**options, num_epochs=1)
-    assert len(list(train(old.open_all()))) == 3
-    with pytest.raises(ValueError, match=r"training\.start_from"):
-        _ = start(**options, num_epochs=2).state
-    new = start(home="new", num_epochs=1, start_from=str(old.folder))
-    assert len(list(train(new.open_all()))) == 3
-
-
 def test_weights_of_another_shape_are_refused(
     start: Callable[..., Experiment], tiny_config: Config, run: Path
 ) -> None:
