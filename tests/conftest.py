@@ -37,6 +37,7 @@ DRAWN_COUNTS = (24, 6, 6)
 IMAGE_SIZE = 64
 TEXT_WIDTH = 32
 REAL_FACES = Path(__file__).resolve().parents[2] / "shared" / "celeba_hq"
+Opening = Callable[..., Experiment]  # of a run, see `start` and `opening`
 
 
 def pytest_configure() -> None:
@@ -238,7 +239,7 @@ class Latents:
 @pytest.fixture
 def start(
     tiny_config: config.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., Experiment]]:
+) -> Iterator[Opening]:
     """Starts a run over the session's data and models as a fresh process would, after the one
     before has ended: with these training settings, under `home` in the test's folder.
     """
@@ -261,9 +262,7 @@ def start(
 
 
 @pytest.fixture
-def opening(
-    start: Callable[..., Experiment], tiny_config: config.Config
-) -> Callable[..., Experiment]:
+def opening(start: Opening, tiny_config: config.Config) -> Opening:
     """Starts a run of this name as `start` does, over made-up latents: with these training
     settings, or flip or snr_gamma.
     """

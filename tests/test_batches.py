@@ -1,19 +1,14 @@
 """The order of the faces and the randomness of a step, which depend on its number alone."""
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
-from conftest import caption
+from conftest import Opening, caption
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from diffusion import determinism
 from training.batches import Batches
-from training.experiment import Experiment
-
-Opening = Callable[..., Experiment]
 
 
 @given(count=st.integers(1, 200), batch=st.integers(1, 16), processes=st.integers(1, 4))

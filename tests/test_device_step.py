@@ -1,9 +1,8 @@
 """A step that was recorded once and is replayed without Python is the same step, to the bit."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
+from conftest import Opening
 from tape import RefusingRecorder, TapeRecorder
 from what_is_left import difference, left_in
 
@@ -16,7 +15,6 @@ from training.experiment import Experiment
 from training.loop import train
 
 STEPS = 9  # three epochs
-Opening = Callable[..., Experiment]
 BASE = {"num_epochs": 3, "lr_decay": "cosine", "learning_rate": 3e-3, "skip_not_finite": 1}
 
 

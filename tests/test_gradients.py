@@ -1,11 +1,11 @@
 """A batch becomes the same gradient whatever the parts, the precision or the memory."""
 
 import dataclasses
-from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from conftest import Opening
 from torch import Tensor
 
 from config import Config
@@ -16,8 +16,6 @@ from training.device_step import HalfCopy
 from training.experiment import Experiment
 from training.loop import apply_gradients, compute, train
 from training.state import new_state
-
-Opening = Callable[..., Experiment]
 
 
 def gradients_of(opened: Experiment) -> tuple[list[Tensor], Tensor]:

@@ -3,14 +3,13 @@
 import dataclasses
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from conftest import COUNT, Latents
+from conftest import COUNT, Latents, Opening
 from what_is_left import difference, left_in
 
 import config as config_module
@@ -21,13 +20,6 @@ from settings import override
 from training import loop, run_folder
 from training.experiment import Experiment
 from training.state import changed_settings
-from training.tracking import Step
-
-Opening = Callable[..., Experiment]
-
-
-def finish(arguments: Experiment) -> list[Step]:
-    return list(loop.train(arguments))
 
 
 def stop_after(arguments: Experiment, steps: int, number: int) -> None:
@@ -42,7 +34,7 @@ def stop_after(arguments: Experiment, steps: int, number: int) -> None:
 def test_going_on_is_as_never_having_stopped(opening: Opening, steps: int, number: int) -> None:
     options = {"lr_decay": "cosine", "checkpoint_every_n_epochs": 9}
     whole = opening(name="whole", **options)
-    finish(whole)
+    list(loop.train(whole))
     stopped = opening(name="stopped", **options)
     handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
     stop_after(stopped, steps, number)
@@ -58,10 +50,10 @@ def test_going_on_is_as_never_having_stopped(opening: Opening, steps: int, numbe
 
 
 def test_a_finished_run_has_nothing_left_to_do_and_may_be_made_longer(opening: Opening) -> None:
-    finish(opening(lr_decay="constant"))
+    list(loop.train(opening(lr_decay="constant")))
     again = opening(lr_decay="constant")
     before = left_in(again.folder)
-    assert finish(again) == [] and difference(left_in(again.folder), before) == ""
+    assert list(loop.train(again)) == [] and difference(left_in(again.folder), before) == ""
     longer = opening(num_epochs=3, lr_decay="constant")
     assert [step.number for step in loop.train(longer)] == [7, 8, 9]
 
@@ -82,16 +74,16 @@ def test_the_second_signal_acts_at_once(opening: Opening) -> None:
 
 def test_a_run_begun_with_another_fingerprint_is_refused(opening: Opening) -> None:
     """Other faces would change the order of all of them; other frozen models, the latents."""
-    finish(opening())
+    list(loop.train(opening()))
     with pytest.raises(ValueError, match=f"faces.*{COUNT} in the checkpoint, {COUNT + 8} now"):
-        finish(opening(Latents(COUNT + 8, 0.5)))
+        list(loop.train(opening(Latents(COUNT + 8, 0.5))))
     other = opening()
     other.fingerprint = dataclasses.replace(other.fingerprint, frozen="other")
     with pytest.raises(ValueError, match=r"'frozen'.*'other'"):
-        finish(other)
+        list(loop.train(other))
     exchanged = opening()  # as many faces, with other pixels: announced and recorded
     exchanged.fingerprint = dataclasses.replace(other.fingerprint, frozen="frozen", images="new")
-    assert finish(exchanged) == []
+    assert list(loop.train(exchanged)) == []
     (change,) = run_folder.read_changes(exchanged.folder)
     assert [text.partition(" ")[0] for text in change["changed"]] == ["images"]
 
@@ -143,7 +135,7 @@ def after_one_epoch(opening: Opening) -> Experiment:
 
 def test_the_micro_batch_may_change_on_resume_and_the_batch_may_not(opening: Opening) -> None:
     whole = opening(name="whole")
-    finish(whole)
+    list(loop.train(whole))
     after_one_epoch(opening)
     resumed = opening(micro_batch_size=3)
     assert [step.number for step in loop.train(resumed)] == [4, 5, 6]
@@ -161,13 +153,13 @@ def test_a_lower_learning_rate_is_taken_said_aloud_and_recorded(
     """It is what the product itself advises after a loss that is not finite."""
     after_one_epoch(opening)
     lower = opening(learning_rate=1e-5)
-    steps = finish(lower)
+    steps = list(loop.train(lower))
     change = "training.learning_rate: 0.0007 in the checkpoint, 1e-05 now"
     assert f"changed after step 3: {change}" in capsys.readouterr().out
     assert [step.number for step in steps] == [4, 5, 6] and steps[0].learning_rate < 1e-4
     assert run_folder.read_changes(lower.folder) == [{"step": 3, "changed": [change]}]
     again = opening(learning_rate=1e-5)  # nothing changes any more, and the record stays
-    assert finish(again) == [] and len(run_folder.read_changes(again.folder)) == 1
+    assert list(loop.train(again)) == [] and len(run_folder.read_changes(again.folder)) == 1
 
 
 # --- train.py ---

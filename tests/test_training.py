@@ -11,22 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Latents, caption
+from conftest import Latents, Opening, caption
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from config import TrainingConfig
 from diffusion.objective import Objective
 from training import loop, run_folder
-from training.experiment import Experiment
 from training.loop import learning_rate_at
-from training.tracking import TIMESTEP_BINS, Step
-
-Opening = Callable[..., Experiment]
-
-
-def finish(arguments: Experiment) -> list[Step]:
-    return list(loop.train(arguments))
+from training.tracking import TIMESTEP_BINS
 
 
 @pytest.fixture
@@ -117,7 +110,7 @@ def test_latents_are_fresh_samples_of_the_posterior(
     opening: Opening, spied_losses: list[dict[str, torch.Tensor]]
 ) -> None:
     latents = Latents(count=8, std=0.5)
-    finish(opening(latents, num_epochs=6, flip=False))
+    list(loop.train(opening(latents, num_epochs=6, flip=False)))
     draws = []
     for (positions, _), call in zip(latents.asked, spied_losses, strict=True):
         z = (call["latents"] - latents.mean[positions]) / 0.5
@@ -170,7 +163,7 @@ def test_samples_of_weight_zero_give_no_gradient(
 @pytest.mark.parametrize("flip", [True, False])
 def test_mirrored_faces_are_asked_for(opening: Opening, flip: bool) -> None:
     arguments = opening(num_epochs=4, flip=flip, checkpoint_every_n_epochs=4)
-    finish(arguments)
+    list(loop.train(arguments))
     flipped = [f for _, batch in arguments.latents.asked for f in batch]
     share = np.mean(flipped)
     assert (0.3 < share < 0.7) if flip else share == 0
@@ -185,7 +178,7 @@ def test_the_unet_computes_in_the_asked_precision_at_every_step(
     seen: list[torch.dtype] = []
     unet = arguments.state.unet
     unet.conv_in.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
-    finish(arguments)
+    list(loop.train(arguments))
     assert seen == [torch.bfloat16 if precision == "bf16" else torch.float32] * 6
     assert {p.dtype for p in unet.parameters()} == {torch.float32}
 
@@ -217,7 +210,7 @@ def test_batches_that_are_not_finite_are_skipped_up_to_a_bound(
         with pytest.raises(FloatingPointError, match=r"not_finite\.jsonl"):
             steps.extend(loop.train(arguments))
     else:
-        steps = finish(arguments)
+        steps = list(loop.train(arguments))
         assert [step.moved for step in steps] == [True, False, True, True, False, True]
         assert int(arguments.state.updates) == 4
         losses = [line["loss"] for line in run_folder.read_losses(folder)]

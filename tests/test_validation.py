@@ -1,12 +1,12 @@
 """The loss of held-out faces: the same samples every time, and it decides which epoch is best."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import Opening
 
 from config import Config
 from custom_datasets.captions import describe
@@ -20,7 +20,6 @@ from training.loop import train
 from training.tracking import TIMESTEP_BINS
 from training.validation import validation_record
 
-Opening = Callable[..., Experiment]
 HELD_OUT = 6  # of the drawn faces
 
 
