@@ -214,7 +214,9 @@ def apply_gradients(state: TrainingState) -> Tensor:
     gradients = [weight.grad for weight in state.weights if weight.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     is_finite = torch.isfinite(norm)
-    clip_gradients(gradients, norm, MAX_GRAD_NORM)
+    # On a CPU the host looks first whether there is something to clip: a pass over all gradients.
+    if not (_reads_for_free(norm) and norm + 1e-6 <= MAX_GRAD_NORM):
+        torch.nn.utils.clip_grads_with_norm_(state.weights, MAX_GRAD_NORM, norm)
     optimizer: Any = state.optimizer  # torch declares neither of these
     optimizer.grad_scale, optimizer.found_inf = None, 1.0 - is_finite.float()
     state.optimizer.step()
@@ -222,13 +224,6 @@ def apply_gradients(state: TrainingState) -> Tensor:
         state.scaler.update()
     update_average(state, is_finite.float(), EMA_DECAY)
     return norm
-
-
-def clip_gradients(gradients: list[Tensor], norm: Tensor, limit: float) -> None:
-    """Scale gradients down to a total norm of `limit`, as `torch.nn.utils.clip_grad_norm_` does."""
-    if _reads_for_free(norm) and norm + 1e-6 <= limit:  # else a pass over all of them for nothing
-        return
-    torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
 
 
 @torch.no_grad()
