@@ -18,7 +18,6 @@ from training.checkpoints import checkpoints
 from training.experiment import Experiment
 from training.loop import train
 from training.tracking import TIMESTEP_BINS
-from training.validation import validation_record
 
 HELD_OUT = 6  # of the drawn faces
 
@@ -73,15 +72,6 @@ def test_latents_and_captions_belong_to_the_same_faces(opening: Opening) -> None
         assert 0.5 < score < 2  # a sample of this face's posterior
         seen.add(place)
     assert len(seen) == HELD_OUT
-
-
-@pytest.mark.parametrize("faces", [3, 10, 256])
-def test_its_bins_are_those_of_the_training_loss(faces: int) -> None:
-    timesteps = ((torch.arange(faces) + 0.5) / faces * 1000).long()
-    record = validation_record(timesteps.tolist())
-    for number, mean in enumerate(record["loss_by_timestep"]):
-        own = timesteps[timesteps // 100 == number].double()
-        assert mean == (pytest.approx(float(own.mean())) if len(own) else None)
 
 
 def test_every_epoch_is_measured_and_training_is_the_same_without(opening: Opening) -> None:

@@ -19,12 +19,12 @@ from torch import Tensor
 from config import TrainingConfig
 from custom_datasets.celeba_hq_dataset import CelebAHQ
 from custom_datasets.latent_cache import LatentSource
-from diffusion.determinism import sample_generator
+from diffusion.determinism import epoch_order, sample_generator
 from diffusion.objective import Denoiser, Objective
 from models.graphs import GraphedUNet
 from models.vae_wrapper import Posterior
 from training.batches import normal_of
-from training.tracking import TIMESTEP_BINS
+from training.tracking import measure, measured
 
 NO_STEP = 2**62  # its random numbers are those of no training step
 BATCH = 32  # faces in one pass
@@ -65,8 +65,7 @@ def encode_held_out(
         latents: their posteriors.
         encode_text: captions -> hidden states (b, L, D), on the device of the denoiser.
     """
-    chosen = np.random.default_rng([config.seed, NO_STEP]).permutation(len(faces))
-    chosen = chosen[: config.validation_faces]
+    chosen = epoch_order(len(faces), config.seed, NO_STEP)[: config.validation_faces]
     posteriors, states = [], []
     for start in range(0, len(chosen), BATCH):
         some = chosen[start : start + BATCH]
@@ -91,19 +90,14 @@ def validation_of(
     """Measures the averaged UNet as it is: a record of `validation.jsonl`, without its step."""
     denoise = GraphedUNet(unet, precision)
     objective = objective.to(held_out.latents.device)
-    return lambda: validation_record(held_out.losses(denoise, objective).tolist())
 
+    def validate() -> dict[str, Any]:
+        losses = held_out.losses(denoise, objective)
+        times, steps = held_out.timesteps, objective.num_train_timesteps
+        # As of a training step, without a gradient.
+        found = measured(measure(losses, times, steps, losses.new_zeros(())).tolist())
+        bins = [None if x is None else round(x, 6) for x in found["loss_by_timestep"]]
+        values = [round(loss, 6) for loss in losses.tolist()]
+        return {"loss": round(found["loss"], 6), "loss_by_timestep": bins, "losses": values}
 
-def validation_record(losses: list[float]) -> dict[str, Any]:
-    """Losses (n,) in order of their timesteps, and their means, also in the bins of
-    `losses.jsonl`; None: no face in it.
-    """
-    # Face i has the timestep T (i + 1/2) / n.
-    bins = (2 * np.arange(len(losses)) + 1) * TIMESTEP_BINS // (2 * len(losses))
-    values = np.array(losses)
-    parts = [values[bins == number] for number in range(TIMESTEP_BINS)]
-    return {
-        "loss": round(float(values.mean()), 6),
-        "loss_by_timestep": [round(float(part.mean()), 6) if len(part) else None for part in parts],
-        "losses": [round(loss, 6) for loss in losses],
-    }
+    return validate
