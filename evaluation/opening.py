@@ -96,7 +96,7 @@ def _own_pictures(config: Config, test: FaceImages, model: TextToFace) -> dict[s
     captions = test.captions(count)
     # Where nothing is known to be asked for: the pictures of the empty caption.
     texts = [each.text for each in captions] or [""] * count
-    request = sets.request_for(texts, model, how, model.identity)
+    request = sets.request_for(texts, how)
     pictures = generate_set(model, request, config.output_folder / "generated")
     place = Path(os.path.relpath(pictures.paths[0].parent, config.output_folder))
     return {
@@ -106,7 +106,7 @@ def _own_pictures(config: Config, test: FaceImages, model: TextToFace) -> dict[s
         "described": np.arange(count) % len(test) if captions else None,
         "model": model,
         "request": request,
-        "protocol": request.protocol() | {"pictures": place.as_posix()},
+        "protocol": request.protocol(model) | {"pictures": place.as_posix()},
         "name": f"guidance_{how.guidance_scale:g}-steps_{how.steps}",
     }
 

@@ -96,18 +96,10 @@ def read(images: ImageSet, slots: Sequence[int], workers: int = 4) -> Tensor:
         return torch.stack(list(readers.map(images.__getitem__, slots)))
 
 
-def request_for(
-    texts: Sequence[str], model: TextToFace, sampling: SamplingConfig, name: str
-) -> Request:
-    """Ask a model for one picture a caption, each from its own seed.
-
-    Args:
-        name: what the weights are: `checkpoints.identity`.
-    """
+def request_for(texts: Sequence[str], sampling: SamplingConfig) -> Request:
+    """Ask for one picture a caption, each from its own seed."""
     seeds = tuple(range(FIRST_SEED, FIRST_SEED + len(texts)))
-    decoder = model.vae.decoder_key if model.config.models.decoder else None
-    device = model.device.type
-    return Request(tuple(texts), seeds, sampling, name, device, model.precision, decoder)
+    return Request(tuple(texts), seeds, sampling)
 
 
 def of_untrained(model: TextToFace, request: Request, folder: Path) -> PictureFiles:
@@ -118,15 +110,10 @@ def of_untrained(model: TextToFace, request: Request, folder: Path) -> PictureFi
     torch.manual_seed(0)
     unet = build_unet(model.config.unet).to(model.device).eval().requires_grad_(False)
     cast_matrices(unet, model.precision)
-    untrained = TextToFace(model.config, unet, model.text_encoder, model.vae, model.precision)
+    models, name = (unet, model.text_encoder, model.vae), f"untrained, shaped as {model.identity}"
+    untrained = TextToFace(model.config, *models, model.precision, name)
     sampling = replace(request.sampling, steps=min(CONTROL_STEPS, request.sampling.steps))
-    few = replace(
-        request,
-        prompts=request.prompts[:CONTROL_COUNT],
-        seeds=request.seeds[:CONTROL_COUNT],
-        sampling=sampling,
-        model=f"untrained, shaped as {request.model}",
-    )
+    few = request_for(request.prompts[:CONTROL_COUNT], sampling)
     return generate_set(untrained, few, folder)
 
 

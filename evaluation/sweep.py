@@ -93,7 +93,7 @@ def answer(evaluation: Evaluation) -> Table:
     for name, how in settings(request.sampling, plan).items():
         pictures = evaluation.pictures  # of the preset's own setting there are some already
         if how != request.sampling:
-            few = request_for(request.prompts[:count], model, how, request.model)
+            few = request_for(request.prompts[:count], how)
             pictures = generate_set(model, few, evaluation.folder / "generated")
         features[name] = evaluation.features(network, pictures)[:count]
         if has_judge:

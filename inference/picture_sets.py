@@ -31,21 +31,17 @@ CODE_VERSION = 3
 
 @dataclass(frozen=True)
 class Request:
-    """Pictures to be made: one for each prompt with its seed, by one model in one way."""
+    """Pictures to be made: one for each prompt with its seed, in one way."""
 
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
     sampling: SamplingConfig
-    model: str  # what the weights are: `checkpoints.identity`
-    device: str  # kind of device that computes: "cuda", "cpu"
-    precision: str  # that it computes in: "bf16", "fp16" or "no" (float32)
-    decoder: str | None = None  # fingerprint of a decoder that is not the autoencoder's own
 
-    def protocol(self) -> dict[str, object]:
-        """How the pictures are made; stored with every number computed from them."""
-        decoder = {"decoder": self.decoder} if self.decoder else {}
+    def protocol(self, model: TextToFace) -> dict[str, object]:
+        """How a model makes the pictures; stored with every number computed from them."""
+        decoder = {"decoder": model.decoder_key} if model.config.models.decoder else {}
         return {
-            "model": self.model,
+            "model": model.identity,
             **decoder,
             "weights": "EMA",
             "sampler": self.sampling.sampler,
@@ -53,15 +49,15 @@ class Request:
             "guidance_scale": self.sampling.guidance_scale,
             "n": len(self.prompts),
             "seeds": f"{self.seeds[0]} to {self.seeds[-1]}, one a picture",
-            "precision": "float32" if self.precision == "no" else self.precision,
-            "computed_on": self.device,
+            "precision": "float32" if model.precision == "no" else model.precision,
+            "computed_on": model.device.type,
             "code_version": CODE_VERSION,
             "format": "PNG, uint8 RGB",
         }
 
-    def key(self) -> str:
+    def key(self, model: TextToFace) -> str:
         """Hash of everything that decides the pictures."""
-        return key_of(self.protocol(), self.prompts, self.seeds)
+        return key_of(self.protocol(model), self.prompts, self.seeds)
 
 
 def key_of(*facts: object) -> str:
@@ -101,7 +97,7 @@ def generate_set(model: TextToFace, request: Request, folder: Path) -> PictureFi
         seeds = [request.seeds[slot] for slot in slots]
         return model.generate(prompts, seeds, how.guidance_scale, how.steps, how.sampler)
 
-    return make_set(make, len(request.prompts), folder, request.key())
+    return make_set(make, len(request.prompts), folder, request.key(model))
 
 
 def make_set(make: Make, count: int, folder: Path, key: str) -> PictureFiles:

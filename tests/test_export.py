@@ -112,7 +112,7 @@ def test_the_card_tells_what_was_measured_of_these_pictures_alone(
     run: Path, tmp_path: Path
 ) -> None:
     model, evaluations = opened(run), tmp_path / "evaluations"
-    protocol = request_for([""], model, model.config.sampling, model.identity).protocol()
+    protocol = request_for([""], model.config.sampling).protocol(model)
     row = {"question": "FID", "space": "Inception", "set": "generated", "n": 400}
     rows = json.dumps([row | {"value": 12.3456, "low": 11.0, "high": 13.0}])
     others = ({"model": "epoch_1.pt of another run"}, {"decoder": "01ab"}, {"guidance_scale": 9.0})

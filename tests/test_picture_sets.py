@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,13 +16,16 @@ from inference.picture_sets import Request, generate_set
 
 SAMPLING = SamplingConfig("ddim", 5, 2.0)
 PROMPTS = tuple(f"face {number}" for number in range(10))
-REQUEST = Request(PROMPTS, tuple(range(100, 110)), SAMPLING, "epoch_3.pt", "cpu", "no")
+REQUEST = Request(PROMPTS, tuple(range(100, 110)), SAMPLING)
 
 
 class Painter:
     """Paints a picture that tells its prompt and seed."""
 
-    def __init__(self) -> None:
+    config = SimpleNamespace(models=SimpleNamespace(decoder=None))
+
+    def __init__(self, identity: str = "epoch_3.pt", device: str = "cpu", precision: str = "no"):
+        self.identity, self.device, self.precision = identity, torch.device(device), precision
         self.painted: list[str] = []
 
     def require_fit(self, prompts: Sequence[str], how: SamplingConfig) -> None:
@@ -58,18 +62,20 @@ def test_each_prompt_gets_its_seed_and_the_bytes_that_a_png_holds(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "painter"),
     [
-        {"sampling": dataclasses.replace(SAMPLING, guidance_scale=2.5)},
-        {"model": "epoch_4.pt"},
-        {"prompts": (*PROMPTS[:9], "face 3")},
-        {"seeds": tuple(range(101, 111))},
-        {"device": "cuda"},
-        {"precision": "bf16"},
+        ({"sampling": dataclasses.replace(SAMPLING, guidance_scale=2.5)}, Painter()),
+        ({"prompts": (*PROMPTS[:9], "face 3")}, Painter()),
+        ({"seeds": tuple(range(101, 111))}, Painter()),
+        ({}, Painter(identity="epoch_4.pt")),
+        ({}, Painter(device="cuda")),
+        ({}, Painter(precision="bf16")),
     ],
 )
-def test_whatever_decides_the_pictures_names_another_folder(changes: dict[str, Any]) -> None:
-    assert dataclasses.replace(REQUEST, **changes).key() != REQUEST.key()
+def test_whatever_decides_the_pictures_names_another_folder(
+    changes: dict[str, Any], painter: Painter
+) -> None:
+    assert dataclasses.replace(REQUEST, **changes).key(painter) != REQUEST.key(Painter())
 
 
 def test_a_prompt_that_does_not_fit_is_refused_before_the_first_picture(tmp_path: Path) -> None:
