@@ -67,30 +67,15 @@ def _size(path: Path) -> tuple[int, int]:
         raise ValueError(f"cannot read {path}: {error}. Remove it or make it again") from error
 
 
-def captions_of(images: FolderImages, table: Path) -> list[str]:
-    """The caption of each image, from a table.
-
-    Raises:
-        FileNotFoundError, ValueError: see `read_captions`; or an image has none.
-    """
-    texts = read_captions(table)
-    if missing := [name for name in images.names if name not in texts]:
-        raise ValueError(
-            f"{table} has no caption for {len(missing)} of {len(images)} images, such as "
-            f"{missing[0]!r}: add a line for it"
-        )
-    return [texts[name] for name in images.names]
-
-
-def read_captions(path: Path) -> dict[str, str]:
-    """Captions by file name.
+def captions_of(names: Sequence[str], path: Path) -> list[str]:
+    """The caption of each image, by the name of its file.
 
     Args:
         path: a CSV file in UTF-8 with the columns `file_name` and `text` or `caption`.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is no such table, or a picture has no caption or two; names the file.
+        ValueError: it is no such table, or an image has no caption or two; names the file.
     """
     table = read_metadata(path.parent, path)
     column = caption_column(table)
@@ -101,4 +86,10 @@ def read_captions(path: Path) -> dict[str, str]:
         raise ValueError(
             f"{path}: no caption, or a second one, of {table['file_name'][wrong].iloc[0]}"
         )
-    return dict(zip(table["file_name"], table[column].astype(str).str.strip(), strict=True))
+    texts = table.set_index("file_name")[column].astype(str).str.strip()
+    if missing := [name for name in names if name not in texts.index]:
+        raise ValueError(
+            f"{path} has no caption for {len(missing)} of {len(names)} images, such as "
+            f"{missing[0]!r}: add a line for it"
+        )
+    return texts.loc[names].tolist()

@@ -41,7 +41,7 @@ def open_evaluation(
         config: a preset with `changes`; of a run's own pictures the name and the plan alone, as all
             else is the run's, with `changes`.
         pictures: a folder of pictures made elsewhere, to be judged in place of the run's own.
-        captions: a table of what they were asked for, see `folder.read_captions`.
+        captions: a table of what they were asked for, see `folder.captions_of`.
         checkpoint: which of the run, see `checkpoints.find`.
 
     Raises:
@@ -121,7 +121,7 @@ def _pictures_of_a_folder(
             f"{folder} holds {len(images)} pictures of one size: nothing is measured of fewer than "
             f"{MIN_CLUSTERS}"
         )
-    texts = captions_of(images, table) if table else []
+    texts = captions_of(images.names, table) if table else []
     # A caption of ours is known with what it states; any other is scored by CLIP alone.
     wordings = -(-max(len(texts), config.evaluation.count) // len(test))
     own = test.captions(wordings * len(test))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.folder import captions_of, open_folder, read_captions
+from evaluation.folder import captions_of, open_folder
 
 
 def write_captions(path: Path, names: list[str], texts: list[str]) -> None:
@@ -18,9 +18,9 @@ def write_captions(path: Path, names: list[str], texts: list[str]) -> None:
 def test_a_table_comes_back_whatever_the_captions_hold(tmp_path: Path) -> None:
     texts = {"1.png": 'a "man", smiling', "2.png": "ein Mann\nmit Bart", "3.png": "женщина"}
     write_captions(tmp_path / "captions.csv", [*texts], [*texts.values()])
-    assert read_captions(tmp_path / "captions.csv") == texts
+    assert captions_of([*texts], tmp_path / "captions.csv") == [*texts.values()]
     (tmp_path / "metadata.csv").write_text("file_name,caption\na.png,a man\n")  # as data has it
-    assert read_captions(tmp_path / "metadata.csv") == {"a.png": "a man"}
+    assert captions_of(["a.png"], tmp_path / "metadata.csv") == ["a man"]
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_a_torn_table_is_refused_by_its_name(lines: list[str], tmp_path: Path) -
     path = tmp_path / "captions.csv"
     path.write_text("\n".join(lines), encoding="cp1252")
     with pytest.raises(ValueError, match=r"captions\.csv"):
-        read_captions(path)
+        captions_of(["a.png"], path)
 
 
 def write_picture(path: Path, size: tuple[int, int] = (40, 40)) -> None:
@@ -59,11 +59,11 @@ def test_a_folder_is_read_with_its_subfolders_and_without_a_grid(
     assert "grid.png" in capsys.readouterr().out
     assert all(image.shape == (3, 32, 32) for image in images)
     write_captions(tmp_path / "t.csv", names, [f"a man {name}" for name in names])
-    captions = captions_of(images, tmp_path / "t.csv")
+    captions = captions_of(images.names, tmp_path / "t.csv")
     assert captions == [f"a man {name}" for name in images.names]
     write_captions(tmp_path / "t.csv", names[1:], names[1:])
     with pytest.raises(ValueError, match=r"10\.jpg"):
-        captions_of(images, tmp_path / "t.csv")
+        captions_of(images.names, tmp_path / "t.csv")
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
