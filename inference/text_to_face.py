@@ -229,12 +229,9 @@ class TextToFace:
         with autocast(self.precision, self.device):
             return self.text_encoder([prompts] if isinstance(prompts, str) else prompts)
 
-    def denoise(self, latents: Tensor, timesteps: Tensor, hidden_states: Tensor) -> Tensor:
-        """One evaluation of the UNet under autocast."""
-        return self._graphs(latents, timesteps, hidden_states)
-
     @cached_property
-    def _graphs(self) -> GraphedUNet:
+    def denoise(self) -> GraphedUNet:
+        """(latents, timesteps, hidden states) -> the prediction of the UNet, under autocast."""
         return GraphedUNet(self.unet, self.precision)
 
     @torch.no_grad()

@@ -75,10 +75,6 @@ class AttributeClassifier(nn.Module):
             logits = [self(batch).cpu() for batch in images.split(batch_size)]
         return torch.cat(logits).sigmoid()
 
-    def decide(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 images (N, 3, H, W) -> bool (N, A): which attributes are shown."""
-        return self.probabilities(images) > self.thresholds.cpu()
-
     def save(self, path: Path, facts: dict[str, object]) -> None:
         """Write weights, config, names and what was measured, atomically."""
         values = {

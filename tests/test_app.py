@@ -23,6 +23,7 @@ from config import DiffusionConfig
 from diffusion.objective import Objective
 from inference import page
 from inference.text_to_face import TextToFace
+from models.graphs import GraphedUNet
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # The command, with its runs in the folder of the first argument.
@@ -108,14 +109,14 @@ def test_stop_ends_the_run_within_a_step(
     address: str, model: TextToFace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The client's `cancel` is what the Stop button of a browser sends."""
-    begun, real = [], TextToFace.denoise
+    begun, real = [], GraphedUNet.__call__
 
     def slow(*arguments: Any) -> torch.Tensor:
         begun.append(time.monotonic())
         time.sleep(0.2)
         return real(*arguments)
 
-    monkeypatch.setattr(TextToFace, "denoise", slow)
+    monkeypatch.setattr(GraphedUNet, "__call__", slow)
     assert any(event["cancels"] for event in page.build_page(model).config["dependencies"])
     fields = ["", "", 2.0, 100, "ddim", 0, 1]
     job = Client(address, verbose=False).submit("a man", *fields, api_name="/sample")
