@@ -8,16 +8,16 @@ Shapes: B batch, L = tokenizer.model_max_length tokens (77), D = width (512).
 """
 
 import copy
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from files import replacing, write_text
+from files import replacing
 from models.device import PRECISIONS, cast_matrices
 from models.loading import open_model, open_pretrained
 
@@ -135,15 +135,4 @@ def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
     written = folder / "tokenizer.json"
     if written.is_file():
-        merges = json.loads(written.read_text(encoding="utf-8"))["model"]["merges"]
-        write_vocabulary(folder, tokenizer.get_vocab(), merges)
-
-
-def write_vocabulary(
-    folder: Path, vocabulary: dict[str, int], merges: Sequence[Sequence[str]]
-) -> None:
-    """Write the two files that every release of transformers builds a CLIP's tokenizer from."""
-    by_number = dict(sorted(vocabulary.items(), key=lambda item: item[1]))
-    write_text(folder / "vocab.json", json.dumps(by_number, ensure_ascii=False) + "\n")
-    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
-    write_text(folder / "merges.txt", "\n".join(lines) + "\n")
+        Tokenizer.from_file(str(written)).model.save(str(folder))

@@ -8,7 +8,6 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -22,7 +21,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenize
 from custom_datasets.captions import compose, describe
 from custom_datasets.celeba_files import ATTRIBUTES
 from models.device import choose_device
-from models.text_encoder import save_tokenizer, write_vocabulary
+from models.text_encoder import save_tokenizer
 from pretraining.common import choose, descend, open_splits
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
@@ -84,7 +83,7 @@ def train_tokenizer(captions: list[str], max_tokens: int = MAX_TOKENS) -> CLIPTo
     vocab = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
     # The files are the only way to build it that transformers 4 and 5 share.
     with TemporaryDirectory() as folder:
-        write_vocabulary(Path(folder), vocab, merges)
+        models.BPE(vocab, merges).save(folder)
         return CLIPTokenizer.from_pretrained(folder, model_max_length=max_tokens)
 
 
