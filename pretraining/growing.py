@@ -4,6 +4,7 @@ diffusers' AutoencoderTiny already has the form: its decoder may have more level
 What is added begins as an identity, so that the first pictures are the old decoder's.
 """
 
+import copy
 from collections.abc import Sequence
 from itertools import zip_longest
 
@@ -35,49 +36,36 @@ def grown(
         )
     if not is_tiny:
         return vae
-    levels = [*vae.autoencoder.config.num_decoder_blocks, *([0] if picture_size > own else [])]
-    blocks = [max(pair) for pair in zip_longest(levels, min_blocks[: len(levels)], fillvalue=0)]
-    config = dict(vae.autoencoder.config)
-    del config["block_out_channels"]  # the decoder's once more
-    widths = config["decoder_block_out_channels"]
-    config["num_decoder_blocks"] = tuple(blocks)
-    config["decoder_block_out_channels"] = (*widths, widths[-1])[: len(blocks)]
-    larger = AutoencoderTiny.from_config(config)
-    larger.encoder.load_state_dict(vae.autoencoder.encoder.state_dict())
-    _copy_decoder(vae.autoencoder.decoder.layers, larger.decoder.layers)
+    larger = copy.deepcopy(vae.autoencoder)
+    config, (*layers, last) = larger.config, larger.decoder.layers
+    blocks, widths = [*config.num_decoder_blocks], [*config.decoder_block_out_channels]
+    if picture_size > own:  # one more level, which has no blocks yet
+        convolution = nn.Conv2d(widths[-1], widths[-1], 3, padding=1, bias=False)
+        nn.init.dirac_(convolution.weight)
+        upsampling = nn.Upsample(None, config.upsampling_scaling_factor, config.upsample_fn)
+        layers += [upsampling, convolution]
+        blocks, widths = [*blocks, 0], [*widths, widths[-1]]
+    wanted = [max(pair) for pair in zip_longest(blocks, min_blocks[: len(blocks)], fillvalue=0)]
+    made: list[nn.Module] = []
+    level = 0
+    for layer in (*layers, last):
+        if layer is last or isinstance(layer, nn.Upsample):  # which follow the blocks of a level
+            missing = wanted[level] - blocks[level]
+            made += [_identity(widths[level], config.act_fn) for _ in range(missing)]
+            level += 1
+        made.append(layer)
+    larger.decoder.layers = nn.Sequential(*made)
+    larger.register_to_config(
+        num_decoder_blocks=tuple(wanted),
+        decoder_block_out_channels=tuple(widths),
+        block_out_channels=tuple(widths),  # the decoder's once more
+    )
     return VAEWrapper(larger)
 
 
-def _copy_decoder(old: nn.Sequential, new: nn.Sequential) -> None:
-    """Copy the weights of each level; what has no counterpart becomes an identity.
-
-    A level is its blocks, an upsampling and a convolution; the last has no upsampling, and its
-    convolution gives the pixels.
-    """
-    new[0].load_state_dict(old[0].state_dict())
-    before, after = _levels(old), _levels(new)
-    for (_, blocks), (_, its) in zip_longest(after, before, fillvalue=(None, [])):
-        for number, block in enumerate(blocks):
-            if number < len(its):
-                block.load_state_dict(its[number].state_dict())
-            else:  # adds nothing to what it is given
-                nn.init.zeros_(block.conv[-1].weight)
-                nn.init.zeros_(block.conv[-1].bias)
-    for number, (convolution, _) in enumerate(after[:-1]):
-        if number < len(before) - 1:
-            convolution.load_state_dict(before[number][0].state_dict())
-        else:
-            nn.init.dirac_(convolution.weight)
-    after[-1][0].load_state_dict(before[-1][0].state_dict())
-
-
-def _levels(layers: nn.Sequential) -> list[tuple[nn.Conv2d, list[AutoencoderTinyBlock]]]:
-    """Convolution and blocks of each level, behind the first convolution and its activation."""
-    levels, blocks = [], []
-    for layer in layers[2:]:
-        if isinstance(layer, AutoencoderTinyBlock):
-            blocks.append(layer)
-        elif isinstance(layer, nn.Conv2d):
-            levels.append((layer, blocks))
-            blocks = []
-    return levels
+def _identity(width: int, activation: str) -> AutoencoderTinyBlock:
+    """A block that adds nothing to what it is given."""
+    block = AutoencoderTinyBlock(width, width, activation)
+    nn.init.zeros_(block.conv[-1].weight)
+    nn.init.zeros_(block.conv[-1].bias)
+    return block
