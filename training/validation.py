@@ -8,8 +8,7 @@ Shapes: n held-out faces, C latent channels, h x w latents, L tokens, D text wid
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from config import TrainingConfig
 from custom_datasets.celeba_hq_dataset import CelebAHQ
 from custom_datasets.latent_cache import LatentSource
 from diffusion.determinism import epoch_order, sample_generator
-from diffusion.objective import Denoiser, Objective
+from diffusion.objective import Objective
 from models.graphs import GraphedUNet
 from models.vae_wrapper import Posterior
 from training.batches import normal_of
@@ -30,25 +29,13 @@ NO_STEP = 2**62  # its random numbers are those of no training step
 BATCH = 32  # faces in one pass
 
 
-@dataclass(frozen=True)
-class HeldOut:
-    """The held-out faces, ready to be denoised."""
+class HeldOut(NamedTuple):
+    """The held-out faces, as `Objective.loss` takes them."""
 
     latents: Tensor  # (n, C, h, w)
-    noise: Tensor  # (n, C, h, w)
-    timesteps: Tensor  # (n,), spread evenly over [0, T), in order
     hidden_states: Tensor  # (n, L, D) of each face's caption
-
-    @torch.no_grad()
-    def losses(self, denoiser: Denoiser, objective: Objective) -> Tensor:
-        """Squared errors of the faces, not weighted, (n,).
-
-        Args:
-            objective: with its tables on the device.
-        """
-        parts = (self.latents, self.hidden_states, self.timesteps, self.noise)
-        batches = zip(*(part.split(BATCH) for part in parts), strict=True)
-        return torch.cat([objective.loss(denoiser, *batch) for batch in batches])
+    timesteps: Tensor  # (n,), spread evenly over [0, T), in order
+    noise: Tensor  # (n, C, h, w)
 
 
 def encode_held_out(
@@ -78,9 +65,9 @@ def encode_held_out(
     device = states[0].device
     return HeldOut(
         Posterior(means, stds).sample(normal[:, 0]).to(device),
-        normal[:, 1].to(device),
-        (middles * num_train_timesteps).long().to(device),
         torch.cat(states),
+        (middles * num_train_timesteps).long().to(device),
+        normal[:, 1].to(device),
     )
 
 
@@ -91,8 +78,10 @@ def validation_of(
     denoise = GraphedUNet(unet, precision)
     objective = objective.to(held_out.latents.device)
 
+    @torch.no_grad()
     def validate() -> dict[str, Any]:
-        losses = held_out.losses(denoise, objective)
+        batches = zip(*(part.split(BATCH) for part in held_out), strict=True)
+        losses = torch.cat([objective.loss(denoise, *batch) for batch in batches])
         times, steps = held_out.timesteps, objective.num_train_timesteps
         # As of a training step, without a gradient.
         found = measured(measure(losses, times, steps, losses.new_zeros(())).tolist())
