@@ -8,7 +8,7 @@ from diffusers import StableDiffusionPipeline
 
 from diffusion.sampling import build_sampler, spread_timesteps
 from files import let_others_read, write_text
-from inference.picture_sets import CODE_VERSION
+from inference.picture_sets import Request
 from inference.text_to_face import TextToFace
 from models.decoder import whole_autoencoder
 from models.text_encoder import save_text_weights, save_tokenizer
@@ -18,6 +18,8 @@ LEADING = ("FID", "frechet_distance", "recall", "clip_score", "balanced_accuracy
 HEAD = ("| number | set | value | 95% | n |", "|---|---|---|---|---|")
 LINE = "| {question} ({space}) | {set} | {value:.3f} | {low:.3f} to {high:.3f} | {n} |"
 PROTOCOL = ("n", "sampler", "steps", "guidance_scale", "precision", "reference", "split")
+# What has to be the pipeline's own.
+DECISIVE = ("model", "decoder", "sampler", "steps", "guidance_scale", "code_version")
 TITLE = "# Text-to-face latent diffusion"
 CARD = """---
 library_name: diffusers
@@ -149,19 +151,11 @@ def measured(evaluations: Path, model: TextToFace) -> str:
     """The leading numbers of the newest evaluation whose pictures were made as the pipeline makes
     them.
     """
-    how = model.config.sampling
-    exported = {
-        "model": model.identity,
-        "decoder": model.decoder_key if model.config.models.decoder else None,
-        "sampler": how.sampler,
-        "steps": how.steps,
-        "guidance_scale": how.guidance_scale,
-        "code_version": CODE_VERSION,
-    }
+    exported = Request(("",), (0,), model.config.sampling).protocol(model)
     found = sorted(evaluations.glob("[!.]*/protocol.json"), key=lambda path: path.stat().st_mtime)
     for path in reversed(found):
         protocol = json.loads(path.read_text(encoding="utf-8"))
-        if all(protocol.get(name) == value for name, value in exported.items()):
+        if all(protocol.get(name) == exported.get(name) for name in DECISIVE):
             rows = json.loads((path.parent / "metrics.json").read_text(encoding="utf-8"))
             lines = [LINE.format(**row) for row in rows if row["question"] in LEADING]
             facts = [f"{name} {protocol[name]}" for name in PROTOCOL if name in protocol]
