@@ -6,6 +6,7 @@ new one is there.
 """
 
 import errno
+import functools
 import json
 import os
 import socket
@@ -153,14 +154,10 @@ def _note(path: Path) -> Path:
     return path.with_name(f"{path.name}.holder")
 
 
-_without_locks: set[Path] = set()
-
-
+@functools.cache  # it is said once
 def _say_no_locks(folder: Path) -> None:
-    if folder not in _without_locks:
-        _without_locks.add(folder)
-        print(
-            f"{folder} is on a file system without locks: nothing keeps a second process out. "
-            "Start one at a time.",
-            file=sys.stderr,
-        )
+    print(
+        f"{folder} is on a file system without locks: nothing keeps a second process out. "
+        "Start one at a time.",
+        file=sys.stderr,
+    )

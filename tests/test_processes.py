@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from config import Config
+from files import locked
 from settings import override
 from training import checkpoints, run_folder
 
@@ -160,7 +161,7 @@ def test_a_run_goes_from_two_processes_to_four_to_one(
 
 def test_a_second_run_is_refused_in_every_process(tiny_config: Config, tmp_path: Path) -> None:
     root = tmp_path / "held"
-    with run_folder.hold(folder_of(root)):
+    with locked(folder_of(root) / "run.lock"):
         assert start(2, root, settled(tiny_config)).wait(240) != 0
     errors = errors_of(root)
     assert f"in use by process {os.getpid()}" in errors

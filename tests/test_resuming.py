@@ -15,7 +15,7 @@ from what_is_left import difference, left_in
 import config as config_module
 import train
 from config import Config
-from files import InUse
+from files import InUse, locked
 from settings import override
 from training import loop, run_folder
 from training.experiment import Experiment
@@ -91,13 +91,14 @@ def test_a_run_begun_with_another_fingerprint_is_refused(opening: Opening) -> No
 def test_a_run_folder_is_held_from_the_opening_to_the_end(opening: Opening) -> None:
     """Opening it again in one process, as a notebook's cell, replaces the earlier opening."""
     opened = opening()
+    lock = opened.folder / "run.lock"
     next(loop.train(opened))
     again = Experiment(opened.config, opened.folder)
     opened.close()
-    with pytest.raises(InUse, match="process"), run_folder.hold(again.folder):
+    with pytest.raises(InUse, match="process"), locked(lock, wait=False):
         pass
     again.close()
-    with run_folder.hold(opened.folder):
+    with locked(lock, wait=False):
         pass
 
 

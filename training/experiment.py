@@ -27,7 +27,7 @@ from custom_datasets.opening import open_faces
 from custom_datasets.splits import SPLIT_KINDS
 from diffusion.objective import Objective
 from diffusion.sampling import build_sampler, set_timesteps
-from files import remove_unfinished
+from files import locked, remove_unfinished
 from models.custom_unet_celeba_ldm import build_unet
 from models.decoder import open_decoder
 from models.device import choose_device, choose_precision, require_accelerator, tune_kernels
@@ -72,7 +72,7 @@ class Experiment:
         _opened[self.folder] = self
         with together(self.accelerator, "opening the run folder"):
             if self.accelerator.is_main_process:
-                self._held.enter_context(run_folder.hold(self.folder))
+                self._held.enter_context(locked(self.folder / "run.lock", wait=False))
 
     def __enter__(self) -> "Experiment":
         return self

@@ -1,4 +1,4 @@
-"""A run's folder: who trains into it, its config and its losses.
+"""A run's folder: its config and its losses.
 
 It holds `config.json`, `celeba_ldm_unet_checkpoint_epoch_<n>.pt` (see `checkpoints`),
 `losses.jsonl`, `validation.jsonl`, `not_finite.jsonl` if a step was not finite, `run.lock` with
@@ -10,8 +10,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +20,10 @@ import torch
 import transformers
 
 from config import CODE, Config
-from files import locked, write_json, write_text
+from files import write_json, write_text
 
 LOSSES, VALIDATION, NOT_FINITE = "losses.jsonl", "validation.jsonl", "not_finite.jsonl"
 LOGS = (LOSSES, VALIDATION, NOT_FINITE)
-
-
-@contextmanager
-def hold(folder: Path) -> Iterator[None]:
-    """Keep other processes from training into this folder.
-
-    Raises:
-        files.InUse: another process does; names it and when it started.
-    """
-    with locked(folder / "run.lock", wait=False):
-        yield
 
 
 # --- config.json ---
