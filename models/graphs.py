@@ -54,15 +54,12 @@ class Recorder:
         return graph.replay, result
 
 
-def first_of(error: BaseException) -> BaseException:
-    """The error that began it: ending a capture that failed, or a compiler, raises another one."""
+def reason_of(error: BaseException) -> str:
+    """What the error that began it says, without the advice that follows: ending a capture that
+    failed, or a compiler, raises another one.
+    """
     while error.__context__ is not None:
         error = error.__context__
-    return error
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, without the advice that follows."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
@@ -78,7 +75,7 @@ def open_recorder(device: torch.device) -> Recorder | None:
     try:
         return Recorder(device)
     except RuntimeError as error:
-        print(f"no CUDA graphs: {first_line(error)}")
+        print(f"no CUDA graphs: {reason_of(error)}")
         return None
 
 
@@ -129,9 +126,7 @@ class GraphedUNet:
                     captured = self.graphs[key] = _capture(self.forward, inputs)
                 except RuntimeError as error:  # what torch raises for whatever a graph cannot hold
                     self.may_capture = False
-                    print(
-                        f"no CUDA graph, so kernels run one by one: {first_line(first_of(error))}"
-                    )
+                    print(f"no CUDA graph, so kernels run one by one: {reason_of(error)}")
                     return self.forward(*inputs)
             for held, given in zip(captured.inputs, inputs, strict=True):
                 held.copy_(given)

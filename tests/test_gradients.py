@@ -111,7 +111,7 @@ def test_gradients_of_the_half_copy_are_autocasts_to_the_bit(
                 output.float().square().mean().backward()
                 if half:
                     half.give_gradients()
-            state.learning_rate = 1e-2
+            state.set_learning_rate(1e-2)
             apply_gradients(state)
     plain, copied = states
     assert len(plain.weights) > 100

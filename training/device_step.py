@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from config import Config, TrainingConfig
 from models.custom_unet_celeba_ldm import compile_blocks, recompute_activations, training_operations
 from models.device import can_compile, cast_matrices, matrix_rate
-from models.graphs import Recorder, first_line, first_of
+from models.graphs import Recorder, reason_of
 from training.batches import Batch
 from training.state import TrainingState
 
@@ -95,7 +95,7 @@ class DeviceStep:
             self.state.forget_step()
             print(
                 "no CUDA graph of the training step, so it runs operator by operator: "
-                f"{first_line(first_of(error))}"
+                f"{reason_of(error)}"
             )
 
     def _plainly(self, batch: Batch) -> Tensor:
@@ -107,11 +107,11 @@ class DeviceStep:
                 break
             except torch.OutOfMemoryError as error:
                 mend: Callable[[str], None] = partial(self._halve, size)
-                reason = first_line(error)
+                reason = reason_of(error)
             except COMPILER_ERRORS as error:
                 if self.uncompile is None:
                     raise
-                mend, reason = self._stop_compiling, first_line(first_of(error))
+                mend, reason = self._stop_compiling, reason_of(error)
             # Outside of the handler, as the error holds the tensors of the pass that failed.
             mend(reason)
         return self.update(batch, losses)

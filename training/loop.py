@@ -69,7 +69,8 @@ def train(experiment: Experiment) -> Iterator[Step]:
     with stop_on_signal() as stop, freed_memory_kept(device):
         for batch in batches.ahead(state.step, total_steps, AHEAD.get(device.type, 1)):
             # Loss, backward, clip, update and average, queued on the device.
-            rate = state.learning_rate = learning_rate_at(state.step, total_steps, settings)
+            rate = learning_rate_at(state.step, total_steps, settings)
+            state.set_learning_rate(rate)
             row = on_device(batch)
             state.step += 1
             memory = peak_memory(device)

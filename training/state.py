@@ -49,13 +49,8 @@ class TrainingState:
         """The parameters of the averaged UNet, in the same order."""
         return list(self.ema_unet.parameters())
 
-    @property
-    def learning_rate(self) -> float:
-        """That of the last step."""
-        return float(self.optimizer.param_groups[0]["lr"])
-
-    @learning_rate.setter
-    def learning_rate(self, rate: float) -> None:
+    def set_learning_rate(self, rate: float) -> None:
+        """That of the next step."""
         for group in self.optimizer.param_groups:
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(rate)
