@@ -10,7 +10,7 @@ import torch._dynamo
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.resnet import ResnetBlock2D
-from torch import Tensor, nn
+from torch import Tensor
 
 from config import Config, TrainingConfig
 from models.custom_unet_celeba_ldm import compile_blocks, recompute_activations, training_operations
@@ -149,17 +149,11 @@ class HalfCopy:
     """
 
     def __init__(self, unet: UNet2DConditionModel, precision: str) -> None:
-        names = [
-            f"{name}.{part}"
-            for name, module in unet.named_modules()
-            if isinstance(module, nn.Linear | nn.Conv2d)
-            for part, _ in module.named_parameters(recurse=False)
-        ]
-        shared = dict(unet.named_parameters())
-        self.matrices = [shared.pop(name) for name in names]
-        self.unet = copy.deepcopy(unet, {id(weight): weight for weight in shared.values()})
-        cast_matrices(self.unet, precision)
-        self.halves = [self.unet.get_parameter(name) for name in names]
+        self.unet = copy.deepcopy(unet, {id(weight): weight for weight in unet.parameters()})
+        cast_matrices(self.unet, precision)  # which puts new ones in the place of shared ones
+        pairs = list(zip(unet.parameters(), self.unet.parameters(), strict=True))
+        self.matrices = [live for live, own in pairs if own is not live]
+        self.halves = [own for live, own in pairs if own is not live]
 
     @torch.no_grad()
     def take_weights(self) -> None:
