@@ -3,11 +3,12 @@
 import json
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import Opening
 
 from config import Config
 from custom_datasets.celeba_hq_dataset import CelebAHQ
@@ -16,35 +17,22 @@ from inference.samples import save_samples
 from inference.text_to_face import TextToFace
 from settings import from_dict, override
 from training import checkpoints, processes, run_folder
-from training.experiment import Experiment
 from training.loop import train
 
-Opening = Callable[[Config], Experiment]
-
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """The repository root of the test's own: checkpoints and latents go there."""
-    return tmp_path
-
-
-@pytest.fixture
-def opening(start: Callable[..., Experiment]) -> Opening:
+def opening(start: Opening) -> Opening:
     """Opens everything, as a fresh process would."""
     return lambda config: start(config).open_all()
 
 
-@pytest.fixture
-def exact(tiny_config: Config) -> Config:
-    """The tiny run in float32."""
-    return override(tiny_config, "training.mixed_precision=no")
-
-
-def test_everything_is_opened_and_trains(exact: Config, root: Path, opening: Opening) -> None:
-    opened = opening(exact)
+def test_everything_is_opened_and_trains(
+    tiny_config: Config, tmp_path: Path, opening: Opening
+) -> None:
+    opened = opening(tiny_config)
     assert len(opened.faces) == 24 and opened.faces.split == "train"
     assert isinstance(opened.latents, LatentCache) and len(opened.latents) == 24
-    assert opened.state.step == 0 and opened.folder == root / "checkpoints" / "test"
+    assert opened.state.step == 0 and opened.folder == tmp_path / "checkpoints" / "test"
     assert "24 faces" in opened.summary() and "nothing is left" not in opened.summary()
     steps = list(train(opened))
     assert [step.number for step in steps] == [1, 2, 3, 4, 5, 6]
@@ -60,18 +48,18 @@ def test_everything_is_opened_and_trains(exact: Config, root: Path, opening: Ope
     values = json.loads((opened.folder / "config.json").read_text())
     assert from_dict(values["config"], Config) == opened.config
     assert values["environment"]["torch"] == torch.__version__
-    again = opening(exact)
+    again = opening(tiny_config)
     assert again.state.step == 6 and "nothing is left" in again.summary()
     for name, value in opened.state.ema_unet.state_dict().items():
         assert torch.equal(again.state.ema_unet.state_dict()[name], value), name
-    uncached = opening(override(exact, "data.cache_latents=false"))
+    uncached = opening(override(tiny_config, "data.cache_latents=false"))
     assert isinstance(uncached.latents, ImageLatents)
 
 
 def test_the_sampler_shows_the_averaged_weights_as_they_are(
-    exact: Config, opening: Opening
+    tiny_config: Config, opening: Opening
 ) -> None:
-    opened = opening(exact)
+    opened = opening(tiny_config)
     text_to_face = TextToFace.of(opened)
     assert text_to_face.unet is opened.state.ema_unet
     before = text_to_face.generate(["a woman"], [1])
@@ -84,9 +72,9 @@ def test_the_sampler_shows_the_averaged_weights_as_they_are(
 
 
 def test_samples_that_cannot_be_drawn_do_not_end_the_run(
-    exact: Config, capsys: pytest.CaptureFixture[str], opening: Opening
+    tiny_config: Config, capsys: pytest.CaptureFixture[str], opening: Opening
 ) -> None:
-    opened = opening(exact)
+    opened = opening(tiny_config)
     with torch.no_grad():
         opened.state.ema_unet.conv_out.weight.fill_(float("nan"))
     save_samples(opened, 3)
@@ -105,15 +93,15 @@ def test_samples_that_cannot_be_drawn_do_not_end_the_run(
     ],
 )
 def test_what_does_not_fit_or_exist_is_refused_before_any_long_work(
-    exact: Config, root: Path, opening: Opening, change: str, named: str
+    tiny_config: Config, tmp_path: Path, opening: Opening, change: str, named: str
 ) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=named):
-        opening(override(exact, change))
-    assert not (root / "data" / "latents").exists() and not list(root.rglob("*.pt"))
+        opening(override(tiny_config, change))
+    assert not (tmp_path / "data" / "latents").exists() and not list(tmp_path.rglob("*.pt"))
 
 
 def test_a_tracker_that_would_log_nothing_is_refused(
-    start: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch
+    start: Opening, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(processes, "get_available_trackers", lambda: ["tensorboard"])
     with pytest.raises(ValueError, match=r"training\.tracker"):
@@ -121,14 +109,14 @@ def test_a_tracker_that_would_log_nothing_is_refused(
 
 
 def test_pictures_with_captions_alone_train(
-    exact: Config, root: Path, drawn_folder: Path, opening: Opening
+    tiny_config: Config, tmp_path: Path, drawn_folder: Path, opening: Opening
 ) -> None:
     """A caption that the text encoder does not take is refused before anything is encoded, be it of
     a face for training or of a held-out one.
     """
-    mine = shutil.copytree(drawn_folder / "train", root / "mine")
+    mine = shutil.copytree(drawn_folder / "train", tmp_path / "mine")
     table = mine / "metadata.csv"
-    own = override(exact, {"data.source": str(mine), "training.validation_faces": 2})
+    own = override(tiny_config, {"data.source": str(mine), "training.validation_faces": 2})
 
     def write(long: Sequence[str]) -> None:
         words = {f"{i}.jpg": "woman " * 90 if f"{i}.jpg" in long else "woman" for i in range(24)}
@@ -140,7 +128,7 @@ def test_pictures_with_captions_alone_train(
         write(CelebAHQ(mine, split, 64).names[:1].tolist())
         with pytest.raises(ValueError, match="tokens"):
             opening(own)
-    assert not (root / "data" / "latents").exists()
+    assert not (tmp_path / "data" / "latents").exists()
     write([])
     opened = opening(own)
     assert len(opened.faces) == 20 and not opened.faces.has_attributes
@@ -149,18 +137,18 @@ def test_pictures_with_captions_alone_train(
 
 
 def test_a_run_with_other_settings_is_refused_before_encoding(
-    exact: Config, root: Path, opening: Opening
+    tiny_config: Config, tmp_path: Path, opening: Opening
 ) -> None:
-    opened = opening(exact)
+    opened = opening(tiny_config)
     steps = train(opened)
     for _ in range(3):
         next(steps)
     steps.close()
-    cached = sorted((root / "data" / "latents").glob("*.npy"))
-    other = override(exact, ["data.flip=false", "training.seed=1"])
+    cached = sorted((tmp_path / "data" / "latents").glob("*.npy"))
+    other = override(tiny_config, ["data.flip=false", "training.seed=1"])
     with pytest.raises(ValueError, match=r"data\.flip.*training\.seed"):
         opening(other)
-    assert sorted((root / "data" / "latents").glob("*.npy")) == cached
+    assert sorted((tmp_path / "data" / "latents").glob("*.npy")) == cached
     assert checkpoints.newest_checkpoint(opened.folder).name.endswith("epoch_1.pt")
 
 
