@@ -17,7 +17,7 @@ from torch import Tensor
 
 from models.device import autocast
 
-MAX_GRAPHS = 4  # kept of one network: guidance within an interval takes two
+MAX_GRAPHS = 4  # kept of one network, one for each shape of its inputs
 
 
 class Recorder:
