@@ -2,6 +2,7 @@
 
 import fnmatch
 import shutil
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -73,6 +74,58 @@ def test_a_mirror_that_is_away_costs_a_message_and_catches_up(
     assert capsys.readouterr().out.count("not connected") == 1
     kept = {path.name for path in checkpoints.checkpoints(opened.folder)}
     assert {path.name for path in (tmp_path / "drive" / "test").glob("*.pt")} == kept
+
+
+def test_what_was_refused_last_follows_when_the_run_is_started_again(
+    machine: Callable[..., Experiment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that has ended saves no more."""
+
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError(107, "Transport endpoint is not connected")
+
+    with monkeypatch.context() as away:
+        away.setattr(mirror.shutil, "copyfile", refuse)
+        opened = machine("first")
+        assert len(list(train(opened))) == 6
+    drive = tmp_path / "drive" / "test"
+    assert not list(drive.glob("*.pt"))
+    again = machine("first")
+    assert list(train(again)) == []
+    kept = {path.name for path in checkpoints.checkpoints(again.folder)}
+    assert kept and {path.name for path in drive.glob("*.pt")} == kept
+
+
+def test_a_run_that_is_stopped_waits_for_its_copy(
+    machine: Callable[..., Experiment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A notebook goes on after an interruption, and its machine may be given back at once."""
+    really = shutil.copyfile
+
+    def slowly(source: Path, target: Path) -> None:
+        time.sleep(0.3)
+        really(source, target)
+
+    monkeypatch.setattr(mirror.shutil, "copyfile", slowly)
+    opened = machine("first")
+    with pytest.raises(KeyboardInterrupt):
+        for step in train(opened):
+            if step.number == 1:
+                signal.raise_signal(signal.SIGTERM)
+    kept = {path.name for path in checkpoints.checkpoints(opened.folder)}
+    assert kept and {path.name for path in (tmp_path / "drive" / "test").glob("*.pt")} == kept
+
+
+def test_a_drive_that_is_not_mounted_is_not_an_empty_one(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """The run would begin again, and its copies would lie on the disk that is lost."""
+    there = Mirror(str(tmp_path / "drive" / "MyDrive" / "faces"), "a run")
+    with pytest.raises(FileNotFoundError, match="mounted"):
+        there.restore(tmp_path / "empty")
+    send(there, run)
+    assert "mounted" in capsys.readouterr().out
+    assert not (tmp_path / "drive").exists()
 
 
 class Hub:

@@ -134,9 +134,11 @@ def train(experiment: Experiment) -> Iterator[Step]:
                 saved_at = time.monotonic()
             yield step
             if is_stopping:
+                if experiment.mirror:  # a notebook's machine may be given back at once
+                    experiment.mirror.finish(folder)
                 raise KeyboardInterrupt(f"stopped after step {state.step}; start again to resume")
         if experiment.mirror:
-            experiment.mirror.wait()
+            experiment.mirror.finish(folder)
 
 
 def compute(

@@ -39,6 +39,7 @@ class Mirror:
         self.thread = ThreadPoolExecutor(1, "mirror")
         self.last: Future[None] | None = None
         self.pruned: set[str] = set()  # and to be deleted there
+        self.is_behind = True  # until a copy succeeds
 
     def copy(self, folder: Path, pruned: Iterable[Path] = ()) -> None:
         """Begin to copy what the mirror lacks of a run folder, and to delete what was pruned. A
@@ -50,6 +51,17 @@ class Mirror:
         """Wait until the last checkpoint is copied."""
         if self.last:
             self.last.result()
+
+    def finish(self, folder: Path) -> None:
+        """Wait, and try once more where no next save will: what was refused last, or what a run
+        that has ended before never sent.
+        """
+        self.wait()
+        if self.is_behind:
+            self.copy(folder)
+            self.wait()
+        if self.is_behind:
+            print(f"the mirror {self.place} lacks what was saved last: start the run once more")
 
     def restore(self, folder: Path) -> None:
         """Fetch the newest checkpoints and the logs into a run folder without checkpoints. A mirror
@@ -77,7 +89,7 @@ class Mirror:
         cannot be written is refused before training, and not after it.
         """
         if not self.repository:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self._make_folder()
             return list(self.folder.iterdir())
         try:
             HfApi().create_repo(self.repository, private=True, exist_ok=True)
@@ -89,12 +101,23 @@ class Mirror:
         files = map(Path, HfApi().list_repo_files(self.repository))
         return [path for path in files if path.parent.as_posix() == self.run]
 
+    def _make_folder(self) -> None:
+        place = self.folder.parent
+        if not place.parent.is_dir():  # or the run would begin again, and vanish with this disk
+            raise FileNotFoundError(
+                f"training.mirror: there is no {place.parent} to make {place.name} in: is the "
+                "drive mounted?"
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+
     def _copy(self, folder: Path, pruned: set[str]) -> None:
         self.pruned |= pruned
+        self.is_behind = True
         gone = [name for name in sorted(self.pruned) if not (folder / name).exists()]
         try:
             (self._upload if self.repository else self._write)(folder, gone)
             self.pruned.clear()
+            self.is_behind = False
         except Exception as error:
             # No error of a drive or a network may stop the run, which is on the local disk.
             print(f"not copied to the mirror {self.place}, the next save tries again: {error}")
@@ -113,6 +136,7 @@ class Mirror:
             HfApi().super_squash_history(self.repository)
 
     def _write(self, folder: Path, gone: list[str]) -> None:
+        self._make_folder()
         remove_unfinished(self.folder)
         for path in checkpoints.checkpoints(folder):
             copy, content = self.folder / path.name, _identity(path)
