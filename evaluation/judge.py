@@ -20,7 +20,7 @@ from torchmetrics.functional.classification import (
 from config import ClassifierConfig
 from custom_datasets.celeba_files import ATTRIBUTES
 from models.attribute_classifier import AttributeClassifier
-from models.device import autocast, choose_precision, freed_memory_kept
+from models.device import autocast, freed_memory_kept, unscaled_precision
 
 # Wu et al. 2023 (arXiv 2210.07356): annotators agree on these least, or the labels are close to
 # random.
@@ -97,7 +97,7 @@ def _step(
 ) -> float:
     device = classifier.thresholds.device
     images = augment(images.to(device))
-    with autocast(choose_precision("auto", device), device):
+    with autocast(unscaled_precision(device), device):
         logits = classifier.train()(images)
     loss = F.binary_cross_entropy_with_logits(logits.float(), attributes.to(device).float())
     optimizer.zero_grad()

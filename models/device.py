@@ -121,6 +121,13 @@ def has_bfloat16(device: torch.device) -> bool:
     return device.type == "xpu"  # MPS has it from macOS 14 on, but with kernels known to be wrong
 
 
+def unscaled_precision(device: torch.device) -> str:
+    """Of autocast in a training whose loss is not scaled, which float16 would need: its small
+    gradients become zero.
+    """
+    return "bf16" if has_bfloat16(device) else "no"
+
+
 def autocast(precision: str, device: torch.device) -> torch.autocast:
     """Autocast to "bf16" or "fp16" on a device; "no" leaves float32."""
     dtype = PRECISIONS.get(precision)

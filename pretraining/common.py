@@ -18,7 +18,7 @@ from config import ROOT
 from custom_datasets.celeba_hq_dataset import CelebAHQ, to_model_range
 from custom_datasets.drawn_faces import write_drawn_faces
 from inference.text_to_face import TextToFace
-from models.device import autocast, choose_precision, freed_memory_kept, has_bfloat16
+from models.device import autocast, choose_precision, freed_memory_kept, unscaled_precision
 from models.vae_wrapper import VAEWrapper
 
 DRAWN_COUNTS = (12_000, 100, 500)
@@ -73,11 +73,6 @@ def steps_for(minutes: float) -> Iterator[tuple[int, float]]:
 def learning_rate_at(peak: float, step: int, done: float) -> float:
     """Linear warm-up by steps, and a cosine to zero over the time."""
     return peak * min(0.5 * (1 + math.cos(math.pi * min(1.0, done))), (step + 1) / WARM_UP)
-
-
-def unscaled_precision(device: torch.device) -> str:
-    """Of autocast where no loss is scaled, which float16 would need."""
-    return "bf16" if has_bfloat16(device) else "no"
 
 
 def descend(

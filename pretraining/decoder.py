@@ -25,6 +25,7 @@ from models.device import (
     choose_device,
     freed_memory_kept,
     tune_kernels,
+    unscaled_precision,
 )
 from models.loading import locate
 from models.vae_wrapper import VAEWrapper
@@ -37,7 +38,6 @@ from pretraining.common import (
     open_splits,
     report,
     steps_for,
-    unscaled_precision,
 )
 from pretraining.decoder_config import DecoderConfig
 from pretraining.growing import grown

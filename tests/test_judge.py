@@ -60,6 +60,18 @@ def test_a_judge_is_trained_alike_at_every_call() -> None:
     assert train() == train()
 
 
+def test_no_judge_is_trained_in_float16_as_nobody_scales_its_loss(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A T4 takes float16 by itself, where small gradients become zero."""
+    monkeypatch.setattr("models.device.has_bfloat16", lambda device: False)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")  # for the CPU what "auto" is there
+    classifier, seen = judge.new_judge(SETTINGS, "cpu"), []
+    classifier.network.conv1.register_forward_hook(lambda *call: seen.append(call[-1].dtype))
+    next(judge.train_judge(classifier, faces(16, 1), faces(16, 2), SETTINGS))
+    assert set(seen) == {torch.float32}
+
+
 class Fixed(AttributeClassifier):
     """Answers with given probabilities whatever it sees."""
 
