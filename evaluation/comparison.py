@@ -15,7 +15,7 @@ from torch import Tensor
 
 from config import ROOT
 from evaluation.distance import Frechet
-from evaluation.estimate import jackknife
+from evaluation.estimate import MIN_CLUSTERS, jackknife
 from evaluation.session import PICTURES, PROTOCOL
 from evaluation.table import Table, row
 from evaluation.variety import Overlap, Reference
@@ -111,9 +111,13 @@ def _of_pictures(left: pd.DataFrame, right: pd.DataFrame, is_same_judge: bool) -
             found = jackknife(lambda rows, d=change: d[rows].mean(), left["face"])
             table.append(row(question, space, DIFFERENCE, *found))
     if is_same_judge and "shown" in left and "shown" in right:
-        change, stated = (right["shown"] - left["shown"]).to_numpy(), left["stated"].to_numpy()
-        found = jackknife(lambda rows: change[rows].sum() / stated[rows].sum(), left["face"])
-        table.append(row("shown", "stated attributes", DIFFERENCE, *found))
+        # A caption that one of the two did not know as this data's states nothing there.
+        known = left.index[left["stated"] == right["stated"]]
+        faces, stated = left["face"][known].to_numpy(), left["stated"][known].to_numpy()
+        change = (right["shown"] - left["shown"])[known].to_numpy()
+        if stated.any() and len(np.unique(faces)) >= MIN_CLUSTERS:
+            found = jackknife(lambda rows: change[rows].sum() / stated[rows].sum(), faces)
+            table.append(row("shown", "stated attributes", DIFFERENCE, *found))
     return table
 
 

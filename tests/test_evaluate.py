@@ -360,6 +360,16 @@ def test_two_evaluations_are_compared_on_paired_pictures(done: Bench) -> None:
         comparison.compare(str(second), "test")
 
 
+def test_captions_that_one_side_does_not_know_are_not_compared() -> None:
+    """Such a picture states nothing, and would count as if it showed nothing."""
+    left = pd.DataFrame({"face": range(80), "stated": 4, "shown": 3})
+    right = left.assign(stated=[4, 0] * 40, shown=[3, 0] * 40)
+    (found,) = comparison._of_pictures(left, right, True)
+    assert (found.question, found.n, found.value) == ("shown", 40, 0)
+    assert comparison._of_pictures(right, left, True) == [found]
+    assert comparison._of_pictures(left, right.assign(stated=0, shown=0), True) == []
+
+
 def in_two_processes(code: str, folder: Path, *arguments: object) -> str:
     """What a script prints that gets a folder, and what else is given."""
     (script := folder / "script.py").write_text(code)
