@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from config import ROOT
+from evaluation import session
 from evaluation.distance import Frechet
 from evaluation.estimate import MIN_CLUSTERS, jackknife
 from evaluation.session import PICTURES, PROTOCOL
@@ -124,15 +125,16 @@ def _of_pictures(left: pd.DataFrame, right: pd.DataFrame, is_same_judge: bool) -
 def _of_features(space: str, a: Tensor, b: Tensor, reference: Tensor, faces: pd.Series) -> Table:
     """Of features (N, D) whose rows are pairs."""
     frechet, real = Frechet(reference), Reference(reference)
-    x, y = Overlap(a, real), Overlap(b, real)
+    x, y = Overlap(a[: session.COMPARED], real), Overlap(b[: session.COMPARED], real)
+    few = faces.iloc[: session.COMPARED]
 
     def recall(rows: np.ndarray) -> float:
         return y.shares(rows)[0] - x.shares(rows)[0]
 
     distance = jackknife(lambda rows: frechet(b[rows]) - frechet(a[rows]), faces)
-    pair_distance = jackknife(lambda rows: y.pair_distance(rows) - x.pair_distance(rows), faces)
+    pair_distance = jackknife(lambda rows: y.pair_distance(rows) - x.pair_distance(rows), few)
     return [
         row("frechet_distance", space, DIFFERENCE, *distance),
-        row("recall", space, DIFFERENCE, *jackknife(recall, faces, by_halves=True)),
+        row("recall", space, DIFFERENCE, *jackknife(recall, few, by_halves=True)),
         row("pair_distance", space, DIFFERENCE, *pair_distance),
     ]

@@ -32,6 +32,7 @@ from inference.picture_sets import Request
 from inference.text_to_face import TextToFace
 
 METRICS, PROTOCOL, PICTURES = "metrics.json", "protocol.json", "pictures.csv"
+COMPARED = 5_000  # images of a set at most, as all pairs are compared; 50,000 would take 60 GB
 
 
 class Features(NamedTuple):
@@ -163,14 +164,15 @@ class Evaluation:
     def compared(self) -> Iterator[tuple[str, dict[str, Features], Tensor]]:
         """Each feature space, the sets in it, and the reference (M, D).
 
-        The sets have one n; the control may have fewer, and ALL has every picture.
+        The sets have one n, `COMPARED` at most; the control may have fewer, and ALL has every
+        picture.
         """
         for space, network in self.networks.spaces.items():
             reference = self.features(network, self.reference)
             values = {
                 name: self.features(network, each) for name, each in self.compared_sets.items()
             }
-            n = min(len(each) for name, each in values.items() if name != CONTROL)
+            n = min(COMPARED, *(len(x) for name, x in values.items() if name != CONTROL))
             if n < len(self.pictures):
                 values[ALL] = values[GENERATED]
             found = {}

@@ -20,7 +20,7 @@ import evaluate
 from config import Config
 from custom_datasets.celeba_hq_dataset import CelebAHQ
 from custom_datasets.drawn_faces import FOLDERS, write_drawn_faces
-from evaluation import comparison, judge
+from evaluation import comparison, judge, session
 from evaluation.networks import NO_ATTRIBUTES
 from evaluation.session import Evaluation
 from evaluation.table import Row
@@ -276,7 +276,9 @@ def test_faces_without_a_test_split_are_refused_before_a_picture_is_made(done: B
     assert sorted(done.output.rglob("*")) == before
 
 
-def test_papers_take_more_pictures_and_another_reference(done: Bench) -> None:
+def test_papers_take_more_pictures_and_another_reference(
+    done: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     done.plan(count=60, reference="train", clip_judges=(), sweep_steps=(), sweep_scales=())
     folder = done.evaluate()
     rows = read(folder / "metrics.json")
@@ -284,9 +286,14 @@ def test_papers_take_more_pictures_and_another_reference(done: Bench) -> None:
     # The wordings of a face are not independent, so its faces count.
     assert pairs["frechet_distance", "all generated"].n == SPLITS[2]
     assert pairs["recall", "generated"].n == SPLITS[1]
+    # Without real faces to bound them the pictures would be compared all with all.
+    monkeypatch.setattr(session, "COMPARED", 45)
     done.plan(reference="all")
     rows = read(done.evaluate() / "metrics.json")
     assert "real" not in {each.set for each in rows if each.question == "recall"}
+    sizes = {(each.question, each.set): each.n for each in rows}
+    assert sizes["recall", "generated"] == sizes["kernel_distance", "generated"] == 45
+    assert sizes["frechet_distance", "all generated"] == SPLITS[2]
 
 
 def test_what_the_checkpoint_decides_is_not_taken_in_silence(done: Bench) -> None:
@@ -356,6 +363,9 @@ def test_two_evaluations_are_compared_on_paired_pictures(done: Bench) -> None:
     a, b = numbers_of(first), numbers_of(second)
     for key in (key for key in found if key[0] == "clip_score"):
         assert found[key].value == pytest.approx(b[key].value - a[key].value, abs=1e-4)
+    done.monkeypatch.setattr(session, "COMPARED", 45)
+    sizes = {(e.question, e.n) for e in comparison.compare(str(first), "test")}
+    assert {("recall", 45), ("pair_distance", 45), ("frechet_distance", SPLITS[2])} <= sizes
     with pytest.raises(ValueError, match="one evaluation"):
         comparison.compare(str(second), "test")
 
