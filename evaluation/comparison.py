@@ -33,7 +33,7 @@ class Finished(NamedTuple):
 
     def load(self, space: str) -> list[Tensor]:
         """The features of the pictures and of the reference."""
-        folder = self.folder.parents[1] / "features"
+        folder = self.folder.resolve().parents[1] / "features"
         return [load_file(folder / name)["features"] for name in self.protocol["features"][space]]
 
 

@@ -238,12 +238,16 @@ class Evaluation:
         return folder
 
     def _stored_features(self) -> dict[str, list[str]]:
-        """In each space the files of the features of the pictures and of the reference."""
+        """In each space the files of the features of the pictures and of the reference, where both
+        were extracted.
+        """
         try:
             images, folder = (self.pictures, self.reference), self.folder / "features"
         except NotMeasured:
             return {}
-        return {
-            space: [stored_at(network, each, folder).name for each in images]
+        files = {
+            space: [stored_at(network, each, folder) for each in images]
             for space, network in self.networks.spaces.items()
         }
+        whole = {space: pair for space, pair in files.items() if all(map(Path.is_file, pair))}
+        return {space: [file.name for file in pair] for space, pair in whole.items()}

@@ -215,6 +215,8 @@ def test_other_settings_leave_the_finished_numbers_alone(done: Bench) -> None:
     assert done.evaluate("--sweep").name == f"sweep-{first.name}"
     assert (done.output / "metrics.json").read_bytes() == before
     assert {each.question.partition("_")[0] for each in read(second / "metrics.json")} == {"sweep"}
+    done.monkeypatch.chdir(second.parent)  # a sweep has features in one space alone
+    assert len(comparison.compare(second.name, first.name)) == 3
 
 
 def test_a_run_is_measured_as_it_is_and_not_as_its_preset(done: Bench) -> None:
