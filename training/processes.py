@@ -29,8 +29,9 @@ SUPPORTED = {
     DistributedType.MULTI_GPU,
     DistributedType.MULTI_XPU,
 }
-# How long a process waits for the others: encoding is shared out, saving is short.
-PATIENCE = timedelta(minutes=30)
+# How long a process waits for the others: for the main one, while it downloads and looks through
+# the faces. One that has ended is noticed at once, by the launcher.
+PATIENCE = timedelta(hours=12)
 # Ctrl-C; the end of a job; a closed terminal; SLURM's warning before its time limit. Windows
 # knows the first two.
 STOP_SIGNALS = [
