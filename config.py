@@ -110,11 +110,11 @@ class DiffusionConfig(Section):
     prediction_type: str = setting("epsilon", choices=("epsilon", "v_prediction"))
     # Gamma of min-SNR weighting (Hang et al. 2023); None: every sample weighs the same.
     snr_gamma: float | None = setting(None, above=0)
-    # How t is drawn: "uniform", or "weight": in proportion to the min-SNR weight, which then is
-    # left out of the loss; the expected gradient is the same.
+    # How t is drawn: "uniform", or "weight": in proportion to the loss weight (min-SNR, mixed with
+    # `uniform_share`), which the loss then leaves out; the expected gradient is the same.
     timestep_sampling: str = setting("uniform", choices=("uniform", "weight"))
-    # Share of the whole weight that is spread evenly over t. min-SNR weights alone leave 3 % to
-    # log SNR < -2, where a face gets its brightness and colours.
+    # Share of the loss weight that is constant over t; the rest is min-SNR's. For v-prediction
+    # min-SNR alone gives 3 % to log SNR < -2, where a face gets its brightness and colours.
     uniform_share: float = setting(0.0, min=0, max=1)
 
 

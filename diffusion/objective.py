@@ -2,12 +2,13 @@
 
 Knows tensors and callables only. The forward process mixes a clean latent x_0 with noise eps,
 
-    x_t = alpha_t x_0 + sigma_t eps,    SNR(t) = alpha_t^2 / sigma_t^2,
+    x_t = alpha_t x_0 + sigma_t eps,  alpha_t^2 + sigma_t^2 = 1,  SNR(t) = alpha_t^2 / sigma_t^2.
 
-and a denoiser predicts a target that is linear in both, a_t x_0 + b_t eps: the noise, (a, b) =
-(0, 1), in Ho et al. 2020; v = alpha_t eps - sigma_t x_0, that is (-sigma_t, alpha_t), in Salimans &
-Ho 2022. So two pairs of coefficients describe an objective. Another objective is another (a, b), or
-another (alpha, sigma): named in `DiffusionConfig`, and told to diffusers' schedulers by
+This alpha_t is sqrt(alpha_bar_t) of Ho et al. 2020, whose own alpha_t is 1 - beta_t. A denoiser
+predicts a target that is linear in both, a_t x_0 + b_t eps: the noise, (a, b) = (0, 1), in Ho et
+al. 2020; v = alpha_t eps - sigma_t x_0, that is (-sigma_t, alpha_t), in Salimans & Ho 2022. So two
+pairs of coefficients describe an objective. Another objective is another (a, b), or another (alpha,
+sigma): named in `DiffusionConfig`, and told to diffusers' schedulers by
 `scheduler_options`.
 
 Shapes: B batch, C latent channels, h x w latents, L caption tokens, D text width, T timesteps.

@@ -35,7 +35,7 @@ SAMPLERS = {
 
 
 def build_sampler(name: str, objective: Objective) -> SchedulerMixin:
-    """The scheduler that samples a model trained under an objective; it never clips latents.
+    """The scheduler that samples a model trained under an objective; it does not clip x_0.
 
     Its timesteps are those of `spread_timesteps`. The options of spacing and clipping serve who
     opens an export and names a number of steps instead.
@@ -64,7 +64,8 @@ def guide(
 
     uncond + s (cond - uncond), Ho & Salimans 2022 with s = 1 + w: s = 1 is the conditional model, s
     = 0 the unconditional one. Both halves run in one batch; where s leaves only one of them, only
-    that one runs. They are combined in float32: in bfloat16 the difference loses half its digits.
+    that one runs. The combination is computed in float32. This does not undo the rounding of the
+    two predictions: under autocast to bfloat16 each has 8 significant bits when it arrives here.
 
     Args:
         hidden_states: (B, L, D).

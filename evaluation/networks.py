@@ -205,5 +205,5 @@ def text_features(clip: Clip, captions: Sequence[str], device: torch.device | st
 
 
 def _squared(images: Tensor, how: InterpolationMode) -> Tensor:
-    """At the 224 px that both networks were trained with."""
+    """At 224 px: what EfficientNet-Lite0 was trained with, and what dgm-eval gives DINOv2."""
     return transforms.resize(images, [224, 224], interpolation=how, antialias=True)

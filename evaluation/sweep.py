@@ -1,8 +1,8 @@
 """What do guidance and steps do? The same captions and seeds at every setting.
 
-Guidance brings faces closer to the captions, and so to the average of each kind: a distance alone
-would call lost variety better. So every setting has the pair, distance and recall, and the share of
-stated attributes that are shown, each also as a paired change to the preset's own setting.
+Guidance strengthens what captions state. It can cost variety, which a distance hardly sees. So
+every setting has the pair, distance and recall, and the share of stated attributes that are shown,
+each also as a paired difference from the preset's own setting.
 """
 
 from collections.abc import Callable, Mapping

@@ -102,8 +102,8 @@ class TextToFace:
     def of(cls, experiment: "Experiment") -> "TextToFace":
         """A sampler over an experiment's averaged weights as they are now.
 
-        Its graph goes with it: kept, the graph would take memory from training all the time, and
-        to record it again takes two forward passes.
+        Make a new one for each grid of samples: its CUDA graph would hold memory during training.
+        To record the graph again takes two forward passes.
         """
         models = (experiment.state.ema_unet, experiment.text_encoder, experiment.decoder)
         return cls(experiment.config, *models, experiment.precision)

@@ -14,7 +14,7 @@ from config import UNetConfig
 def build_unet(config: UNetConfig) -> UNet2DConditionModel:
     """UNet from the config: (B, C, h, w), t (B,), hidden states (B, L, D) -> (B, C, h, w).
 
-    The finest resolution has no attention: at 32x32 positions it would cost most and help least.
+    The finest resolution has no attention, unlike Stable Diffusion's: it would cost most there.
     With `text_at_every_layer` every residual block receives the caption through its timestep
     embedding, as attributes concern the whole face; short runs then follow the words sooner.
 

@@ -71,8 +71,9 @@ class Batches:
         self.objective, self.data, self.training, self.pin = objective, data, training, pin
         self.slots = share_of(training.batch_size, process, processes)
         self.steps_per_epoch = len(latents) // training.batch_size
-        # Tokens of each face's wordings, and last of the empty caption. Tokenizing takes longer
-        # than the rest of a batch, so they are kept, one more than they are; 0: not known yet.
+        # Token ids of each face's wordings, and in the last row those of the empty caption. They
+        # are kept, as tokenizing takes longer than the rest of a batch. A value is the id plus 1;
+        # 0 means not tokenized yet.
         empty = tokenize([""])[0].numpy()
         captions = len(latents) * data.caption_wordings
         self.kept_tokens = np.zeros((captions + 1, len(empty)), np.int32)
@@ -88,7 +89,7 @@ class Batches:
         shape = posterior.mean.shape[1:]
         normal = torch.stack([normal_of(generator, shape) for generator in generators])
         timesteps = self.objective.timesteps(torch.from_numpy(time))
-        # A tenth of the captions is dropped, to train without them too (Ho & Salimans 2022).
+        # A share of the captions is dropped, to train without them too (Ho & Salimans 2022).
         wording = step // self.steps_per_epoch % self.data.caption_wordings
         caption_ids = faces * self.data.caption_wordings + wording
         is_dropped = drop < self.training.cfg_dropout_prob

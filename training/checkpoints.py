@@ -164,7 +164,7 @@ def checkpoint_path(folder: Path, epoch: int, step: int, epoch_is_finished: bool
 
 
 def progress_in_name(path: Path) -> tuple[int, int]:
-    """(finished epochs, step within the next one or 0); (-1, -1) for another file."""
+    """(finished epochs, step of the run, or 0 at the end of an epoch); (-1, -1): another file."""
     match = re.search(r"checkpoint_epoch_(\d+)(?:_step_(\d+))?\.pt$", path.name)
     return (int(match[1]), int(match[2] or 0)) if match else (-1, -1)
 

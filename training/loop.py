@@ -40,10 +40,11 @@ EMA_DECAY = 0.9999  # of the average, at most
 def train(experiment: Experiment) -> Iterator[Step]:
     """Train from the experiment's step to the last epoch; yields each finished step.
 
-    Algorithm 1 of Ho et al. 2020, with the captions of Rombach et al. 2022, a tenth of them dropped
-    (Ho & Salimans 2022). At a yield weights, average and logs are those after the step, and the
-    caller may stop. The first Ctrl-C (or SIGTERM and the like) finishes the step, saves a
-    checkpoint, yields and then raises KeyboardInterrupt; the next call resumes from it.
+    Algorithm 1 of Ho et al. 2020, conditioned on captions by cross-attention (Rombach et al. 2022),
+    of which a share is dropped (Ho & Salimans 2022). At a yield weights, average and logs are those
+    after the step, and the caller may stop. The first Ctrl-C (or SIGTERM and the like) finishes the
+    step, saves a checkpoint, yields and then raises KeyboardInterrupt; the next call resumes from
+    it.
 
     Raises:
         FloatingPointError: loss or gradient is not finite (more often than
@@ -233,7 +234,7 @@ def apply_gradients(state: TrainingState) -> Tensor:
 def update_average(state: TrainingState, moved: Tensor, decay: float) -> None:
     """average += w (weights - average), w = max((1 + n)^-3/4, 1 - decay) after n updates.
 
-    The decay grows with n, so that short runs are not blurred.
+    The decay grows with n, so that the average of a short run forgets its first weights.
     """
     weight = moved * (1 + state.updates).pow(-0.75).clamp(min=1 - decay)
     state.updates += moved

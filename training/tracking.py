@@ -36,7 +36,7 @@ class Step:
     images_per_second: float = 0.0
     seconds_left: float = 0.0  # at this rate
     memory: float = 0.0  # GB, the most so far
-    matrix_share: float | None = None  # of the device's matrix rate; None: it is not known
+    matrix_share: float | None = None  # model FLOPs utilisation; None: no rate is known
 
     def line(self) -> str:
         """The step as one line of a log."""
