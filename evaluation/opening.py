@@ -58,7 +58,7 @@ def open_evaluation(
         config = replace(model.config, name=config.name, evaluation=config.evaluation)
     with main_process_first(PartialState(), "opening the faces"):
         faces = open_faces(config, None, config.picture_size)
-    names = {"train": "train", "heldout": "val", "test": "test"}
+    names = {"train": "train", "validation": "val", "test": "test"}
     parts = {name: sets.in_random_order(faces, split) for name, split in names.items()}
     if empty := [name for name in ("train", "test") if not parts[name]]:
         raise ValueError(

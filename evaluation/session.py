@@ -55,7 +55,7 @@ class Evaluation:
     workers: int
     name: str  # of this evaluation's folder, after what decides its numbers
     train: FaceImages
-    heldout: FaceImages  # the validation split
+    validation: FaceImages
     test: FaceImages
     networks: Networks
     protocol: dict[str, Any]
@@ -142,10 +142,10 @@ class Evaluation:
     def compared_sets(self) -> dict[str, ImageSet]:
         """The sets whose distance, recall and precision are compared."""
         found: dict[str, ImageSet] = {GENERATED: self.pictures}
-        if self.plan.reference != "all" and len(self.heldout) >= MIN_CLUSTERS:
-            found[REAL] = self.heldout
+        if self.plan.reference != "all" and len(self.validation) >= MIN_CLUSTERS:
+            found[REAL] = self.validation
             if self.can_encode:
-                found[RECONSTRUCTED] = self.reconstructed(self.heldout)
+                found[RECONSTRUCTED] = self.reconstructed(self.validation)
         if self.model and self.request:
             folder = self.folder / "generated"
             found[CONTROL] = sets.of_untrained(self.model, self.request, folder)
