@@ -46,10 +46,10 @@ def plot() -> None:
     figure, axes = plt.subplots(1, len(files), figsize=(5 * len(files), 3.4), squeeze=False)
     for axis, file in zip(axes[0], files, strict=True):
         lines = [json.loads(line) for line in file.read_text().splitlines()]
-        images = [line["images"] for line in lines]
+        images = [line["images"] / 1000 for line in lines]
         axis.plot(images, [line["loss"] for line in lines], label="training")
         axis.plot(images, [line["held_out_loss"] for line in lines], label="held-out, averaged")
-        axis.set(title=file.stem, xlabel="images", ylabel="mean squared error")
+        axis.set(title=file.stem, xlabel="thousand images", ylabel="mean squared error")
         axis.legend()
     figure.tight_layout()
     figure.savefig(FOLDER / "curves.png", dpi=100)
