@@ -67,6 +67,7 @@ class FaceTable:
     source: str
     pictures: datasets.Dataset  # with a column "image", of files
     names: np.ndarray  # str (N,), for messages
+    parts: np.ndarray  # str (N,): what the folder, or the part of a data set, is called
     indices: np.ndarray  # int (N,); CelebA-HQ's own where the faces are recognised
     splits: np.ndarray  # uint8 (N,): 0 train, 1 val, 2 test
     split_kind: str  # of `splits.SPLIT_KINDS`
@@ -77,7 +78,7 @@ class FaceTable:
 
     def only(self, kept: np.ndarray) -> "FaceTable":
         """The faces at these positions, in this order."""
-        columns = ("names", "indices", "splits", "attributes", "digests")
+        columns = ("names", "parts", "indices", "splits", "attributes", "digests")
         chosen = {name: getattr(self, name) for name in columns}
         chosen = {name: values[kept] for name, values in chosen.items() if values is not None}
         pictures = self.pictures.select(kept)
@@ -120,7 +121,7 @@ def _table(
     source: str,
     pictures: datasets.Dataset,
     names: list[str],
-    split_names: list[str],
+    parts: list[str],
     columns: pd.DataFrame,
     left_out: dict[str, str],
     claimed: np.ndarray,
@@ -128,7 +129,6 @@ def _table(
     """From what was opened to the columns.
 
     Args:
-        split_names: what each picture's folder or part of a data set is called.
         claimed: official indices, as far as names or places tell them.
     """
     attributes = captions = None
@@ -140,20 +140,11 @@ def _table(
     elif "attributes" in columns:
         attributes = as_attributes(source, np.array(columns["attributes"].tolist()))
         _warn_of_rates(source, attributes)
-    named = named_splits(split_names)
-    splits = np.zeros(len(names), np.uint8) if named is None else named
-    faces = (np.array(names), claimed, splits, "own", attributes, captions)
+    splits = np.zeros(len(names), np.uint8)  # until it is known whose faces they are
+    faces = (np.array(names), np.array(parts), claimed, splits, "own", attributes, captions)
     table = FaceTable(source, pictures, *faces, left_out)
     if captions:
         table = table.leave_out(np.array([not each for each in captions]), "it has no caption")
-    if named is None:
-        table.splits, table.split_kind = split_by_chance(table.names.tolist()), "chance"
-        parts = {name for name in split_names if is_split_name(name)}
-        if others := parts and {*split_names} - parts:
-            say_once(
-                f"warning: {source} is divided by chance and not by {', '.join(sorted(parts))}: "
-                f"beside them lie others, such as {min(others)}"
-            )
     return table
 
 
@@ -164,7 +155,7 @@ def _wordings(value: object) -> tuple[str, ...]:
 
 
 def _others(found: FaceTable) -> FaceTable:
-    """Faces that are not CelebA-HQ's."""
+    """Faces that are not CelebA-HQ's, divided as the source divides them, else by chance."""
     if found.attributes is None and found.captions is None:
         raise ValueError(
             f"{found.source} holds pictures that are not CelebA-HQ's, and nothing tells what they "
@@ -172,6 +163,18 @@ def _others(found: FaceTable) -> FaceTable:
             "CelebA's 40 attributes in place of caption"
         )
     found.indices = np.arange(len(found.names))
+    parts = found.parts.tolist()
+    named = named_splits(parts)
+    if named is not None:
+        found.splits = named
+        return found
+    found.splits, found.split_kind = split_by_chance(found.names.tolist()), "chance"
+    splits = {name for name in parts if is_split_name(name)}
+    if others := splits and {*parts} - splits:
+        say_once(
+            f"warning: {found.source} is divided by chance and not by {', '.join(sorted(splits))}: "
+            f"beside them lie others, such as {min(others)}"
+        )
     return found
 
 
