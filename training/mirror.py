@@ -37,9 +37,8 @@ class Mirror:
             raise ValueError(f"training.mirror: {place!r} is not {HUB}owner/name, an id of the hub")
         self.folder = ROOT / Path(place).expanduser() / run
         self.thread = ThreadPoolExecutor(1, "mirror")
-        self.last: Future[None] | None = None
+        self.last: Future[bool] | None = None  # whether all was copied
         self.pruned: set[str] = set()  # and to be deleted there
-        self.is_behind = True  # until a copy succeeds
 
     def copy(self, folder: Path, pruned: Iterable[Path] = ()) -> None:
         """Begin to copy what the mirror lacks of a run folder, and to delete what was pruned. A
@@ -47,20 +46,18 @@ class Mirror:
         """
         self.last = self.thread.submit(self._copy, folder, {path.name for path in pruned})
 
-    def wait(self) -> None:
-        """Wait until the last checkpoint is copied."""
-        if self.last:
-            self.last.result()
+    def wait(self) -> bool:
+        """Wait for the last copy; whether there was one, and it is whole."""
+        return self.last is not None and self.last.result()
 
     def finish(self, folder: Path) -> None:
         """Wait, and try once more where no next save will: what was refused last, or what a run
         that has ended before never sent.
         """
-        self.wait()
-        if self.is_behind:
-            self.copy(folder)
-            self.wait()
-        if self.is_behind:
+        if self.wait():
+            return
+        self.copy(folder)
+        if not self.wait():
             print(f"the mirror {self.place} lacks what was saved last: start the run once more")
 
     def restore(self, folder: Path) -> None:
@@ -110,17 +107,17 @@ class Mirror:
             )
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def _copy(self, folder: Path, pruned: set[str]) -> None:
+    def _copy(self, folder: Path, pruned: set[str]) -> bool:
         self.pruned |= pruned
-        self.is_behind = True
         gone = [name for name in sorted(self.pruned) if not (folder / name).exists()]
         try:
             (self._upload if self.repository else self._write)(folder, gone)
             self.pruned.clear()
-            self.is_behind = False
+            return True
         except Exception as error:
             # No error of a drive or a network may stop the run, which is on the local disk.
             print(f"not copied to the mirror {self.place}, the next save tries again: {error}")
+            return False
 
     def _upload(self, folder: Path, gone: list[str]) -> None:
         whole = [path.name for path in checkpoints.checkpoints(folder) if _identity(path)]
