@@ -8,8 +8,7 @@ This alpha_t is sqrt(alpha_bar_t) of Ho et al. 2020, whose own alpha_t is 1 - be
 predicts a target that is linear in both, a_t x_0 + b_t eps: the noise, (a, b) = (0, 1), in Ho et
 al. 2020; v = alpha_t eps - sigma_t x_0, that is (-sigma_t, alpha_t), in Salimans & Ho 2022. So two
 pairs of coefficients describe an objective. Another objective is another (a, b), or another (alpha,
-sigma): named in `DiffusionConfig`, and told to diffusers' schedulers by
-`scheduler_options`.
+sigma): named in `DiffusionConfig`, and told to diffusers' schedulers by `scheduler_options`.
 
 Shapes: B batch, C latent channels, h x w latents, L caption tokens, D text width, T timesteps.
 """

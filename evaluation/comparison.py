@@ -17,7 +17,6 @@ from config import ROOT
 from evaluation import session
 from evaluation.distance import Frechet
 from evaluation.estimate import MIN_CLUSTERS, jackknife
-from evaluation.session import PICTURES, PROTOCOL
 from evaluation.table import Table, row
 from evaluation.variety import Overlap, Reference
 
@@ -45,18 +44,18 @@ def open_finished(name: str) -> Finished:
         ValueError: an earlier version wrote it, without the names of its features.
     """
     folder = Path(name)
-    if not (folder / PICTURES).is_file():
-        found = (ROOT / "outputs" / name / "evaluations").glob(f"guidance_*/{PICTURES}")
+    if not (folder / session.PICTURES).is_file():
+        found = (ROOT / "outputs" / name / "evaluations").glob(f"guidance_*/{session.PICTURES}")
         newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
         if newest is None:
             raise FileNotFoundError(
                 f"no evaluation at {name}, and none of a run of that name: run evaluate.py first"
             )
         folder = newest.parent
-    protocol = json.loads((folder / PROTOCOL).read_text("utf-8"))
+    protocol = json.loads((folder / session.PROTOCOL).read_text("utf-8"))
     if "features" not in protocol:
         raise ValueError(f"{folder} was written by an earlier version: run evaluate.py once more")
-    pictures = pd.read_csv(folder / PICTURES, dtype={"text": str}, keep_default_na=False)
+    pictures = pd.read_csv(folder / session.PICTURES, dtype={"text": str}, keep_default_na=False)
     return Finished(folder, protocol, pictures)
 
 
