@@ -50,7 +50,7 @@ class DataConfig(Section):
     caption_wordings: int = setting(4, min=1)  # of each face, in turn by epoch
     # Encode once; False encodes every batch from its images.
     cache_latents: bool = setting(True, resume=FREE)
-    # Precision of encoding: "best" for latents that are kept, "fast" as training computes.
+    # Precision of encoding: "best" for latents that are kept, or "fast", which "auto" chooses.
     encoding: str = setting("best", resume=FREE, choices=("best", "fast"))
     loader_workers: int = setting(4, resume=FREE, min=1)  # threads that read images
     # Pixels of pictures that are decoded and judged; None: image_size. Others need models.decoder.

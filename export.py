@@ -17,14 +17,14 @@ def main() -> None:
     arguments = options.parse_args()
     config, repository = config_from(arguments), arguments.push_to_hub
     out = arguments.out or config.output_folder / "pipeline"
-    if repository:
-        make_repository(repository)  # before the work
     from inference.exporting import export
     from inference.opening import find_run
     from inference.text_to_face import TextToFace
 
     run, which = find_run(config), arguments.checkpoint
     model = TextToFace.from_run(run, "cpu", arguments.changes, which, for_sampling=False)
+    if repository:
+        make_repository(repository)  # before the work, and not for weights that are not there
     export(model, out, config.output_folder / "evaluations")
     print(f"{model.identity} -> {out}")
     if repository:

@@ -64,15 +64,6 @@ def test_a_wrong_word_is_answered_before_torch_is_imported(words: str) -> None:
     assert not any(f"| {name}\n" in ended.stderr for name in ("torch", "diffusers", "gradio"))
 
 
-def test_a_repository_that_cannot_be_made_is_refused_before_the_export(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(TextToFace, "from_run", None)
-    monkeypatch.setattr(sys, "argv", ["export.py", "--preset=smoke", "--push-to-hub=nobody/here"])
-    with pytest.raises(SystemExit, match="1"):
-        export.main()
-
-
 @pytest.fixture
 def home(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository whose `smoke` run is a tiny one."""
@@ -82,6 +73,25 @@ def home(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(config, "ROOT", home)
     monkeypatch.setattr(opening, "CODE", home)
     return home
+
+
+def test_a_repository_that_cannot_be_made_is_refused_before_the_export(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inference.exporting.export", None)
+    monkeypatch.setattr(sys, "argv", ["export.py", "--preset=smoke", "--push-to-hub=nobody/here"])
+    with pytest.raises(SystemExit, match="1"):
+        export.main()
+
+
+def test_no_repository_is_made_for_weights_that_are_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "ROOT", tmp_path)
+    monkeypatch.setattr(export, "make_repository", None)
+    monkeypatch.setattr(sys, "argv", ["export.py", "--preset=smoke", "--push-to-hub=nobody/here"])
+    with pytest.raises(SystemExit, match="1"):
+        export.main()
 
 
 @pytest.fixture
