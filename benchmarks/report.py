@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from files import write_json
+from models.device import empty_cache
 from training.run_folder import describe_environment
 
 
@@ -45,8 +46,7 @@ class Report:
                 row["failed"] = f"{type(error).__name__}: {error}".splitlines()[0]
                 row["traceback"] = traceback.format_exc()
             row["took_seconds"] = time.perf_counter() - start
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        empty_cache(self.device)
         self.rows.append(row)
         machine = describe_environment(self.device)
         write_json(self.folder / "results.json", {"machine": machine, "rows": self.rows})

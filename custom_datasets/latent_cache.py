@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
+from threading import Lock
 from typing import Protocol
 
 import numpy as np
@@ -66,6 +67,8 @@ class ImageLatents:
         self.faces, self.vae = faces, vae
         self.readers = ThreadPoolExecutor(max(1, workers))
         self.precision = precision
+        self.at_once = max(1, BATCH_PIXELS // faces.image_size**2)
+        self.encoding = Lock()  # threads that make batches share the device's memory
 
     def __len__(self) -> int:
         return len(self.faces)
@@ -81,12 +84,13 @@ class ImageLatents:
     def encode(self, images: Tensor, flipped: np.ndarray) -> Posterior:
         """Posteriors of images uint8 (B, 3, S, S), mirrored where `flipped`."""
         device = next(self.vae.parameters()).device
-        images = images.to(device)
-        mirrored = torch.as_tensor(flipped, device=device).view(-1, 1, 1, 1)
-        images = torch.where(mirrored, images.flip(-1), images)
-        with autocast(self.precision, device):
-            mean, std = self.vae.posterior(to_model_range(images))
-        return Posterior(mean.float().cpu(), std.float().cpu())
+        mirrored = torch.as_tensor(flipped).view(-1, 1, 1, 1)
+        found, images = [], torch.where(mirrored, images.flip(-1), images)
+        with self.encoding, autocast(self.precision, device):
+            for some in images.split(self.at_once):
+                parts = self.vae.posterior(to_model_range(some.to(device)))
+                found.append([part.float().cpu() for part in parts])
+        return Posterior(*map(torch.cat, zip(*found, strict=True)))
 
 
 class LatentCache:

@@ -23,7 +23,7 @@ from inference.opening import find_run
 from inference.picture_sets import generate_set, key_of
 from inference.text_to_face import TextToFace
 from settings import Changes
-from training.processes import main_process_first
+from training.processes import main_process_first, require_same
 from training.run_folder import describe_environment
 
 
@@ -55,6 +55,7 @@ def open_evaluation(
     model = None
     if not pictures:
         model = TextToFace.from_run(find_run(config), device, changes, checkpoint)
+        require_same(model.identity, "the checkpoint")
         config = replace(model.config, name=config.name, evaluation=config.evaluation)
     with main_process_first(PartialState(), "opening the faces"):
         faces = open_faces(config, None, config.picture_size)
@@ -71,6 +72,7 @@ def open_evaluation(
     else:
         made = _own_pictures(config, test, model)
     networks, plan = open_networks(config, device, faces.has_attributes), config.evaluation
+    require_same(sorted(networks.missing), "which networks are missing")
     protocol = made.pop("protocol") | {
         "preset": config.name,
         "image_size": config.picture_size,

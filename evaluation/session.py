@@ -30,6 +30,7 @@ from evaluation.table import ALL, CONTROL, GENERATED, REAL, RECONSTRUCTED, Table
 from files import write_json
 from inference.picture_sets import Request
 from inference.text_to_face import TextToFace
+from training.processes import require_same
 
 METRICS, PROTOCOL, PICTURES = "metrics.json", "protocol.json", "pictures.csv"
 COMPARED = 5_000  # images of a set at most, as all pairs are compared; 50,000 would take 60 GB
@@ -119,8 +120,9 @@ class Evaluation:
         except FileNotFoundError as error:
             self.not_measured[RECONSTRUCTED] = reason = str(error).partition("\n")[0]
             print(f"left out: {RECONSTRUCTED}: {reason}")
-            return False
-        return True
+        is_open = RECONSTRUCTED not in self.not_measured
+        require_same(is_open, "whether the autoencoder is at hand")
+        return is_open
 
     @cached_property
     def reference(self) -> FaceImages:

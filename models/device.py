@@ -59,8 +59,24 @@ def choose_device() -> torch.device:
             "CUDA_VISIBLE_DEVICES or ZE_AFFINITY_MASK choose a card"
         )
     if kind in ("cuda", "xpu"):
-        return torch.device(kind, int(os.environ.get("LOCAL_RANK", "0")))
+        # Some launchers show each process its own card alone.
+        count = getattr(torch, kind).device_count()
+        return torch.device(kind, int(os.environ.get("LOCAL_RANK", "0")) % count)
     return torch.device(kind)
+
+
+def empty_cache(device: torch.device) -> None:
+    """Give memory that torch keeps back to a GPU, so that larger blocks fit.
+
+    Releases before 2.13 refuse it for good after a capture that failed (PyTorch's #180395).
+    """
+    if device.type != "cuda":
+        return
+    try:
+        torch.cuda.empty_cache()
+    except RuntimeError as error:
+        if "captures_underway" not in str(error):
+            raise
 
 
 def available_kinds() -> list[str]:

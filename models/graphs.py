@@ -120,18 +120,22 @@ class GraphedUNet:
                     del self.graphs[next(iter(self.graphs))]  # the oldest
                 self.graphs[key] = None
                 return self.forward(*inputs)
-            captured = self.graphs[key]
+            captured = self.graphs[key] = self.graphs[key] or self._capture(inputs)
             if captured is None:
-                try:
-                    captured = self.graphs[key] = _capture(self.forward, inputs)
-                except RuntimeError as error:  # what torch raises for whatever a graph cannot hold
-                    self.may_capture = False
-                    print(f"no CUDA graph, so kernels run one by one: {reason_of(error)}")
-                    return self.forward(*inputs)
+                return self.forward(*inputs)
             for held, given in zip(captured.inputs, inputs, strict=True):
                 held.copy_(given)
             captured.replay()
             return captured.output.clone()
+
+    def _capture(self, inputs: tuple[Tensor, ...]) -> _Graph | None:
+        """None where it fails, and the error with it, which holds the memory of what failed."""
+        try:
+            return _capture(self.forward, inputs)
+        except RuntimeError as error:  # what torch raises for whatever a graph cannot hold
+            self.may_capture = False
+            print(f"no CUDA graph, so kernels run one by one: {reason_of(error)}")
+            return None
 
     def _key(self, inputs: tuple[Tensor, ...]) -> tuple[object, ...]:
         """What a graph cannot follow: shapes and types, and where weights and inputs lie."""

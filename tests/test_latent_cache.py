@@ -81,6 +81,31 @@ def test_the_cache_holds_what_encoding_gives(
         torch.testing.assert_close(source.fetch(*asked), expected)
 
 
+def test_threads_that_encode_whole_batches_take_turns_and_small_parts(
+    faces: CelebAHQ, vae: CountingVAE, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU four threads make batches at once: its memory holds one part, whatever they ask."""
+    monkeypatch.setattr(latent_cache, "BATCH_PIXELS", 5 * 64 * 64)
+    sizes, is_busy, real = [], threading.Lock(), vae.posterior
+
+    def posterior(images: torch.Tensor) -> Posterior:
+        sizes.append(len(images))
+        assert is_busy.acquire(blocking=False)
+        try:
+            return real(images)
+        finally:
+            is_busy.release()
+
+    monkeypatch.setattr(vae, "posterior", posterior)
+    source, asked = ImageLatents(faces, vae, workers=2), (np.arange(12), np.zeros(12, bool))
+    with ThreadPoolExecutor(3) as pool:
+        found = [each.result() for each in [pool.submit(source.fetch, *asked) for _ in range(3)]]
+    assert sizes == 3 * [5, 5, 2]
+    expected = vae.encode(to_model_range(faces.all_images()[:12]))
+    for each in found:
+        torch.testing.assert_close(each, expected)
+
+
 def test_nothing_is_encoded_twice(faces: CelebAHQ, vae: CountingVAE, tmp_path: Path) -> None:
     key = key_of(faces, vae, True, "no")  # of a process that was killed while it reserved room
     (tmp_path / f"latents_train_64_{key}.encoding.npy.1{UNFINISHED}").write_bytes(b"half")

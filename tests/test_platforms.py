@@ -10,7 +10,7 @@ import torch
 from conftest import run_python
 
 from models import device as device_module
-from models.device import choose_device, choose_precision, require_accelerator
+from models.device import choose_device, choose_precision, empty_cache, require_accelerator
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -79,6 +79,7 @@ def test_smoke_trains_and_samples_without(what: str, tmp_path: Path) -> None:
         ((), {}, "cpu"),
         (("xpu", "mps"), {}, "xpu:0"),
         (("cuda", "xpu"), {"LOCAL_RANK": "3"}, "cuda:3"),
+        (("cuda",), {"LOCAL_RANK": "5"}, "cuda:1"),  # the launcher shows each process fewer cards
         (("cuda",), {"ACCELERATE_USE_CPU": "true"}, "cpu"),
         (("cuda",), {"LDM_DEVICE": "cpu"}, "cpu"),
         (("cuda",), {"LDM_DEVICE": "mps"}, None),
@@ -88,7 +89,7 @@ def test_the_device_is_the_first_there_is_or_the_one_that_the_environment_names(
     kinds: tuple, environment: dict, wanted: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for kind in ("cuda", "xpu", "mps"):
-        here = SimpleNamespace(is_available=lambda kind=kind: kind in kinds)
+        here = SimpleNamespace(is_available=lambda kind=kind: kind in kinds, device_count=lambda: 4)
         monkeypatch.setattr(device_module.torch, kind, here)
     monkeypatch.delenv("LDM_DEVICE")
     for name, value in environment.items():
@@ -107,6 +108,21 @@ def test_large_pictures_do_not_silently_begin_on_a_cpu(monkeypatch: pytest.Monke
     require_accelerator(CPU, 128)
     monkeypatch.setenv("LDM_DEVICE", "cpu")
     require_accelerator(CPU, 256)
+
+
+def test_only_what_follows_a_failed_capture_keeps_memory_from_going_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse() -> None:
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", refuse)
+    message = "captures_underway.empty() INTERNAL ASSERT FAILED"
+    empty_cache(CUDA)
+    message = "CUDA error: an illegal memory access was encountered"
+    with pytest.raises(RuntimeError, match="illegal"):
+        empty_cache(CUDA)
+    empty_cache(CPU)
 
 
 # --- precision ---

@@ -22,6 +22,7 @@ from config import Config
 from files import locked
 from settings import override
 from training import checkpoints, run_folder
+from training.processes import require_same
 
 ROOT = Path(__file__).resolve().parents[1]
 MOVED = 6 * 7e-4  # six steps of AdamW move a weight by the learning rate each, at most
@@ -166,3 +167,15 @@ def test_a_second_run_is_refused_in_every_process(tiny_config: Config, tmp_path:
     errors = errors_of(root)
     assert f"in use by process {os.getpid()}" in errors
     assert "process 0 failed while opening the run folder" in errors
+
+
+@pytest.mark.parametrize("others", [["judge"], []])
+def test_what_differs_between_processes_is_refused(
+    others: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.processes.gather_object", lambda mine: [*mine, others])
+    if others:
+        require_same(["judge"], "networks")
+    else:
+        with pytest.raises(ValueError, match="networks"):
+            require_same(["judge"], "networks")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from config import Config, TrainingConfig
 from models.custom_unet_celeba_ldm import compile_blocks, recompute_activations, training_operations
-from models.device import can_compile, cast_matrices, matrix_rate
+from models.device import can_compile, cast_matrices, empty_cache, matrix_rate
 from models.graphs import Recorder, reason_of
 from training.batches import Batch
 from training.state import TrainingState
@@ -132,8 +132,7 @@ class DeviceStep:
             )
         for weight in self.state.weights:
             weight.grad = None
-        if self.state.updates.device.type == "cuda":
-            torch.cuda.empty_cache()
+        empty_cache(self.state.updates.device)
         self.size, self.plain_steps = size // 2, 0
         print(f"out of memory with {size} samples at once: continuing with {size // 2}")
 

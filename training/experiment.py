@@ -12,7 +12,6 @@ from pathlib import Path
 from weakref import WeakValueDictionary
 
 import torch
-from accelerate.utils import broadcast_object_list
 
 from config import Config
 from custom_datasets import screening
@@ -38,7 +37,7 @@ from training import checkpoints, run_folder
 from training.batches import Batches
 from training.checkpoints import Checkpoint, Fingerprint
 from training.mirror import Mirror
-from training.processes import build_accelerator, main_process_first, together
+from training.processes import build_accelerator, main_process_first, require_same, together
 from training.state import TrainingState, check_resume, new_state, start_from
 from training.validation import HeldOut, encode_held_out
 
@@ -198,14 +197,8 @@ class Experiment:
                 self.mirror.restore(self.folder)
         with together(self.accelerator, "opening the newest checkpoint"):
             opened = checkpoints.open_newest(self.folder, map_memory=False)
-        mine = checkpoints.identity(opened[0]) if opened else "none"
-        (mains,) = broadcast_object_list([mine])
-        with together(self.accelerator, "comparing checkpoints"):
-            if mine != mains:
-                raise ValueError(
-                    f"the main process resumes from {mains}, and {self.folder} has {mine} here: "
-                    "all machines need the same run folder"
-                )
+        newest = checkpoints.identity(opened[0]) if opened else "none"
+        require_same(newest, f"the newest checkpoint in {self.folder}")
         return opened
 
     @cached_property

@@ -95,6 +95,20 @@ def together(accelerator: Accelerator | PartialState, doing: str) -> Iterator[No
         raise RuntimeError(f"process {min(others)} failed while {doing}: see its message")
 
 
+def require_same(found: object, what: str) -> None:
+    """Refuse to go on where processes found different things: what they do next, they do together.
+
+    Raises:
+        ValueError: they differ.
+    """
+    everyones = sorted({str(each) for each in gather_object([found])})
+    if len(everyones) > 1:
+        raise ValueError(
+            f"{what} differs between processes: {'; '.join(everyones)}. All machines need the same "
+            "files"
+        )
+
+
 @contextmanager
 def main_process_first(accelerator: Accelerator | PartialState, doing: str) -> Iterator[None]:
     """Run a block in the first process of each machine before the others begin it, so that they
