@@ -176,6 +176,8 @@ class SamplingConfig(Section):
     sampler: str = setting("ddim", choices=("ddpm", "ddim", "dpm++"))
     steps: int = setting(50, min=1)  # evaluations of the denoiser
     guidance_scale: float = setting(3.0, min=0)  # 1: the conditional model; 0: no caption
+    # Timesteps below this are guided, the noisier ones are not; None: all are.
+    guidance_below: int | None = setting(None, min=1)
     # Prompts of the sample grid during training, with fixed seeds.
     prompts: tuple[str, ...] = setting(
         (
@@ -382,7 +384,7 @@ def laptop() -> Config:
             warmup_steps=200,
             lr_decay="cosine",
         ),
-        sampling=SamplingConfig(sampler="dpm++", steps=20, guidance_scale=2.5),
+        sampling=SamplingConfig("dpm++", steps=20, guidance_scale=2.5, guidance_below=850),
         # No CLIP that knows real faces is small enough to ship: name one to have its scores too.
         evaluation=EvaluationConfig(
             count=1_000,

@@ -97,8 +97,8 @@ def _image_file(size: int) -> bytes:
 
 
 def our_sampling(preset: str, sampler: str, steps: str) -> Callable[[], object]:
-    """One picture by `TextToFace`."""
-    config = get_config(preset)
+    """One picture by `TextToFace`, guided at every step, as the pipeline's is."""
+    config = get_config(preset, ["sampling.guidance_below=none"])
     unet = build_unet(config.unet).eval().requires_grad_(False)
     cast_matrices(unet, PRECISION)
     encoder, vae = frozen_models(config)

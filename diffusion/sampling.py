@@ -59,6 +59,7 @@ def guide(
     hidden_states: Tensor,
     null_hidden_states: Tensor,
     guidance_scale: float,
+    guidance_below: int | None = None,
 ) -> Predictor:
     """Bind text and guidance to a denoiser: (latents (B, C, h, w), t) -> guided prediction.
 
@@ -70,6 +71,9 @@ def guide(
     Args:
         hidden_states: (B, L, D).
         null_hidden_states: (1, L, D) or (B, L, D): the empty caption, or a negative prompt.
+        guidance_below: timesteps from this on, the noisiest, have no guidance (s = 1): there it
+            exaggerates what is asked for, and bleaches or darkens faces (Kynkaanniemi et al. 2024,
+            "Applying guidance in a limited interval"). None: all are guided.
     """
     null = null_hidden_states.expand(len(hidden_states), -1, -1)
     both = torch.cat([null, hidden_states])  # (2B, L, D)
@@ -79,11 +83,13 @@ def guide(
         return denoiser(latents, timesteps, text).float()
 
     def predict(latents: Tensor, timestep: int) -> Tensor:
-        if guidance_scale in (0, 1):
-            return predict_once(latents, timestep, hidden_states if guidance_scale else null)
+        is_guided = guidance_below is None or timestep < guidance_below
+        scale = guidance_scale if is_guided else min(guidance_scale, 1)
+        if scale in (0, 1):
+            return predict_once(latents, timestep, hidden_states if scale else null)
         prediction = predict_once(torch.cat([latents, latents]), timestep, both)
         unconditional, conditional = prediction.chunk(2)
-        return unconditional + guidance_scale * (conditional - unconditional)
+        return unconditional + scale * (conditional - unconditional)
 
     return predict
 

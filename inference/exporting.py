@@ -17,9 +17,10 @@ from models.text_encoder import save_text_weights, save_tokenizer
 LEADING = ("FID", "frechet_distance", "recall", "clip_score", "balanced_accuracy")
 HEAD = ("| number | set | value | 95% | n |", "|---|---|---|---|---|")
 LINE = "| {question} ({space}) | {set} | {value:.3f} | {low:.3f} to {high:.3f} | {n} |"
-PROTOCOL = ("n", "sampler", "steps", "guidance_scale", "precision", "reference", "split")
+GUIDANCE = ("guidance_scale", "guidance_below")
+PROTOCOL = ("n", "sampler", "steps", *GUIDANCE, "precision", "reference", "split")
 # What has to be the pipeline's own.
-DECISIVE = ("model", "decoder", "sampler", "steps", "guidance_scale", "code_version")
+DECISIVE = ("model", "decoder", "sampler", "steps", *GUIDANCE, "code_version")
 TITLE = "# Text-to-face latent diffusion"
 CARD = """---
 library_name: diffusers
@@ -44,8 +45,7 @@ from diffusers import StableDiffusionPipeline
 
 pipeline = StableDiffusionPipeline.from_pretrained("this folder")
 timesteps = {timesteps}
-image = pipeline("{how.prompts[0]}", timesteps=timesteps,
-                 guidance_scale={how.guidance_scale}).images[0]
+{call}
 ```
 
 `num_inference_steps={how.steps}` in place of the timesteps makes slightly paler pictures: few of
@@ -67,6 +67,20 @@ Opens with diffusers 0.35 and transformers 4.56 or newer.
 
 {limits}
 """
+PLAIN_CALL = """image = pipeline("{how.prompts[0]}", timesteps=timesteps,
+                 guidance_scale={how.guidance_scale}).images[0]"""
+# The pipeline takes one scale for all timesteps; from 1 down it would leave out the empty caption.
+CALL_WITH_LATE_GUIDANCE = """
+
+def guide_late(pipeline, step, timestep, tensors):
+    \"""Guidance begins below t = {how.guidance_below}.\"""
+    if min(timesteps[step : step + 2]) < {how.guidance_below}:
+        pipeline._guidance_scale = {how.guidance_scale}
+    return tensors
+
+
+image = pipeline("{how.prompts[0]}", timesteps=timesteps,
+                 guidance_scale=1 + 1e-6, callback_on_step_end=guide_late).images[0]"""
 NO_ENCODER = "; its encoder is not here: the weights are NaN, and image-to-image does not work"
 DRAWN = """The faces are drawings (Avataaars by Pablo Stanley), and the frozen models know nothing
 else. This model shows that a pipeline works; it is of no other use."""
@@ -130,12 +144,15 @@ def model_card(model: TextToFace, evaluations: Path, has_encoder: bool) -> str:
     else:
         data, limits = f"`{Path(source).name}`, under its captions", OWN
         licence = "other\nlicense_name: of-the-pictures"
+    how = config.sampling
+    is_late = how.guidance_below is not None and how.guidance_scale > 1
     return CARD.format(
         title=TITLE,
         licence=licence,
         config=config,
-        how=config.sampling,
-        timesteps=spread_timesteps(scheduler, config.sampling.steps),
+        how=how,
+        timesteps=spread_timesteps(scheduler, how.steps),
+        call=(CALL_WITH_LATE_GUIDANCE if is_late else PLAIN_CALL).format(how=how),
         parameters=model.unet.num_parameters() / 1e6,
         data=data,
         weights=model.identity,

@@ -40,6 +40,7 @@ class Request:
     def protocol(self, model: TextToFace) -> dict[str, object]:
         """How a model makes the pictures; stored with every number computed from them."""
         decoder = {"decoder": model.decoder_key} if model.config.models.decoder else {}
+        below = self.sampling.guidance_below
         return {
             "model": model.identity,
             **decoder,
@@ -47,6 +48,7 @@ class Request:
             "sampler": self.sampling.sampler,
             "steps": self.sampling.steps,
             "guidance_scale": self.sampling.guidance_scale,
+            **({"guidance_below": below} if below else {}),
             "n": len(self.prompts),
             "seeds": f"{self.seeds[0]} to {self.seeds[-1]}, one a picture",
             "precision": "float32" if model.precision == "no" else model.precision,
@@ -181,6 +183,7 @@ def facts_of(
         "sampler": how.sampler,
         "steps": how.steps,
         "guidance_scale": how.guidance_scale,
+        "guidance_below": how.guidance_below,
         "preset": model.config.name,
         "weights": model.identity,
         "decoder": f"{model.config.models.decoder} {model.decoder_key}",

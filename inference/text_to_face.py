@@ -222,7 +222,8 @@ class TextToFace:
         """
         states = prompts if isinstance(prompts, Tensor) else self.encode_text(prompts)
         null = self.encode_text(negative_prompt) if negative_prompt else self.null_states
-        return sampling.guide(self.denoise, states, null, guidance_scale)
+        below = self.config.sampling.guidance_below
+        return sampling.guide(self.denoise, states, null, guidance_scale, below)
 
     def encode_text(self, prompts: str | Sequence[str]) -> Tensor:
         """Hidden states (B, L, D) of prompts, in the precision that training gave them."""

@@ -83,6 +83,25 @@ def test_diffusers_alone_finds_the_same_pictures(
     np.testing.assert_allclose(theirs, ours, atol=2e-3)
 
 
+def test_the_cards_code_guides_as_late_as_the_run(run: Path, tmp_path: Path) -> None:
+    plain = opened(run)
+    change_run(run, "sampling.guidance_below=700")
+    model, folder = opened(run), tmp_path / "out"
+    export(model, folder, tmp_path / "none")
+    code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
+    code = code.replace("this folder", str(folder)).replace(
+        "=timesteps,", "=timesteps, output_type='np',"
+    )
+    opening, calling = code.split("image = ")
+    exec(opening, told := {})
+    torch.manual_seed(SEEDS[0])
+    exec(f"image = {calling}", told)
+    ours = (each.generate(each.config.sampling.prompts[0], SEEDS[:1]) for each in (model, plain))
+    late, throughout = (pictures[0].permute(1, 2, 0).numpy() for pictures in ours)
+    np.testing.assert_allclose(told["image"], late, atol=2e-3)
+    assert np.abs(throughout - late).max() > 0.02
+
+
 def test_transformers_4_and_5_find_their_names(model: TextToFace, exported: Path) -> None:
     """transformers 4 reads no tokenizer.json, and would replace other names by random weights."""
     assert {"vocab.json", "merges.txt"} <= {
@@ -115,7 +134,12 @@ def test_the_card_tells_what_was_measured_of_these_pictures_alone(
     protocol = request_for([""], model.config.sampling).protocol(model)
     row = {"question": "FID", "space": "Inception", "set": "generated", "n": 400}
     rows = json.dumps([row | {"value": 12.3456, "low": 11.0, "high": 13.0}])
-    others = ({"model": "epoch_1.pt of another run"}, {"decoder": "01ab"}, {"guidance_scale": 9.0})
+    others = (
+        {"model": "epoch_1.pt of another run"},
+        {"decoder": "01ab"},
+        {"guidance_scale": 9.0},
+        {"guidance_below": 750},
+    )
     for difference in (*others, {}):
         assert "12.346" not in model_card(model, evaluations, True)
         folder = evaluations / f"with_{'-'.join(difference)}"

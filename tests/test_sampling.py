@@ -158,6 +158,18 @@ def test_each_step_calls_the_denoiser_once_and_doubles_only_where_needed(
     assert calls == [(size, t) for t in scheduler.timesteps.tolist()]
 
 
+@pytest.mark.parametrize("scale", [-1.0, 0.0, 0.5, 1.0, 3.0])
+def test_above_the_limit_guidance_is_off_and_below_it_unchanged(scale: float) -> None:
+    texts = torch.ones(3, 2, 5), torch.zeros(1, 2, 5)
+    limited, everywhere, off = (
+        sampling.guide(mean_of_text, *texts, *how) for how in ((scale, 750), (scale,), (1.0,))
+    )
+    latents = torch.randn(3, *SHAPE)
+    assert torch.equal(limited(latents, 749), everywhere(latents, 749))
+    noisiest = everywhere if scale < 1 else off  # less than the conditional model stays less
+    assert torch.equal(limited(latents, 750), noisiest(latents, 750))
+
+
 # --- timesteps ---
 
 
