@@ -362,6 +362,26 @@ def celeba_hq_best() -> Config:
     )
 
 
+# As long as training's captions. What a short prompt leaves out is absent: it asks for rare faces.
+FULL_CAPTIONS = (
+    "A photo of an attractive young woman with wavy blond hair, high cheekbones and heavy makeup, "
+    "wearing lipstick, smiling with the mouth slightly open",
+    "A portrait of an older man with gray hair, a receding hairline, a big nose and bags under the "
+    "eyes, wearing eyeglasses and a necktie",
+    "A young man with black hair, bushy eyebrows, a big nose and a five o'clock shadow, wearing a "
+    "hat",
+    "A photo of an attractive young man with brown hair, bushy eyebrows, a goatee and a mustache, "
+    "not smiling",
+    "A picture of an attractive young woman with wavy black hair, arched eyebrows, big lips and "
+    "heavy makeup, wearing lipstick, not smiling",
+    "A portrait of an older woman with gray hair, high cheekbones and rosy cheeks, wearing "
+    "lipstick and earrings, smiling with the mouth slightly open",
+    "A photo of a bald older man with a big nose, a double chin and a mustache",
+    "A young woman with straight brown hair, bangs, high cheekbones and heavy makeup, wearing "
+    "eyeglasses and lipstick, smiling",
+)
+
+
 def laptop() -> Config:
     """Real faces at 256 px from TAESD's latents of 128 px, for two CPU cores; more faces take
     longer.
@@ -384,7 +404,7 @@ def laptop() -> Config:
             warmup_steps=200,
             lr_decay="cosine",
         ),
-        sampling=SamplingConfig("dpm++", steps=20, guidance_scale=2.5, guidance_below=850),
+        sampling=SamplingConfig("dpm++", 20, 2.5, guidance_below=850, prompts=FULL_CAPTIONS),
         # No CLIP that knows real faces is small enough to ship: name one to have its scores too.
         evaluation=EvaluationConfig(
             count=1_000,
