@@ -67,7 +67,6 @@ class ImageLatents:
         self.faces, self.vae = faces, vae
         self.readers = ThreadPoolExecutor(max(1, workers))
         self.precision = precision
-        self.at_once = max(1, BATCH_PIXELS // faces.image_size**2)
         self.encoding = Lock()  # threads that make batches share the device's memory
 
     def __len__(self) -> int:
@@ -85,11 +84,12 @@ class ImageLatents:
         """Posteriors of images uint8 (B, 3, S, S), mirrored where `flipped`."""
         device = next(self.vae.parameters()).device
         mirrored = torch.as_tensor(flipped).view(-1, 1, 1, 1)
-        found, images = [], torch.where(mirrored, images.flip(-1), images)
+        images = torch.where(mirrored, images.flip(-1), images)
+        found = []
         with self.encoding, autocast(self.precision, device):
-            for some in images.split(self.at_once):
-                parts = self.vae.posterior(to_model_range(some.to(device)))
-                found.append([part.float().cpu() for part in parts])
+            for some in images.split(max(1, BATCH_PIXELS // images.shape[-1] ** 2)):
+                mean, std = self.vae.posterior(to_model_range(some.to(device)))
+                found.append((mean.float().cpu(), std.float().cpu()))
         return Posterior(*map(torch.cat, zip(*found, strict=True)))
 
 
