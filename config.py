@@ -404,7 +404,9 @@ def laptop() -> Config:
             warmup_steps=200,
             lr_decay="cosine",
         ),
-        sampling=SamplingConfig("dpm++", 20, 2.5, guidance_below=850, prompts=FULL_CAPTIONS),
+        sampling=SamplingConfig(
+            sampler="dpm++", steps=20, guidance_scale=2.5, guidance_below=850, prompts=FULL_CAPTIONS
+        ),
         # No CLIP that knows real faces is small enough to ship: name one to have its scores too.
         evaluation=EvaluationConfig(
             count=1_000,

@@ -58,6 +58,11 @@ def encoding_precision(wanted: str, device: torch.device) -> str:
     return "no"
 
 
+def images_at_once(size: int) -> int:
+    """How many images of so many pixels along a side one pass of the autoencoder takes."""
+    return max(1, BATCH_PIXELS // size**2)
+
+
 class ImageLatents:
     """Encodes the images of every batch when it is asked for: slower, and no file is written."""
 
@@ -87,7 +92,7 @@ class ImageLatents:
         images = torch.where(mirrored, images.flip(-1), images)
         found = []
         with self.encoding, autocast(self.precision, device):
-            for some in images.split(max(1, BATCH_PIXELS // images.shape[-1] ** 2)):
+            for some in images.split(images_at_once(images.shape[-1])):
                 mean, std = self.vae.posterior(to_model_range(some.to(device)))
                 found.append((mean.float().cpu(), std.float().cpu()))
         return Posterior(*map(torch.cat, zip(*found, strict=True)))
@@ -153,7 +158,7 @@ def open_latent_cache(
     path = folder / f"latents_{faces.split or 'all'}_{faces.image_size}_{key}.npy"
     latent, sides = faces.image_size // vae.downsampling, 2 if flip else 1
     shape = (len(faces), sides, 2, vae.latent_channels, latent, latent)
-    batch_size = batch_size or max(1, BATCH_PIXELS // faces.image_size**2)
+    batch_size = batch_size or images_at_once(faces.image_size)
     source, unfinished = ImageLatents(faces, vae, workers, precision), _unfinished(path)
     processes = processes or PartialState()
     index, wait = processes.process_index, processes.wait_for_everyone

@@ -68,7 +68,7 @@ def choose_device() -> torch.device:
 def empty_cache(device: torch.device) -> None:
     """Give memory that torch keeps back to a GPU, so that larger blocks fit.
 
-    Releases before 2.13 refuse it for good after a capture that failed (PyTorch's #180395).
+    Older releases refuse it for good after a capture that failed (mended in PyTorch's #180395).
     """
     if device.type != "cuda":
         return

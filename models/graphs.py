@@ -120,7 +120,7 @@ class GraphedUNet:
                     del self.graphs[next(iter(self.graphs))]  # the oldest
                 self.graphs[key] = None
                 return self.forward(*inputs)
-            captured = self.graphs[key] = self.graphs[key] or self._capture(inputs)
+            captured = self.graphs[key] = self.graphs[key] or self._try_capture(inputs)
             if captured is None:
                 return self.forward(*inputs)
             for held, given in zip(captured.inputs, inputs, strict=True):
@@ -128,7 +128,7 @@ class GraphedUNet:
             captured.replay()
             return captured.output.clone()
 
-    def _capture(self, inputs: tuple[Tensor, ...]) -> _Graph | None:
+    def _try_capture(self, inputs: tuple[Tensor, ...]) -> _Graph | None:
         """None where it fails, and the error with it, which holds the memory of what failed."""
         try:
             return _capture(self.forward, inputs)
