@@ -144,6 +144,21 @@ def test_training_waits_for_the_device_at_the_end_of_a_step_alone(
         assert {tensor.device for tensor in held} == {CUDA}
 
 
+def test_the_validation_takes_its_memory_before_the_first_step(
+    tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Micro-batches that do not fit beside it are halved; of the validation nothing is."""
+    measured_at: list[int] = []
+    with training(tiny_config, "no") as (opened, _):
+        opened.held_out = True
+        validate = lambda: measured_at.append(opened.state.step)  # noqa: E731
+        monkeypatch.setattr(loop, "validation_of", lambda *_: validate)
+        steps = loop.train(opened)
+        next(steps)
+        steps.close()
+    assert measured_at == [0]
+
+
 class FakeRecorder:
     """Runs a call once, notes what a graph could not hold, and replays nothing."""
 

@@ -63,6 +63,8 @@ def train(experiment: Experiment) -> Iterator[Step]:
     validate = experiment.held_out and validation_of(
         experiment.held_out, state.ema_unet, experiment.objective, precision
     )
+    if validate and device.type == "cuda":
+        validate()  # takes its memory first: micro-batches shrink to what is left, this cannot
     full_rate = seconds_at_full_rate(config, device, precision, accelerator.num_processes)
     skipped = len({line["step"] for line in run_folder.read_lines(folder / run_folder.NOT_FINITE)})
     times = deque([time.perf_counter()], maxlen=TIMED_STEPS + 1)
