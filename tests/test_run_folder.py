@@ -18,6 +18,15 @@ def test_a_torn_config_forgets_its_changes_and_is_written_again(tmp_path: Path) 
     assert json.loads((tmp_path / "config.json").read_text())["changes"] == []
 
 
+def test_another_machine_is_noted_with_its_step(tmp_path: Path) -> None:
+    card, processor = ({"torch": "2.14", "device": device} for device in ("cuda: A", "cpu: B"))
+    for step, environment in ((0, card), (3, card), (6, processor)):
+        run_folder.write_config(tmp_path, smoke(), environment, step, [])
+    (change,) = run_folder.read_changes(tmp_path)
+    assert change == {"step": 6, "changed": ["device: cuda: A before, cpu: B now"]}
+    assert json.loads((tmp_path / "config.json").read_text())["environment"] == processor
+
+
 @pytest.mark.parametrize("step", [0, 2, 9])
 def test_losses_after_a_step_are_forgotten(tmp_path: Path, step: int) -> None:
     lines = [{"step": n, "loss": n / 10, "loss_by_timestep": [None, 0.5]} for n in range(1, 6)]

@@ -35,19 +35,32 @@ def write_config(
     """Write `config.json`: settings, versions and device, and what changed at which step.
 
     Args:
+        environment: of this session; what differs in the one before is noted as a change.
         changes: what differs from the checkpoint that the run resumes from.
     """
-    history = read_changes(folder) + ([{"step": step, "changed": changes}] if changes else [])
+    before, history = _read(folder, "environment", {}), read_changes(folder)
+    changes = changes + [
+        f"{name}: {before[name]} before, {value} now"
+        for name, value in environment.items()
+        if before.get(name, value) != value
+    ]
+    history += [{"step": step, "changed": changes}] if changes else []
     values = {"config": config.to_dict(), "environment": environment, "changes": history}
     write_json(folder / "config.json", values)
 
 
 def read_changes(folder: Path) -> list[dict[str, Any]]:
     """What changed on resume, oldest first: {"step", "changed": [...]}."""
+    return _read(folder, "changes", [])
+
+
+def _read(folder: Path, name: str, missing: Any) -> Any:
+    """A part of `config.json`; where there is none yet, or a damaged one, what is given."""
     try:
-        return list(json.loads((folder / "config.json").read_text())["changes"])
-    except (OSError, ValueError, KeyError, TypeError):  # none yet, or damaged; it is rewritten
-        return []
+        found = json.loads((folder / "config.json").read_text())[name]
+    except (OSError, ValueError, KeyError, TypeError):
+        return missing
+    return found if isinstance(found, type(missing)) else missing
 
 
 def describe_environment(device: torch.device, precision: str = "no") -> dict[str, str]:
