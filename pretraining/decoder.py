@@ -42,11 +42,11 @@ from pretraining.common import (
 from pretraining.decoder_config import DecoderConfig
 from pretraining.growing import grown
 
-RISE = 0.1  # share of the time in which the adversary's weight rises from zero
+RISE = 0.1  # share of the time in which the decoder's learning rate rises from zero
 BETAS = (0.9, 0.99)  # of AdamW
 KEPT_NORM = 0.9  # of the running means of gradients' norms, a step
 EMA_DECAY = 0.998  # ceiling of 1 - (1 + step)^-3/4
-PERCEPTUAL_WEIGHT = 1.0  # in multiples of the pixels' L1
+PULLS = {"pixels": 1.0, "perceptual": 1.0}  # beside the adversary's, see `balanced`
 SAMPLED_SHARE = 0.5  # latents of a diffusion model in a batch, added to `batch_size`
 
 
@@ -163,28 +163,28 @@ def train_decoder(
             others = sampled[torch.randint(len(sampled), (count,))].float().to(device)
             latents = torch.cat([latents, others])  # (B + S, C, h, w)
 
-        # What every loss makes of the pictures; the discriminators take a step on the way.
+        # What the losses make of the pictures; the discriminators take a step on the way.
         with autocast(precision, device):
             decoded = trained.decode_unclamped(latents)
             shown = decoded.detach().requires_grad_(True)
             wanted, seen = perception(real), perception(shown)
         rate = learning_rate_at(config.discriminator_learning_rate, step, done)
-        losses = {
+        losses = {"discriminator": adversary.learn(wanted, seen, rate)}
+        # They start from random weights: until they can judge, the decoder waits.
+        if done < config.adversarial_from:
+            return losses
+        losses |= {
             "pixels": F.l1_loss(shown[: len(real)], real),
             "perceptual": perceptual_distance([part[: len(real)] for part in seen], wanted),
-            "discriminator": adversary.learn(wanted, seen, rate),
             "adversarial": adversary.loss(seen),
-        }
-        rise = min(1.0, max(0.0, (done - config.adversarial_from) / RISE))
-        pulls = {
-            "pixels": 1.0,
-            "perceptual": PERCEPTUAL_WEIGHT,
-            "adversarial": rise * config.adversarial_weight,
         }
 
         # Backward, clip, update, and average += w (weights - average).
+        pulls = PULLS | {"adversarial": config.adversarial_weight}
         decoded.backward(balanced(losses, pulls, shown, len(real), norms))
-        optimizer.param_groups[0]["lr"] = learning_rate_at(config.learning_rate, step, done)
+        rise = min(1.0, (done - config.adversarial_from) / RISE)
+        rate = rise * learning_rate_at(config.learning_rate, step, done)
+        optimizer.param_groups[0]["lr"] = rate
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         optimizer.zero_grad()

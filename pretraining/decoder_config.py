@@ -16,5 +16,6 @@ class DecoderConfig(Section):
     discriminator_learning_rate: float = setting(2e-4, above=0)
     # How strongly the adversary pulls at the pictures, in multiples of the pixels' L1.
     adversarial_weight: float = setting(4.0, min=0)
-    # Share of the time after which the decoder heeds the adversary, which learns from the start.
-    adversarial_from: float = setting(0.1, min=0, max=1)
+    # Share of the time after which the decoder learns. The adversary, which starts from random
+    # weights, learns from the start.
+    adversarial_from: float = setting(0.1, min=0, max=0.9)
