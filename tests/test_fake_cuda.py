@@ -151,7 +151,10 @@ def test_the_validation_takes_its_memory_before_the_first_step(
     measured_at: list[int] = []
     with training(tiny_config, "no") as (opened, _):
         opened.held_out = True
-        validate = lambda: measured_at.append(opened.state.step)  # noqa: E731
+
+        def validate() -> None:
+            measured_at.append(opened.state.step)
+
         monkeypatch.setattr(loop, "validation_of", lambda *_: validate)
         steps = loop.train(opened)
         next(steps)

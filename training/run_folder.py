@@ -38,7 +38,8 @@ def write_config(
         environment: of this session; what differs in the one before is noted as a change.
         changes: what differs from the checkpoint that the run resumes from.
     """
-    before, history = _read(folder, "environment", {}), read_changes(folder)
+    written = _read(folder)
+    before, history = written.get("environment", {}), written.get("changes", [])
     changes = changes + [
         f"{name}: {before[name]} before, {value} now"
         for name, value in environment.items()
@@ -51,16 +52,15 @@ def write_config(
 
 def read_changes(folder: Path) -> list[dict[str, Any]]:
     """What changed on resume, oldest first: {"step", "changed": [...]}."""
-    return _read(folder, "changes", [])
+    return _read(folder).get("changes", [])
 
 
-def _read(folder: Path, name: str, missing: Any) -> Any:
-    """A part of `config.json`; where there is none yet, or a damaged one, what is given."""
+def _read(folder: Path) -> dict[str, Any]:
+    """What `config.json` holds; nothing where there is none yet, or a torn one."""
     try:
-        found = json.loads((folder / "config.json").read_text())[name]
-    except (OSError, ValueError, KeyError, TypeError):
-        return missing
-    return found if isinstance(found, type(missing)) else missing
+        return json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 def describe_environment(device: torch.device, precision: str = "no") -> dict[str, str]:
