@@ -16,6 +16,7 @@ from evaluation.networks import FeatureNetwork
 from evaluation.sets import ImageSet, read
 from files import replacing
 from inference.picture_sets import key_of
+from models.device import freed_memory_kept
 
 CACHE_VERSION = 4
 BATCH = 64
@@ -54,9 +55,9 @@ def extract(
     own = starts[processes.process_index :: processes.num_processes]
     has_no_bar = len(own) < 20 or not processes.is_main_process
     pieces = []
-    for start in tqdm(own, desc=network.name, unit="batch", disable=has_no_bar):
-        batch = read(images, range(start, min(start + BATCH, len(images))), workers)
-        with torch.inference_mode():
+    with freed_memory_kept(device), torch.inference_mode():
+        for start in tqdm(own, desc=network.name, unit="batch", disable=has_no_bar):
+            batch = read(images, range(start, min(start + BATCH, len(images))), workers)
             pieces.append((start, network.extract(batch.to(device)).float().cpu()))
     pieces = dict(gather_object(pieces))
     features = torch.cat([pieces[start] for start in starts]).clone()  # outside inference mode

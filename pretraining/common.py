@@ -84,15 +84,16 @@ def descend(
 ) -> None:
     """Step down a loss, (step from 0) -> scalar, for so many minutes, under autocast."""
     precision = unscaled_precision(device)
-    for step, done in steps_for(minutes):
-        optimizer.param_groups[0]["lr"] = learning_rate_at(peak, step, done)
-        with autocast(precision, device):
-            value = loss(step)
-        optimizer.zero_grad()
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
-        optimizer.step()
-        report(step, done, {"loss": value})
+    with freed_memory_kept(device):
+        for step, done in steps_for(minutes):
+            optimizer.param_groups[0]["lr"] = learning_rate_at(peak, step, done)
+            with autocast(precision, device):
+                value = loss(step)
+            optimizer.zero_grad()
+            value.backward()
+            torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
+            optimizer.step()
+            report(step, done, {"loss": value})
 
 
 def report(step: int, done: float, losses: Mapping[str, Tensor]) -> None:
