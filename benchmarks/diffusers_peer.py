@@ -97,8 +97,9 @@ def _image_file(size: int) -> bytes:
 
 
 def our_sampling(preset: str, sampler: str, steps: str) -> Callable[[], object]:
-    """One picture by `TextToFace`, guided at every step, as the pipeline's is."""
-    config = get_config(preset, ["sampling.guidance_below=none"])
+    """One picture by `TextToFace`, guided as the pipeline is: at every step, and in one way."""
+    plain = ["sampling.guidance_below=none", "sampling.perturbed_attention_scale=0"]
+    config = get_config(preset, plain)
     unet = build_unet(config.unet).eval().requires_grad_(False)
     cast_matrices(unet, PRECISION)
     encoder, vae = frozen_models(config)

@@ -1,4 +1,4 @@
-"""From noise to latents: classifier-free guidance over diffusers' schedulers.
+"""From noise to latents: guidance over diffusers' schedulers.
 
 Knows tensors and callables only. Each image has its own seed, independent of the batch: image i
 starts from the noise of seed i, and a stochastic sampler draws from that seed's generator.
@@ -60,6 +60,9 @@ def guide(
     null_hidden_states: Tensor,
     guidance_scale: float,
     guidance_below: int | None = None,
+    perturbed: Denoiser | None = None,
+    perturbed_scale: float = 0.0,
+    perturbed_below: int | None = None,
 ) -> Predictor:
     """Bind text and guidance to a denoiser: (latents (B, C, h, w), t) -> guided prediction.
 
@@ -74,22 +77,33 @@ def guide(
         guidance_below: timesteps from this on, the noisiest, have no guidance (s = 1): there it
             exaggerates what is asked for, and bleaches or darkens faces (Kynkaanniemi et al. 2024,
             "Applying guidance in a limited interval"). None: all are guided.
+        perturbed: a denoiser without self-attention. Its prediction of the same text knows no
+            layout, so a way from it leads to faces of one piece (Ahn et al. 2024, "Self-Rectifying
+            Diffusion Sampling with Perturbed-Attention Guidance"): scale (cond - perturbed) is
+            added. It runs alone, where it is used.
+        perturbed_below: only timesteps below this; None: all.
     """
     null = null_hidden_states.expand(len(hidden_states), -1, -1)
     both = torch.cat([null, hidden_states])  # (2B, L, D)
 
-    def predict_once(latents: Tensor, timestep: int, text: Tensor) -> Tensor:
+    def predict_once(model: Denoiser, latents: Tensor, timestep: int, text: Tensor) -> Tensor:
         timesteps = torch.full((len(latents),), timestep, device=latents.device)
-        return denoiser(latents, timesteps, text).float()
+        return model(latents, timesteps, text).float()
 
     def predict(latents: Tensor, timestep: int) -> Tensor:
         is_guided = guidance_below is None or timestep < guidance_below
         scale = guidance_scale if is_guided else min(guidance_scale, 1)
+        text = null if scale == 0 else hidden_states
         if scale in (0, 1):
-            return predict_once(latents, timestep, hidden_states if scale else null)
-        prediction = predict_once(torch.cat([latents, latents]), timestep, both)
-        unconditional, conditional = prediction.chunk(2)
-        return unconditional + scale * (conditional - unconditional)
+            guided = predicted = predict_once(denoiser, latents, timestep, text)
+        else:
+            prediction = predict_once(denoiser, torch.cat([latents, latents]), timestep, both)
+            unconditional, predicted = prediction.chunk(2)
+            guided = unconditional + scale * (predicted - unconditional)
+        if perturbed and (perturbed_below is None or timestep < perturbed_below):
+            without = predict_once(perturbed, latents, timestep, text)
+            guided = guided + perturbed_scale * (predicted - without)
+        return guided
 
     return predict
 

@@ -51,7 +51,7 @@ def edit(
     model.require_fit(prompts, how)
     with freed_memory_kept(model.device):
         latents = model.encode((given * 2 - 1).to(model.device))
-        predict = model.predictor(prompts, how.guidance_scale)
+        predict = model.predictor(prompts, how)
         scheduler = build_sampler(how.sampler, model.objective)
         free = None
         if mask is not None:  # the latent positions (1, 1, h, w) of which any pixel may change

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionPipeline
 
+from config import SamplingConfig
 from diffusion.sampling import build_sampler, spread_timesteps
 from files import let_others_read, write_text
 from inference.picture_sets import Request
@@ -17,7 +18,8 @@ from models.text_encoder import save_text_weights, save_tokenizer
 LEADING = ("FID", "frechet_distance", "recall", "clip_score", "balanced_accuracy")
 HEAD = ("| number | set | value | 95% | n |", "|---|---|---|---|---|")
 LINE = "| {question} ({space}) | {set} | {value:.3f} | {low:.3f} to {high:.3f} | {n} |"
-GUIDANCE = ("guidance_scale", "guidance_below")
+PERTURBED = ("perturbed_attention_scale", "perturbed_attention_below")
+GUIDANCE = ("guidance_scale", "guidance_below", *PERTURBED)
 PROTOCOL = ("n", "sampler", "steps", *GUIDANCE, "precision", "reference", "split")
 # What has to be the pipeline's own.
 DECISIVE = ("model", "decoder", "sampler", "steps", *GUIDANCE, "code_version")
@@ -41,11 +43,7 @@ The weights are the moving average of `{weights}`.
 | text encoder | `{config.models.text_encoder}` |
 
 ```python
-from diffusers import StableDiffusionPipeline
-
-pipeline = StableDiffusionPipeline.from_pretrained("this folder")
-timesteps = {timesteps}
-{call}
+{code}
 ```
 
 `num_inference_steps={how.steps}` in place of the timesteps makes slightly paler pictures: few of
@@ -67,20 +65,34 @@ Opens with diffusers 0.35 and transformers 4.56 or newer.
 
 {limits}
 """
-PLAIN_CALL = """image = pipeline("{how.prompts[0]}", timesteps=timesteps,
-                 guidance_scale={how.guidance_scale}).images[0]"""
-# The pipeline takes one scale for all timesteps; from 1 down it would leave out the empty caption.
-CALL_WITH_LATE_GUIDANCE = """
+PLAIN_PIPELINE = """from diffusers import StableDiffusionPipeline
+
+pipeline = StableDiffusionPipeline.from_pretrained("this folder")"""
+PERTURBED_PIPELINE = """from diffusers import StableDiffusionPAGPipeline
+
+layers = ["down_blocks", "mid_block", "up_blocks"]  # all self-attention
+pipeline = StableDiffusionPAGPipeline.from_pretrained("this folder", pag_applied_layers=layers)"""
+# The pipeline takes one scale for all timesteps, and decides by that of the first one what it
+# predicts for all: scales that are almost none keep the predictions that later steps need.
+ALMOST_NONE = {"guidance_scale": 1 + 1e-6, "pag_scale": 1e-6}
+CALL = """
+timesteps = {timesteps}
+{late}image = pipeline(
+    "{prompt}",
+    timesteps=timesteps,
+{options}
+).images[0]"""
+LATE = """
 
 def guide_late(pipeline, step, timestep, tensors):
-    \"""Guidance begins below t = {how.guidance_below}.\"""
-    if min(timesteps[step : step + 2]) < {how.guidance_below}:
-        pipeline._guidance_scale = {how.guidance_scale}
+    following = min(timesteps[step : step + 2])
+{changes}
     return tensors
 
 
-image = pipeline("{how.prompts[0]}", timesteps=timesteps,
-                 guidance_scale=1 + 1e-6, callback_on_step_end=guide_late).images[0]"""
+"""
+CHANGE = """    if following < {limit}:
+        pipeline._{name} = {scale}"""
 NO_ENCODER = "; its encoder is not here: the weights are NaN, and image-to-image does not work"
 DRAWN = """The faces are drawings (Avataaars by Pablo Stanley), and the frozen models know nothing
 else. This model shows that a pipeline works; it is of no other use."""
@@ -145,14 +157,12 @@ def model_card(model: TextToFace, evaluations: Path, has_encoder: bool) -> str:
         data, limits = f"`{Path(source).name}`, under its captions", OWN
         licence = "other\nlicense_name: of-the-pictures"
     how = config.sampling
-    is_late = how.guidance_below is not None and how.guidance_scale > 1
     return CARD.format(
         title=TITLE,
         licence=licence,
         config=config,
         how=how,
-        timesteps=spread_timesteps(scheduler, how.steps),
-        call=(CALL_WITH_LATE_GUIDANCE if is_late else PLAIN_CALL).format(how=how),
+        code=sampling_code(how, spread_timesteps(scheduler, how.steps)),
         parameters=model.unet.num_parameters() / 1e6,
         data=data,
         weights=model.identity,
@@ -161,6 +171,25 @@ def model_card(model: TextToFace, evaluations: Path, has_encoder: bool) -> str:
         recipe=json.dumps({name: values[name] for name in ("diffusion", "training")}, indent=2),
         measured=measured(evaluations, model),
         limits=limits,
+    )
+
+
+def sampling_code(how: SamplingConfig, timesteps: list[int]) -> str:
+    """The code with which diffusers alone samples as the run does."""
+    scales = {"guidance_scale": how.guidance_scale}
+    limits = {"guidance_scale": how.guidance_below if how.guidance_scale > 1 else None}
+    if how.perturbed_attention_scale:
+        scales["pag_scale"] = how.perturbed_attention_scale
+        limits["pag_scale"] = how.perturbed_attention_below
+    late = [name for name, limit in limits.items() if limit is not None]
+    first = scales | {name: ALMOST_NONE[name] for name in late}
+    options = [f"    {name}={scale}," for name, scale in first.items()]
+    changes = [CHANGE.format(name=name, limit=limits[name], scale=scales[name]) for name in late]
+    return (PERTURBED_PIPELINE if "pag_scale" in scales else PLAIN_PIPELINE) + CALL.format(
+        timesteps=timesteps,
+        prompt=how.prompts[0],
+        options="\n".join([*options, "    callback_on_step_end=guide_late,"] if late else options),
+        late=LATE.format(changes="\n".join(changes)) if late else "",
     )
 
 

@@ -102,7 +102,7 @@ def pictures_of(
     """
     model.require_fit([prompt, negative_prompt], how)
     facts = [facts_of(model, prompt, seed, how, negative_prompt) for seed in seeds]
-    predict = model.predictor([prompt] * len(seeds), how.guidance_scale, negative_prompt)
+    predict = model.predictor([prompt] * len(seeds), how, negative_prompt)
     last = len(spread_timesteps(build_sampler(how.sampler, model.objective), how.steps))
     every = max(1, last // PREVIEWS)
     with freed_memory_kept(model.device):

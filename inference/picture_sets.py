@@ -40,7 +40,6 @@ class Request:
     def protocol(self, model: TextToFace) -> dict[str, object]:
         """How a model makes the pictures; stored with every number computed from them."""
         decoder = {"decoder": model.decoder_key} if model.config.models.decoder else {}
-        below = self.sampling.guidance_below
         return {
             "model": model.identity,
             **decoder,
@@ -48,7 +47,7 @@ class Request:
             "sampler": self.sampling.sampler,
             "steps": self.sampling.steps,
             "guidance_scale": self.sampling.guidance_scale,
-            **({"guidance_below": below} if below else {}),
+            **special_guidance(self.sampling),
             "n": len(self.prompts),
             "seeds": f"{self.seeds[0]} to {self.seeds[-1]}, one a picture",
             "precision": "float32" if model.precision == "no" else model.precision,
@@ -60,6 +59,13 @@ class Request:
     def key(self, model: TextToFace) -> str:
         """Hash of everything that decides the pictures."""
         return key_of(self.protocol(model), self.prompts, self.seeds)
+
+
+def special_guidance(how: SamplingConfig) -> dict[str, object]:
+    """The settings of guidance that are in use, but for its scale."""
+    perturbed = ("perturbed_attention_scale", "perturbed_attention_below")
+    names = ("guidance_below", *(perturbed if how.perturbed_attention_scale else ()))
+    return {name: value for name in names if (value := getattr(how, name)) is not None}
 
 
 def key_of(*facts: object) -> str:
@@ -183,7 +189,7 @@ def facts_of(
         "sampler": how.sampler,
         "steps": how.steps,
         "guidance_scale": how.guidance_scale,
-        "guidance_below": how.guidance_below,
+        **special_guidance(how),
         "preset": model.config.name,
         "weights": model.identity,
         "decoder": f"{model.config.models.decoder} {model.decoder_key}",

@@ -24,7 +24,7 @@ from inference.opening import (
     sampled_otherwise,
     sampling_precision,
 )
-from models.custom_unet_celeba_ldm import build_unet
+from models.custom_unet_celeba_ldm import build_unet, without_self_attention
 from models.decoder import add_encoder
 from models.device import autocast, cast_matrices, choose_device, freed_memory_kept
 from models.graphs import GraphedUNet
@@ -196,7 +196,7 @@ class TextToFace:
         negative_prompt: str = "",
     ) -> Tensor:
         """Latents (B, C, h, w) in one batch, one for each prompt with its seed."""
-        predict = self.predictor(prompts, how.guidance_scale, negative_prompt)
+        predict = self.predictor(prompts, how, negative_prompt)
         *_, latents = self.trajectory(predict, seeds, how.sampler, how.steps)
         return latents
 
@@ -211,19 +211,22 @@ class TextToFace:
     def predictor(
         self,
         prompts: str | Sequence[str] | Tensor,
-        guidance_scale: float,
+        how: SamplingConfig,
         negative_prompt: str = "",
     ) -> sampling.Predictor:
         """The guided denoiser of these prompts, (latents, t) -> prediction, one prompt a latent.
 
         Args:
             prompts: or hidden states (B, L, D), such as those half-way between two prompts.
+            how: its settings of guidance.
             negative_prompt: takes the place of the empty caption.
         """
         states = prompts if isinstance(prompts, Tensor) else self.encode_text(prompts)
         null = self.encode_text(negative_prompt) if negative_prompt else self.null_states
-        below = self.config.sampling.guidance_below
-        return sampling.guide(self.denoise, states, null, guidance_scale, below)
+        scale, below = how.perturbed_attention_scale, how.perturbed_attention_below
+        perturbed = (self.perturbed, scale, below) if scale else ()
+        guidance = how.guidance_scale, how.guidance_below
+        return sampling.guide(self.denoise, states, null, *guidance, *perturbed)
 
     def encode_text(self, prompts: str | Sequence[str]) -> Tensor:
         """Hidden states (B, L, D) of prompts, in the precision that training gave them."""
@@ -234,6 +237,11 @@ class TextToFace:
     def denoise(self) -> GraphedUNet:
         """(latents, timesteps, hidden states) -> the prediction of the UNet, under autocast."""
         return GraphedUNet(self.unet, self.precision)
+
+    @cached_property
+    def perturbed(self) -> GraphedUNet:
+        """The same without self-attention."""
+        return GraphedUNet(without_self_attention(self.unet), self.precision)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:

@@ -1,10 +1,13 @@
 """The denoiser: diffusers' UNet with cross-attention to the caption, shaped by the preset."""
 
+import copy
+
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -68,6 +71,23 @@ def uncompile_blocks(unet: UNet2DConditionModel) -> None:
     """Undo `compile_blocks`."""
     for module in unet.modules():
         module._compiled_call_impl = None
+
+
+def without_self_attention(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """A UNet of the same weights, in the same memory, in which each position attends to itself
+    alone, as perturbed-attention guidance needs it (Ahn et al. 2024).
+    """
+    shared = {id(tensor): tensor for tensor in (*unet.parameters(), *unet.buffers())}
+    perturbed = copy.deepcopy(unet, shared)
+    for name, module in perturbed.named_modules():
+        if name.endswith(".attn1"):  # attn2 sees the caption
+            module.set_processor(_own_value)
+    return perturbed
+
+
+def _own_value(attention: Attention, hidden_states: Tensor, **_: object) -> Tensor:
+    """Attention's processor where its map is the identity."""
+    return attention.to_out[0](attention.to_v(hidden_states))
 
 
 def training_operations(config: UNetConfig, tokens: int = 77) -> int:

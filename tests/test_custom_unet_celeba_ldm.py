@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from config import UNetConfig, celeba_hq
-from models.custom_unet_celeba_ldm import build_unet, compile_blocks
+from models.custom_unet_celeba_ldm import build_unet, compile_blocks, without_self_attention
 from models.device import autocast
 
 
@@ -20,6 +20,23 @@ def test_every_parameter_is_trained_and_every_word_takes_part(text_at_every_laye
     unet(latents, torch.tensor([3, 900]), text).sample.square().sum().backward()
     idle = [n for n, p in unet.named_parameters() if p.grad is None or not p.grad.any()]
     assert idle == [] and text.grad.any(dim=2).all()
+
+
+def test_without_self_attention_the_weights_are_the_same_and_words_still_count() -> None:
+    """What it predicts is compared with diffusers' own in `test_export`."""
+    torch.manual_seed(0)
+    unet = build_unet(UNetConfig(8, 4, (32, 64), 1, 4, 24, True)).eval()
+    inputs = torch.randn(2, 4, 8, 8), torch.tensor([3, 900])
+    text, other = torch.randn(2, 2, 77, 24).unbind()
+    with torch.no_grad():
+        before = unet(*inputs, text).sample
+        perturbed = without_self_attention(unet)
+        assert torch.equal(unet(*inputs, text).sample, before)
+        without = perturbed(*inputs, text).sample
+        assert not torch.allclose(without, before, atol=1e-3)
+        assert not torch.allclose(perturbed(*inputs, other).sample, without, atol=1e-3)
+        unet.conv_out.bias += 1  # as a training changes its averages, in place
+        torch.testing.assert_close(perturbed(*inputs, text).sample, without + 1)
 
 
 def test_the_full_size_unet_compiles_in_blocks_without_a_break() -> None:

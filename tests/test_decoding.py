@@ -62,8 +62,8 @@ def test_pictures_are_the_same_latents_through_the_decoder(
     model = TextToFace.from_run(run, changes=ways(decoders[size], size))
     pictures = model.generate(PROMPTS, SEEDS)
     assert pictures.shape == (2, 3, size, size)
-    predict = plain.predictor(PROMPTS, plain.config.sampling.guidance_scale)
     how = plain.config.sampling
+    predict = plain.predictor(PROMPTS, how)
     *_, latents = plain.trajectory(predict, SEEDS, how.sampler, how.steps)
     decoder = VAEWrapper.from_pretrained(decoders[size])
     torch.testing.assert_close(pictures, decoder.decode(latents), rtol=0, atol=1e-5)

@@ -83,9 +83,18 @@ def test_diffusers_alone_finds_the_same_pictures(
     np.testing.assert_allclose(theirs, ours, atol=2e-3)
 
 
-def test_the_cards_code_guides_as_late_as_the_run(run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["guidance_below=700"],
+        ["perturbed_attention_scale=2"],
+        ["perturbed_attention_scale=2", "perturbed_attention_below=500"],
+        ["perturbed_attention_scale=2", "perturbed_attention_below=500", "guidance_below=700"],
+    ],
+)
+def test_the_cards_code_guides_as_the_run(run: Path, tmp_path: Path, changes: list[str]) -> None:
     plain = opened(run)
-    change_run(run, "sampling.guidance_below=700")
+    change_run(run, [f"sampling.{change}" for change in changes])
     model, folder = opened(run), tmp_path / "out"
     export(model, folder, tmp_path / "none")
     code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
@@ -97,9 +106,9 @@ def test_the_cards_code_guides_as_late_as_the_run(run: Path, tmp_path: Path) -> 
     torch.manual_seed(SEEDS[0])
     exec(f"image = {calling}", told)
     ours = (each.generate(each.config.sampling.prompts[0], SEEDS[:1]) for each in (model, plain))
-    late, throughout = (pictures[0].permute(1, 2, 0).numpy() for pictures in ours)
-    np.testing.assert_allclose(told["image"], late, atol=2e-3)
-    assert np.abs(throughout - late).max() > 0.02
+    changed, unchanged = (pictures[0].permute(1, 2, 0).numpy() for pictures in ours)
+    np.testing.assert_allclose(told["image"], changed, atol=2e-3)
+    assert np.abs(unchanged - changed).max() > 0.02
 
 
 def test_transformers_4_and_5_find_their_names(model: TextToFace, exported: Path) -> None:
@@ -139,6 +148,7 @@ def test_the_card_tells_what_was_measured_of_these_pictures_alone(
         {"decoder": "01ab"},
         {"guidance_scale": 9.0},
         {"guidance_below": 750},
+        {"perturbed_attention_scale": 1.5},
     )
     for difference in (*others, {}):
         assert "12.346" not in model_card(model, evaluations, True)

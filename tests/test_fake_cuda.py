@@ -31,6 +31,7 @@ from models.attribute_classifier import AttributeClassifier
 from models.custom_unet_celeba_ldm import build_unet
 from models.text_encoder import TextEncoder
 from models.vae_wrapper import VAEWrapper
+from settings import override
 from training import device_step, loop
 from training.experiment import Experiment
 from training.state import new_state
@@ -214,12 +215,13 @@ def test_a_recorded_step_reads_nothing_and_casts_little(
 
 @pytest.fixture
 def model(tiny_config: Config, device: FakeCuda) -> TextToFace:
-    """A sampler on the fake device, in bfloat16."""
+    """A sampler on the fake device, in bfloat16, with both kinds of guidance."""
+    config = override(tiny_config, ["sampling.perturbed_attention_scale=0.5"])
     unet = build_unet(tiny_config.unet).to(CUDA).eval().requires_grad_(False)
     text_encoder = TextEncoder.from_pretrained(tiny_config.models.text_encoder).to(CUDA)
     vae = VAEWrapper.from_pretrained(tiny_config.models.autoencoder).to(CUDA)
     device.reads, device.copies = [], []
-    return TextToFace(tiny_config, unet, text_encoder, vae, "bf16")
+    return TextToFace(config, unet, text_encoder, vae, "bf16")
 
 
 @pytest.mark.parametrize(

@@ -170,6 +170,30 @@ def test_above_the_limit_guidance_is_off_and_below_it_unchanged(scale: float) ->
     assert torch.equal(limited(latents, 750), noisiest(latents, 750))
 
 
+@pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
+@pytest.mark.parametrize("below", [None, 500])
+def test_the_way_from_the_perturbed_prediction_is_added_where_it_is_asked_for(
+    scale: float, below: int | None
+) -> None:
+    calls = []
+
+    def perturbed(latents: torch.Tensor, times: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        calls.append(len(latents))
+        return 0.25 * mean_of_text(latents, times, text)
+
+    texts = torch.ones(3, 2, 5), torch.full((1, 2, 5), 2.0)
+    plain = sampling.guide(mean_of_text, *texts, scale)
+    pushed = sampling.guide(mean_of_text, *texts, scale, None, perturbed, 0.8, below)
+    latents = torch.randn(3, *SHAPE)
+    # The text that is drawn: without guidance's scale the empty caption.
+    added = 0.8 * 0.75 * ((1 if scale else 2) + latents)
+    torch.testing.assert_close(pushed(latents, 499), plain(latents, 499) + added)
+    torch.testing.assert_close(
+        pushed(latents, 500), plain(latents, 500) + (0 if below else 1) * added
+    )
+    assert calls == ([3] if below else [3, 3])
+
+
 # --- timesteps ---
 
 
