@@ -412,10 +412,10 @@ def laptop() -> Config:
         sampling=SamplingConfig(
             sampler="dpm++",
             steps=20,
-            guidance_scale=2.5,
+            guidance_scale=2.0,
             guidance_below=850,
-            perturbed_attention_scale=0.7,
-            perturbed_attention_below=650,
+            perturbed_attention_scale=0.5,
+            perturbed_attention_below=500,
             prompts=FULL_CAPTIONS,
         ),
         # No CLIP that knows real faces is small enough to ship: name one to have its scores too.
@@ -424,7 +424,7 @@ def laptop() -> Config:
             feature_networks=("efficientnet-lite0", "judge"),
             clip_judges=(),
             sweep_count=100,
-            sweep_scales=(1.0, 2.0, 4.0),
+            sweep_scales=(1.0, 2.5, 4.0),
             sweep_steps=(10, 20),
         ),
     )
