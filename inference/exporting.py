@@ -9,7 +9,7 @@ from diffusers import StableDiffusionPipeline
 from config import SamplingConfig
 from diffusion.sampling import build_sampler, spread_timesteps
 from files import let_others_read, write_text
-from inference.picture_sets import Request
+from inference.picture_sets import PERTURBED, Request
 from inference.text_to_face import TextToFace
 from models.decoder import whole_autoencoder
 from models.text_encoder import save_text_weights, save_tokenizer
@@ -18,7 +18,6 @@ from models.text_encoder import save_text_weights, save_tokenizer
 LEADING = ("FID", "frechet_distance", "recall", "clip_score", "balanced_accuracy")
 HEAD = ("| number | set | value | 95% | n |", "|---|---|---|---|---|")
 LINE = "| {question} ({space}) | {set} | {value:.3f} | {low:.3f} to {high:.3f} | {n} |"
-PERTURBED = ("perturbed_attention_scale", "perturbed_attention_below")
 GUIDANCE = ("guidance_scale", "guidance_below", *PERTURBED)
 PROTOCOL = ("n", "sampler", "steps", *GUIDANCE, "precision", "reference", "split")
 # What has to be the pipeline's own.

@@ -24,6 +24,7 @@ from inference.text_to_face import TextToFace, paired
 
 Make = Callable[[Sequence[int]], Tensor]  # slots -> pictures (B, 3, H, W) in [0, 1] on the CPU
 BATCH = 32  # pictures that are made together
+PERTURBED = ("perturbed_attention_scale", "perturbed_attention_below")  # of SamplingConfig
 # Raise it when a change of the code makes other pictures of the same request, so that fixed code is
 # not measured by its old pictures.
 CODE_VERSION = 3
@@ -63,8 +64,7 @@ class Request:
 
 def special_guidance(how: SamplingConfig) -> dict[str, object]:
     """The settings of guidance that are in use, but for its scale."""
-    perturbed = ("perturbed_attention_scale", "perturbed_attention_below")
-    names = ("guidance_below", *(perturbed if how.perturbed_attention_scale else ()))
+    names = ("guidance_below", *(PERTURBED if how.perturbed_attention_scale else ()))
     return {name: value for name in names if (value := getattr(how, name)) is not None}
 
 
