@@ -44,7 +44,8 @@ def build_page(model: TextToFace) -> gr.Blocks:
         seeds = range(seed or 0, (seed or 0) + (count or USUAL_PICTURES))
         galleries: list[list[Image]] = [[], []]
         try:
-            how = model.settings(scale, steps, sampler)
+            given = {"guidance_scale": scale, "steps": steps, "sampler": sampler}
+            how = model.settings(**{k: v for k, v in given.items() if v is not None})
             yield [*galleries, "begins"]  # without the pictures before
             for place, text in enumerate([prompt, other] if other else [prompt]):
                 for pictures, line in pictures_of(model, text, seeds, how, negative):

@@ -103,7 +103,7 @@ def generate_set(model: TextToFace, request: Request, folder: Path) -> PictureFi
     def make(slots: Sequence[int]) -> Tensor:
         prompts = [request.prompts[slot] for slot in slots]
         seeds = [request.seeds[slot] for slot in slots]
-        return model.generate(prompts, seeds, how.guidance_scale, how.steps, how.sampler)
+        return model.generate(prompts, seeds, how=how)
 
     return make_set(make, len(request.prompts), folder, request.key(model))
 

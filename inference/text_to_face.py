@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -138,25 +138,24 @@ class TextToFace:
         self,
         prompts: str | Sequence[str],
         seeds: Sequence[int],
-        guidance_scale: float | None = None,
-        steps: int | None = None,
-        sampler: str | None = None,
         negative_prompt: str = "",
         batch_size: int = 32,
+        how: SamplingConfig | None = None,
+        **changes: Any,
     ) -> Tensor:
         """Pictures (B, 3, H, W) in [0, 1] on the CPU, one for each prompt with its seed.
-
-        What is not given comes from the run's `SamplingConfig`.
 
         Args:
             prompts: one a picture, or a single text for all.
             seeds: one a picture, from 0 to `sampling.MAX_SEED`.
+            how: the settings; None: the run's.
+            changes: of these settings, such as `guidance_scale=3, steps=10`.
 
         Raises:
             ValueError: an argument that cannot be used, or a prompt that is too long.
         """
         prompts, seeds = paired(prompts, seeds)
-        how = self.settings(guidance_scale, steps, sampler)
+        how = override(how or self.config.sampling, changes)
         self.require_fit([*prompts, negative_prompt], how)
         parts = [slice(start, start + batch_size) for start in range(0, len(seeds), batch_size)]
         with freed_memory_kept(self.device):
@@ -166,15 +165,8 @@ class TextToFace:
             ]
         return torch.cat(pictures)  # (B, 3, H, W)
 
-    def settings(
-        self,
-        guidance_scale: float | None = None,
-        steps: int | None = None,
-        sampler: str | None = None,
-    ) -> SamplingConfig:
-        """The run's `SamplingConfig` with what is given, which the config checks."""
-        given = {"guidance_scale": guidance_scale, "steps": steps, "sampler": sampler}
-        changes = {name: value for name, value in given.items() if value is not None}
+    def settings(self, **changes: Any) -> SamplingConfig:
+        """The run's settings with some of them changed, which the config checks."""
         return override(self.config.sampling, changes)
 
     def require_fit(self, prompts: Sequence[str], how: SamplingConfig) -> None:

@@ -67,7 +67,8 @@ def test_pictures_are_those_of_generate_and_carry_what_made_them(
     client = Client(address, verbose=False)
     shown, _, line = client.predict("a man", *fields, api_name="/sample")
     assert line == "done"
-    want = model.generate(["a man"] * 2, [7, 8], 2.0, 4, "ddim", "smiling")
+    how = model.settings(guidance_scale=2.0, steps=4, sampler="ddim")
+    want = model.generate(["a man"] * 2, [7, 8], "smiling", how=how)
     for seed, item, picture in zip((7, 8), shown, want, strict=True):
         image = Image.open(item["image"])
         told = {"prompt": "a man", "negative_prompt": "smiling", "seed": seed, "steps": 4}
@@ -82,11 +83,11 @@ def test_the_last_pictures_are_finished_though_the_sampler_takes_fewer_steps(
     """A preview tells after which step it was made."""
     objective = Objective(DiffusionConfig(num_train_timesteps=20))
     monkeypatch.setattr(model, "objective", objective)
-    how = model.settings(1.0, 20, "ddim")
+    how = model.settings(guidance_scale=1.0, steps=20, sampler="ddim")
     *previews, last = [shown for shown, _ in page.pictures_of(model, "a man", [3], how) if shown]
     assert previews and all("stopped_after_step" in told_of(shown[0]) for shown in previews)
     assert "stopped_after_step" not in told_of(last[0])
-    want = model.generate(["a man"], [3], 1.0, 20, "ddim")[0]
+    want = model.generate(["a man"], [3], how=how)[0]
     assert (pil_to_tensor(last[0]).float() - want * 255).abs().max() < 1.01
 
 

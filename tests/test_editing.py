@@ -48,7 +48,7 @@ def test_a_perfect_denoiser_gives_the_face_back(
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpm++"])
 def test_at_full_strength_nothing_of_the_face_is_left(model: TextToFace, sampler: str) -> None:
-    predict = model.predictor(PROMPTS, model.settings(2.0))
+    predict = model.predictor(PROMPTS, model.settings(guidance_scale=2.0))
     scheduler = sampling.build_sampler(sampler, model.objective)
     torch.manual_seed(0)
     ends = [

@@ -233,7 +233,9 @@ def test_sampling_reads_the_finished_pictures_alone(
     sampler: str,
     guidance_scale: float,
 ) -> None:
-    images = model.generate(PROMPTS, [3, 4, 5], guidance_scale, 3, sampler)
+    images = model.generate(
+        PROMPTS, [3, 4, 5], guidance_scale=guidance_scale, steps=3, sampler=sampler
+    )
     assert images.shape == (3, 3, 64, 64) and images.device.type == "cpu"
     assert device.reads == [("inference/text_to_face.py", "decode")]
     captions = 2 * [("models/text_encoder.py", "forward")]  # and the empty one

@@ -32,8 +32,8 @@ class Painter:
         if max(map(len, prompts)) > 77:
             raise ValueError("tokens")
 
-    def generate(self, prompts: Sequence[str], seeds: Sequence[int], *how: Any, **more: Any):
-        assert how == (2.0, 5, "ddim")
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int], how: SamplingConfig):
+        assert how == SAMPLING  # all of it, not the run's
         self.painted += prompts
         values = [[int(p.split()[1]) * 10, s, 50] for p, s in zip(prompts, seeds, strict=True)]
         return torch.tensor(values).view(-1, 3, 1, 1).expand(-1, 3, 4, 4) / 255
@@ -65,6 +65,8 @@ def test_each_prompt_gets_its_seed_and_the_bytes_that_a_png_holds(tmp_path: Path
     ("changes", "painter"),
     [
         ({"sampling": dataclasses.replace(SAMPLING, guidance_scale=2.5)}, Painter()),
+        ({"sampling": dataclasses.replace(SAMPLING, guidance_below=850)}, Painter()),
+        ({"sampling": dataclasses.replace(SAMPLING, perturbed_attention_scale=0.5)}, Painter()),
         ({"prompts": (*PROMPTS[:9], "face 3")}, Painter()),
         ({"seeds": tuple(range(101, 111))}, Painter()),
         ({}, Painter(identity="epoch_4.pt")),

@@ -49,14 +49,15 @@ def test_the_pipeline_is_encode_guide_sample_decode(model: TextToFace) -> None:
         predict, scheduler, (4, 8, 8), SEEDS[:2], 3, torch.device("cpu")
     )
     want = model.vae.decode(latents)
-    got = model.generate(PROMPTS[:2], SEEDS[:2], 4.0, 3, "ddim", "with glasses")
+    how = {"guidance_scale": 4.0, "steps": 3, "sampler": "ddim"}
+    got = model.generate(PROMPTS[:2], SEEDS[:2], "with glasses", **how)
     torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
 
 
 def test_at_scale_0_the_negative_prompt_alone_is_drawn(model: TextToFace) -> None:
     """Scale 0 is given, not missing."""
-    got = model.generate(PROMPTS[:1], [8], 0.0, negative_prompt="smiling")
-    alone = model.generate(["smiling"], [8], 1.0)
+    got = model.generate(PROMPTS[:1], [8], "smiling", guidance_scale=0.0)
+    alone = model.generate(["smiling"], [8], guidance_scale=1.0)
     torch.testing.assert_close(got, alone, rtol=0, atol=1e-5)
 
 
