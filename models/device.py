@@ -127,9 +127,11 @@ def choose_precision(wanted: str, device: torch.device) -> str:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether a device has native bfloat16; a T4 emulates it, and torch by default says True."""
+    """Whether a device has native bfloat16. torch's own check asks the current card, not this one,
+    and counts a T4's emulation.
+    """
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":
         # The operator is absent where torch is built without oneDNN, as for macOS.
         is_supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)

@@ -164,14 +164,15 @@ def train_decoder(
             latents = torch.cat([latents, others])  # (B + S, C, h, w)
 
         # What the losses make of the pictures; the discriminators take a step on the way.
-        with autocast(precision, device):
+        is_waiting = done < config.adversarial_from
+        with autocast(precision, device), torch.set_grad_enabled(not is_waiting):
             decoded = trained.decode_unclamped(latents)
-            shown = decoded.detach().requires_grad_(True)
+            shown = decoded.detach().requires_grad_(not is_waiting)
             wanted, seen = perception(real), perception(shown)
         rate = learning_rate_at(config.discriminator_learning_rate, step, done)
         losses = {"discriminator": adversary.learn(wanted, seen, rate)}
         # They start from random weights: until they can judge, the decoder waits.
-        if done < config.adversarial_from:
+        if is_waiting:
             return losses
         losses |= {
             "pixels": F.l1_loss(shown[: len(real)], real),

@@ -132,7 +132,8 @@ def fake_cuda() -> Iterator[FakeCuda]:
     mode = FakeCuda()
     with (
         mock.patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False),
-        mock.patch("torch.cuda.is_bf16_supported", lambda *_, **__: True),
+        mock.patch("torch.cuda.is_bf16_supported", lambda *_, **__: True),  # autocast asks
+        mock.patch("torch.cuda.get_device_capability", lambda device: (9, 0)),
         mock.patch(
             "torch.inference_mode", lambda mode=True: torch.no_grad() if mode else nullcontext()
         ),

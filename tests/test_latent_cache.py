@@ -238,6 +238,5 @@ def test_latents_are_made_in_the_best_precision(
     wanted: str, capability: tuple[int, int], precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     assert latent_cache.encoding_precision(wanted, torch.device("cuda")) == precision
     assert latent_cache.encoding_precision("best", torch.device("cpu")) == "no"

@@ -131,13 +131,11 @@ def test_only_what_follows_a_failed_capture_keeps_memory_from_going_back(
 def test_precision_follows_the_user_then_the_launcher_then_the_hardware(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for is_real, wanted in ((True, "bf16"), (False, "fp16")):
-        monkeypatch.setattr(
-            torch.cuda, "is_bf16_supported", lambda including_emulation, real=is_real: real
-        )
-        assert choose_precision("auto", CUDA) == wanted
+    cards = {torch.device("cuda", 0): (8, 0), torch.device("cuda", 1): (7, 5)}  # an A100 and a T4
+    monkeypatch.setattr(torch.cuda, "get_device_capability", cards.get)
+    assert [choose_precision("auto", card) for card in cards] == ["bf16", "fp16"]
     with pytest.raises(ValueError, match="bfloat16"):
-        choose_precision("bf16", CUDA)
+        choose_precision("bf16", torch.device("cuda", 1))
     assert choose_precision("no", CUDA) == "no" and choose_precision("fp16", CPU) == "fp16"
     assert choose_precision("auto", torch.device("mps")) == "no"
     monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace())  # built without oneDNN, for macOS
