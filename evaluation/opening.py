@@ -19,6 +19,7 @@ from evaluation.folder import captions_of, open_folder
 from evaluation.networks import open_networks
 from evaluation.session import Evaluation
 from evaluation.sets import FaceImages
+from evaluation.table import RECONSTRUCTED
 from inference.opening import find_run
 from inference.picture_sets import generate_set, key_of
 from inference.text_to_face import TextToFace
@@ -71,8 +72,10 @@ def open_evaluation(
         made = _pictures_of_a_folder(config, pictures, captions, test)
     else:
         made = _own_pictures(config, test, model)
+    without = _why_no_encoder(model) if model else {}
     networks, plan = open_networks(config, device, faces.has_attributes), config.evaluation
-    require_same(sorted(networks.missing), "which networks are missing")
+    # Compared here, as later one process may be alone: it draws the figures.
+    require_same(sorted(networks.missing | without), "which networks are missing")
     protocol = made.pop("protocol") | {
         "preset": config.name,
         "image_size": config.picture_size,
@@ -89,7 +92,21 @@ def open_evaluation(
     key = key_of(made["pictures"].key, protocol)
     name = f"{made.pop('name')}-n_{len(made['pictures'])}-{key}"
     common = (plan, config.output_folder, device, config.data.loader_workers, name)
-    return Evaluation(*common, **parts, networks=networks, protocol=protocol, **made)
+    made |= {"networks": networks, "protocol": protocol, "not_measured": without}
+    return Evaluation(*common, **parts, **made)
+
+
+def _why_no_encoder(model: TextToFace) -> dict[str, str]:
+    """Empty, or the reason why real faces cannot be encoded: a decoder that ships alone makes
+    pictures where its autoencoder is not at hand.
+    """
+    try:
+        model.open_encoder()
+    except FileNotFoundError as error:
+        reason = str(error).partition("\n")[0]
+        print(f"left out: {RECONSTRUCTED}: {reason}")
+        return {RECONSTRUCTED: reason}
+    return {}
 
 
 def _own_pictures(config: Config, test: FaceImages, model: TextToFace) -> dict[str, Any]:

@@ -30,7 +30,6 @@ from evaluation.table import ALL, CONTROL, GENERATED, REAL, RECONSTRUCTED, Table
 from files import write_json
 from inference.picture_sets import Request
 from inference.text_to_face import TextToFace
-from training.processes import require_same
 
 METRICS, PROTOCOL, PICTURES = "metrics.json", "protocol.json", "pictures.csv"
 COMPARED = 5_000  # images of a set at most, as all pairs are compared; 50,000 would take 60 GB
@@ -107,22 +106,10 @@ class Evaluation:
             raise NotMeasured("the captions of the pictures are not known: give --captions")
         return self.captions
 
-    @cached_property
+    @property
     def can_encode(self) -> bool:
-        """Whether real faces can be encoded and decoded; a reason is noted where they cannot.
-
-        A decoder that ships alone makes pictures where its autoencoder is not at hand.
-        """
-        if self.model is None:
-            return False
-        try:
-            self.model.open_encoder()
-        except FileNotFoundError as error:
-            self.not_measured[RECONSTRUCTED] = reason = str(error).partition("\n")[0]
-            print(f"left out: {RECONSTRUCTED}: {reason}")
-        is_open = RECONSTRUCTED not in self.not_measured
-        require_same(is_open, "whether the autoencoder is at hand")
-        return is_open
+        """Whether real faces can be encoded and decoded again."""
+        return self.model is not None and RECONSTRUCTED not in self.not_measured
 
     @cached_property
     def reference(self) -> FaceImages:

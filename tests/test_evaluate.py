@@ -29,7 +29,8 @@ from settings import override
 
 SPLITS = (60, 44, 48)  # train, val, test
 COUNT = 50
-# Runs evaluate.py in the root of its first argument, with the config of its second.
+# Runs evaluate.py in the root of its first argument, with the config of its second: the sweep, then
+# all questions.
 SCRIPT = """
 import json, sys
 from pathlib import Path
@@ -38,9 +39,10 @@ config.ROOT = Path(sys.argv[1])
 from settings import from_dict
 values = from_dict(json.loads(Path(sys.argv[2]).read_text()), config.Config)
 config.PRESETS["test"] = lambda: values
-sys.argv = ["evaluate.py", "--preset", "test", *sys.argv[3:]]
 import evaluate
-evaluate.main()
+for arguments in (["--sweep"], []):
+    sys.argv = ["evaluate.py", "--preset", "test", *arguments]
+    evaluate.main()
 """
 # Asks for features twice, in a folder of each process: they are in that of the first process
 # alone, then in that of the second alone.
@@ -402,7 +404,7 @@ def test_two_processes_give_the_numbers_of_one(
         shutil.copytree(whole / name, tmp_path / name)
     (tmp_path / "config.json").write_text(json.dumps(values.to_dict()))
     printed = in_two_processes(SCRIPT, tmp_path, str(tmp_path / "config.json"))
-    assert printed.count("In short") == 1  # one process prints
+    assert printed.count("In short") == 2  # one process prints
     found, want = (
         {(e.question, e.space, e.set): e for e in read(p / "outputs/test/metrics.json")}
         for p in (tmp_path, whole)
