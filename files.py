@@ -41,10 +41,14 @@ def replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}{UNFINISHED}")
     try:
+        temporary.touch()
+        mode = (
+            temporary.stat().st_mode
+        )  # of any new file; safetensors makes one for its owner alone
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        let_others_read(temporary)
+        temporary.chmod(mode)
         temporary.replace(path)
         sync_folder(path.parent)
     except OSError as error:
@@ -53,13 +57,6 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def let_others_read(path: Path) -> None:
-    """Give a file the mode of any new file; safetensors makes its files for their owner alone."""
-    umask = os.umask(0)
-    os.umask(umask)
-    path.chmod(0o666 & ~umask)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -8,7 +8,7 @@ from diffusers import StableDiffusionPipeline
 
 from config import SamplingConfig
 from diffusion.sampling import build_sampler, spread_timesteps
-from files import let_others_read, write_text
+from files import write_text
 from inference.picture_sets import PERTURBED, Request
 from inference.text_to_face import TextToFace
 from models.decoder import whole_autoencoder
@@ -113,7 +113,14 @@ def export(model: TextToFace, out: Path, evaluations: Path) -> None:
 
     Raises:
         FileExistsError: `out` holds something that was not exported.
+        ValueError: the pipeline cannot sample as the run does.
     """
+    how = model.config.sampling
+    if how.guidance_scale < 1:
+        raise ValueError(
+            f"sampling.guidance_scale={how.guidance_scale}: diffusers' pipeline guides from 1 on; "
+            "export with --set sampling.guidance_scale=1"
+        )
     card = out / "README.md"
     is_export = card.is_file() and TITLE in card.read_text(encoding="utf-8", errors="replace")
     if out.is_dir() and any(out.iterdir()) and not is_export:
@@ -121,7 +128,7 @@ def export(model: TextToFace, out: Path, evaluations: Path) -> None:
     autoencoder, has_encoder = whole_autoencoder(model.vae, model.config.models.autoencoder)
     tokenizer = model.text_encoder.tokenizer
     tokenizer.model_max_length = model.text_encoder.max_tokens  # the pipeline pads to it
-    scheduler = build_sampler(model.config.sampling.sampler, model.objective)
+    scheduler = build_sampler(how.sampler, model.objective)
     scheduler.register_to_config(clip_sample=False)  # DDIM that is made from it would clip latents
     pipeline = StableDiffusionPipeline(
         vae=autoencoder.to(memory_format=torch.contiguous_format),
@@ -137,8 +144,8 @@ def export(model: TextToFace, out: Path, evaluations: Path) -> None:
     pipeline.save_pretrained(out, safe_serialization=True)
     save_text_weights(pipeline.text_encoder, out / "text_encoder")
     save_tokenizer(tokenizer, out / "tokenizer")
-    for file in out.rglob("*.safetensors"):
-        let_others_read(file)
+    for file in out.rglob("*.safetensors"):  # which are made for their owner alone
+        file.chmod(card.stat().st_mode)
 
 
 def model_card(model: TextToFace, evaluations: Path, has_encoder: bool) -> str:

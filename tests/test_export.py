@@ -111,6 +111,14 @@ def test_the_cards_code_guides_as_the_run(run: Path, tmp_path: Path, changes: li
     assert np.abs(unchanged - changed).max() > 0.02
 
 
+def test_guidance_that_diffusers_does_not_have_is_refused(run: Path, tmp_path: Path) -> None:
+    """Its pipelines guide from 1 on: 0, the empty caption, would sample the prompt."""
+    change_run(run, ["sampling.guidance_scale=0"])
+    with pytest.raises(ValueError, match="guidance_scale"):
+        export(opened(run), tmp_path / "out", tmp_path / "none")
+    assert not (tmp_path / "out").exists()
+
+
 def test_transformers_4_and_5_find_their_names(model: TextToFace, exported: Path) -> None:
     """transformers 4 reads no tokenizer.json, and would replace other names by random weights."""
     assert {"vocab.json", "merges.txt"} <= {
