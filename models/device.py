@@ -43,15 +43,19 @@ MALLOC_OPTIONS = {-1: -1, -4: 0, -8: 1}
 
 
 def choose_device() -> torch.device:
-    """The device of this process: LDM_DEVICE, else the first available of CUDA, XPU, MPS, CPU.
+    """The device of this process: LDM_DEVICE, else the first available of CUDA, XPU and CPU.
 
+    MPS only by LDM_DEVICE: its kernels have given wrong gradients without an error, among them
+    those of BatchNorm in channels-last layout (PyTorch's #175189) and of batches that change in
+    size (#177116).
     Under `accelerate launch` each process takes the GPU of its local rank, and `--cpu` the CPU.
 
     Raises:
         ValueError: LDM_DEVICE names a kind of device that is not available.
     """
-    kinds = available_kinds()
     is_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    modules = {"cuda": torch.cuda, "xpu": torch.xpu, "cpu": torch.cpu, "mps": torch.mps}
+    kinds = [name for name, module in modules.items() if module.is_available()]
     kind = os.environ.get("LDM_DEVICE") or ("cpu" if is_cpu else kinds[0])
     if kind not in kinds:
         raise ValueError(
@@ -79,12 +83,6 @@ def empty_cache(device: torch.device) -> None:
             raise
 
 
-def available_kinds() -> list[str]:
-    """The kinds of devices that this machine has, best first."""
-    kinds = {"cuda": torch.cuda, "xpu": torch.xpu, "mps": torch.mps}
-    return [*(name for name, kind in kinds.items() if kind.is_available()), "cpu"]
-
-
 def require_accelerator(device: torch.device, image_size: int) -> None:
     """Refuse to begin a preset of 256 px or more on a CPU, where it would take weeks.
 
@@ -97,6 +95,7 @@ def require_accelerator(device: torch.device, image_size: int) -> None:
         f"no GPU was found by torch {torch.__version__} (built for CUDA {torch.version.cuda}), and "
         f"faces of {image_size} px need one; `nvidia-smi` tells whether there is one and what its "
         "driver supports. Presets for a CPU are `laptop` and `demo`; to insist, set LDM_DEVICE=cpu"
+        " or, on a Mac, LDM_DEVICE=mps"
     )
 
 
@@ -136,7 +135,7 @@ def has_bfloat16(device: torch.device) -> bool:
         # The operator is absent where torch is built without oneDNN, as for macOS.
         is_supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
         return is_supported is not None and is_supported()
-    return device.type == "xpu"  # MPS has it from macOS 14 on, but with kernels known to be wrong
+    return device.type == "xpu"  # MPS has it from macOS 14 on, see `choose_device`
 
 
 def unscaled_precision(device: torch.device) -> str:

@@ -77,6 +77,8 @@ def test_smoke_trains_and_samples_without(what: str, tmp_path: Path) -> None:
     ("kinds", "environment", "wanted"),
     [
         ((), {}, "cpu"),
+        (("mps",), {}, "cpu"),
+        (("mps",), {"LDM_DEVICE": "mps"}, "mps"),
         (("xpu", "mps"), {}, "xpu:0"),
         (("cuda", "xpu"), {"LOCAL_RANK": "3"}, "cuda:3"),
         (("cuda",), {"LOCAL_RANK": "5"}, "cuda:1"),  # the launcher shows each process fewer cards
