@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from fake_cuda import CUDA, FakeCuda, backward, fake_cuda
+from fake_cuda import CUDA, FakeCuda, fake_cuda
+from tape import TapeRecorder
 from torch import Tensor
 
 from benchmarks import runs
-from config import ClassifierConfig, Config, UNetConfig, celeba_hq
+from config import ClassifierConfig, Config, celeba_hq
 from custom_datasets.celeba_files import ATTRIBUTES
 from custom_datasets.latent_cache import ImageLatents
-from diffusion.sampling import SAMPLERS
 from evaluation.features import extract
 from evaluation.networks import clip_image_features, open_clip
 from inference.editing import edit
@@ -57,34 +57,6 @@ def device() -> Iterator[FakeCuda]:
 
 
 # --- the fake device itself ---
-
-
-@pytest.mark.parametrize("is_checkpointed", [False, True])
-def test_the_backward_pass_without_the_engine_is_autograds(is_checkpointed: bool) -> None:
-    torch.manual_seed(0)
-    unet = build_unet(UNetConfig(8, 4, (32, 64), 1, 8, 32, text_at_every_layer=True)).train()
-    if is_checkpointed:
-        unet.enable_gradient_checkpointing()
-    latents, states, timesteps = torch.randn(2, 4, 8, 8), torch.randn(2, 7, 32), torch.arange(2)
-
-    def gradients(run: Callable[[Tensor], None]) -> list[Tensor]:
-        unet.zero_grad()
-        run(unet(latents, timesteps, states).sample.square().mean())
-        return [parameter.grad for parameter in unet.parameters()]
-
-    for ours, autograds in zip(gradients(backward), gradients(Tensor.backward), strict=True):
-        torch.testing.assert_close(ours, autograds)
-
-
-@pytest.mark.parametrize(
-    "read",
-    [float, bool, Tensor.item, Tensor.cpu, torch.ones(1).copy_, lambda value: value.tolist()],
-)
-def test_every_read_is_noted(device: FakeCuda, read: Callable[[Tensor], Any]) -> None:
-    value = torch.zeros(1, device=CUDA) + 1
-    assert not device.reads
-    read(value)
-    assert len(device.reads) == 1 and not device.copies
 
 
 def test_scalars_of_the_host_and_casts_are_noted(device: FakeCuda) -> None:
@@ -123,14 +95,14 @@ def training(config: Config, precision: str, **changes: Any) -> Iterator[tuple[E
 
 @pytest.mark.parametrize(
     ("precision", "changes"),
-    [("no", {}), ("bf16", {"gradient_checkpointing": True}), ("fp16", {"micro_batch_size": 4})],
+    [("bf16", {"gradient_checkpointing": True}), ("fp16", {"micro_batch_size": 4})],
 )
 def test_training_waits_for_the_device_at_the_end_of_a_step_alone(
     tiny_config: Config, precision: str, changes: dict[str, Any]
 ) -> None:
     with training(tiny_config, precision, **changes) as (opened, mode):
         steps = loop.train(opened)
-        for number in range(3):
+        for number in range(2):
             assert next(steps).loss == 1.0
             assert mode.reads == [READ]
             # The objective's tables, before the first step.
@@ -163,14 +135,11 @@ def test_the_validation_takes_its_memory_before_the_first_step(
     assert measured_at == [0]
 
 
-class FakeRecorder:
+class FakeRecorder(TapeRecorder):
     """Runs a call once, notes what a graph could not hold, and replays nothing."""
 
     def __init__(self, mode: FakeCuda) -> None:
-        self.mode, self.replays = mode, 0
-
-    def run(self, call: Callable[[], Tensor]) -> Tensor:
-        return call()
+        self.mode = mode
 
     def record(self, call: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
         mode = self.mode
@@ -185,29 +154,30 @@ class FakeRecorder:
         return replay, result
 
 
-@pytest.mark.parametrize(("precision", "parts"), [("no", 1), ("bf16", 1), ("fp16", 2)])
 def test_a_recorded_step_reads_nothing_and_casts_little(
-    tiny_config: Config, monkeypatch: pytest.MonkeyPatch, precision: str, parts: int
+    tiny_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the UNet of the specified experiment, at a fifth of its width."""
+    """In the UNet of the specified experiment, at a fifth of its width; with all that a step can
+    have: float16's scaler, and two micro-batches.
+    """
     unet = replace(celeba_hq().unet, widths=(32, 64, 64, 64), text_width=32)
     config = replace(tiny_config, unet=unet, data=replace(tiny_config.data, image_size=256))
     recorders: list[FakeRecorder] = []
-    with training(config, precision, micro_batch_size=8 // parts) as (opened, mode):
+    with training(config, "fp16", micro_batch_size=4) as (opened, mode):
         recorders.append(FakeRecorder(mode))
         monkeypatch.setattr(loop, "open_recorder", lambda device: recorders[0])
         monkeypatch.setattr(device_step, "PLAIN_STEPS", 1)
         steps = loop.train(opened)
-        for _ in range(3):
+        for _ in range(2):
             next(steps)
             assert mode.reads == [READ] or recorders[0].replays == 0
             mode.reads, mode.copies = [], []
         steps.close()
     (recorder,) = recorders
-    assert recorder.replays == 2
+    assert recorder.replays == 1
     assert recorder.found == {"reads": [], "copies": [], "scalars": []}
     # autocast's casts of weights and gradients alone would be 932 more a micro-batch.
-    assert recorder.casts <= {"no": 20, "bf16": CASTS, "fp16": parts * CASTS}[precision]
+    assert recorder.casts <= 2 * CASTS
 
 
 # --- pictures ---
@@ -224,18 +194,11 @@ def model(tiny_config: Config, device: FakeCuda) -> TextToFace:
     return TextToFace(config, unet, text_encoder, vae, "bf16")
 
 
-@pytest.mark.parametrize(
-    ("sampler", "guidance_scale"), [*((sampler, 3.0) for sampler in SAMPLERS), ("ddim", 0)]
-)
+@pytest.mark.parametrize("sampler", ["ddpm", "dpm++"])
 def test_sampling_reads_the_finished_pictures_alone(
-    model: TextToFace,
-    device: FakeCuda,
-    sampler: str,
-    guidance_scale: float,
+    model: TextToFace, device: FakeCuda, sampler: str
 ) -> None:
-    images = model.generate(
-        PROMPTS, [3, 4, 5], guidance_scale=guidance_scale, steps=3, sampler=sampler
-    )
+    images = model.generate(PROMPTS, [3, 4, 5], steps=3, sampler=sampler)
     assert images.shape == (3, 3, 64, 64) and images.device.type == "cpu"
     assert device.reads == [("inference/text_to_face.py", "decode")]
     captions = 2 * [("models/text_encoder.py", "forward")]  # and the empty one

@@ -5,12 +5,12 @@ pixels are coarsely seen. The table of a larger run stands in docs/evaluation.md
 """
 
 import io
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from conftest import REAL_FACES
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
@@ -30,8 +30,6 @@ from evaluation.session import Features
 from evaluation.table import Row, Table
 from evaluation.variety import variety
 
-ROOT = Path(__file__).resolve().parents[1]
-REAL = ROOT.parent / "shared" / "celeba_hq"
 REFERENCE, N, NOISY, TRAIN, SIZE = 200, 200, 40, 300, 128
 WIDTH = 384  # dimensions, still more than pictures; a random projection keeps distances
 CPU = torch.device("cpu")
@@ -57,13 +55,14 @@ def colours(images: Tensor) -> Tensor:
 @pytest.fixture(scope="session")
 def faces(tmp_path_factory: pytest.TempPathFactory) -> Faces:
     network = FeatureNetwork("colours", colours)
-    if (REAL / "CelebA-HQ-img").is_dir():
-        folder = REAL
+    if (REAL_FACES / "CelebA-HQ-img").is_dir():
+        folder = REAL_FACES
         pytest.importorskip("efficientnet_lite_pytorch")
         network = efficientnet_lite0_features()
     else:
         folder = write_drawn_faces(tmp_path_factory.mktemp("faces"), (TRAIN, REFERENCE, N))
-    opened = [CelebAHQ(folder, split, SIZE) for split in ("train", "val", "test")]
+    everything = CelebAHQ(folder, None, SIZE)
+    opened = [everything.of_split(split) for split in ("train", "val", "test")]
     rng = np.random.default_rng(0)
     slots = [
         rng.permutation(len(each))[:count]
@@ -107,7 +106,6 @@ FAULTS = {
     # fault -> features, and the numbers that must name it
     "drawn to the mean, 90 %": (lambda f: drawn_to_the_mean(f.own, 0.9), {"recall"}),
     "80 %": (lambda f: drawn_to_the_mean(f.own, 0.8), {"recall", "pair_distance"}),
-    "60 %": (lambda f: drawn_to_the_mean(f.own, 0.6), {"recall", "pair_distance"}),
     # At 400 pictures recall sees it as well.
     "each face twice": (lambda f: fewer(f, N // 2), {"frechet_distance"}),
     "20 faces again and again": (lambda f: fewer(f, N // 10), {"frechet_distance", "recall"}),
@@ -131,7 +129,7 @@ FINE = {"drawn to the mean, 90 %", "each face twice", "blur", "noise", "half of 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_every_fault_is_named(fault: str, faces: Faces, untouched: dict[str, Row]) -> None:
-    if fault in FINE and not (REAL / "CelebA-HQ-img").is_dir():
+    if fault in FINE and not (REAL_FACES / "CelebA-HQ-img").is_dir():
         pytest.skip("needs the real faces of ../shared/celeba_hq")
     plant, numbers = FAULTS[fault]
     features = plant(faces)
@@ -167,10 +165,6 @@ def shifted(image: Tensor) -> Tensor:
 
 
 COPIES = {
-    "verbatim": lambda image: image,
-    "mirrored": lambda image: image.flip(-1),
-    "recompressed": jpeg,
-    "shifted by two pixels": shifted,
     "mirrored, shifted, recompressed": lambda image: jpeg(shifted(image.flip(-1))),
     "blurred": lambda image: transforms.gaussian_blur(image, [7, 7], [1.0, 1.0]),
     "half the size": lambda image: transforms.resize(
@@ -190,26 +184,25 @@ def honest(faces: Faces, train_prints: Tensor) -> Match:
 
 
 @pytest.mark.parametrize("kind", COPIES)
-@pytest.mark.parametrize("count", [2, 20])  # 1 and 10 % of the pictures
 def test_copies_are_found_and_counted(
-    kind: str, count: int, faces: Faces, train_prints: Tensor, honest: Match
+    kind: str, faces: Faces, train_prints: Tensor, honest: Match
 ) -> None:
+    count = N // 10
     pictures = faces.heldout.clone()
     pictures[:count] = torch.stack([COPIES[kind](image) for image in faces.train[:count]])
     match = nearest(prints(pictures), train_prints)
     assert (match.correlation[:count] >= COPY).all()
     assert match.face[:count].tolist() == list(range(count))
-    if count == 2:
-        assert match.is_mirrored[:count].all() == ("mirrored" in kind)
+    # Nearly symmetric faces are as near both ways; the first two are not.
+    assert match.is_mirrored[:2].all() == ("mirrored" in kind)
     clusters = {"generated": np.arange(N), "real": np.arange(N)}
     table = copies({"generated": match, "real": honest}, clusters)
     rows = {(each.question, each.set): each for each in table}
     twins = (honest.correlation[count:] >= COPY).sum().item()
     assert rows["copies", "generated"].value == pytest.approx((count + twins) / N)
-    if (REAL / "CelebA-HQ-img").is_dir():
+    if (REAL_FACES / "CelebA-HQ-img").is_dir():
         assert rows["copies", "real"].value <= 0.01  # a photograph that the data holds twice
-    if count == 20:
-        assert rows["copies", "generated"].low > rows["copies", "real"].value
+    assert rows["copies", "generated"].low > rows["copies", "real"].value
 
 
 # --- what was asked ---
