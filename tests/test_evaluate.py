@@ -30,10 +30,14 @@ from settings import override
 SPLITS = (60, 44, 48)  # train, val, test
 COUNT = 50
 # Runs evaluate.py in the root of its first argument, with the config of its second: the sweep, then
-# all questions.
+# all questions. Then it asks for features twice, in a folder of each process: they are in that of
+# the first process alone, then in that of the second alone.
 SCRIPT = """
 import json, sys
 from pathlib import Path
+import torch
+from accelerate import PartialState
+from safetensors.torch import load_file, save_file
 import config
 config.ROOT = Path(sys.argv[1])
 from settings import from_dict
@@ -43,27 +47,18 @@ import evaluate
 for arguments in (["--sweep"], []):
     sys.argv = ["evaluate.py", "--preset", "test", *arguments]
     evaluate.main()
-"""
-# Asks for features twice, in a folder of each process: they are in that of the first process
-# alone, then in that of the second alone.
-FEATURES = """
-import sys
-from pathlib import Path
-import torch
-from accelerate import PartialState
-from safetensors.torch import load_file, save_file
 from evaluation.features import cached_features, stored_at
 from evaluation.networks import FeatureNetwork
 
 class Images(list):
     key = "a hundred grey images"
 
-process = PartialState(cpu=True).process_index
+process = PartialState().process_index
 images = Images(torch.full((3, 4, 4), slot, dtype=torch.uint8) for slot in range(100))
 network = FeatureNetwork("mean colour", lambda batch: batch.float().mean((2, 3)))
 extracted = torch.arange(100.0)[:, None].expand(100, 3)
 for owner, want in ((0, torch.zeros(100, 3)), (1, extracted)):
-    folder = Path(sys.argv[1]) / f"owner_{owner}" / str(process)
+    folder = config.ROOT / f"owner_{owner}" / str(process)
     path = stored_at(network, images, folder)
     path.parent.mkdir(parents=True)
     if process == owner:
@@ -384,27 +379,19 @@ def test_captions_that_one_side_does_not_know_are_not_compared() -> None:
     assert comparison._of_pictures(left, right.assign(stated=0, shown=0), True) == []
 
 
-def in_two_processes(code: str, folder: Path, *arguments: object) -> str:
-    """What a script prints that gets a folder, and what else is given."""
-    (script := folder / "script.py").write_text(code)
-    launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone")
-    words = (*launcher, script, folder, *arguments)
-    return run_python(*words, ACCELERATE_USE_CPU="true").stdout
-
-
-def test_features_that_one_process_alone_finds_are_not_mixed_with_others(tmp_path: Path) -> None:
-    in_two_processes(FEATURES, tmp_path)
-
-
 def test_two_processes_give_the_numbers_of_one(
     prepared: tuple[Path, Config], whole: Path, tmp_path: Path
 ) -> None:
+    """Features that one of them alone finds are not mixed with those of the other."""
     values = override(prepared[1], {"evaluation.sweep_steps": ()})
     for name in ("checkpoints", "data"):
         shutil.copytree(whole / name, tmp_path / name)
-    (tmp_path / "config.json").write_text(json.dumps(values.to_dict()))
-    printed = in_two_processes(SCRIPT, tmp_path, str(tmp_path / "config.json"))
-    assert printed.count("In short") == 2  # one process prints
+    script, stored = tmp_path / "script.py", tmp_path / "config.json"
+    script.write_text(SCRIPT)
+    stored.write_text(json.dumps(values.to_dict()))
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone")
+    done = run_python(*launcher, script, tmp_path, stored, ACCELERATE_USE_CPU="true")
+    assert done.stdout.count("In short") == 2  # one process prints
     found, want = (
         {(e.question, e.space, e.set): e for e in read(p / "outputs/test/metrics.json")}
         for p in (tmp_path, whole)

@@ -2,11 +2,12 @@
 results stay the same to the bit.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from unittest import mock
 
 import pytest
 import torch
+from tape import TapeRecorder
 from torch import Tensor, nn
 
 from config import UNetConfig
@@ -17,98 +18,99 @@ from models.graphs import MAX_GRAPHS, GraphedUNet
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
-class Recorder:
-    """Stands in for a device: counts plain calls, captures and replays."""
+class Network:
+    """A network whose graphs are tapes; counts what runs."""
 
     def __init__(self, network: nn.Module) -> None:
-        self.network, self.events = network, []
-
-    def forward(self, given: Tensor) -> Tensor:
-        self.events.append("plain")
-        return self.network(given)
+        self.network, self.calls = network, 0
+        self.recorders: list[TapeRecorder] = []
 
     def graphed(self) -> GraphedUNet:
         made = GraphedUNet(self.network, "no")
         made.forward = self.forward
         return made
 
-    def capture(self, forward: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> object:
-        self.events.append("capture")
-        held, output = tuple(given.clone() for given in inputs), self.network(*inputs)
+    def forward(self, given: Tensor) -> Tensor:
+        self.calls += 1
+        return self.network(given)
 
-        def replay() -> None:
-            self.events.append("replay")
-            output.copy_(self.network(*held))
+    def recorder(self, device: torch.device) -> TapeRecorder:
+        self.recorders.append(TapeRecorder(device))
+        return self.recorders[-1]
 
-        return graphs._Graph(replay, held, output)
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Calls, of which each recording takes two; recordings; replays."""
+        return self.calls, len(self.recorders), sum(each.replays for each in self.recorders)
 
 
 @pytest.fixture
-def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
-    recorder = Recorder(nn.Linear(3, 3).requires_grad_(False))
+def network(monkeypatch: pytest.MonkeyPatch) -> Iterator[Network]:
+    network = Network(nn.Linear(3, 3))
     monkeypatch.setattr(graphs, "can_graph", lambda inputs: True)
-    monkeypatch.setattr(graphs, "_capture", recorder.capture)
-    return recorder
+    monkeypatch.setattr(graphs, "Recorder", network.recorder)
+    with torch.no_grad():
+        yield network
 
 
-def test_the_second_call_is_captured_and_later_ones_replay_it(recorder: Recorder) -> None:
-    call, given = recorder.graphed(), torch.randn(3, 2, 3)
+def test_the_second_call_is_recorded_and_later_ones_replay_it(network: Network) -> None:
+    call, given = network.graphed(), torch.randn(3, 2, 3)
     outputs = [call(each) for each in given]  # each stays when the graph runs again
-    torch.testing.assert_close(torch.stack(outputs), recorder.network(given))
-    assert recorder.events == ["plain", "capture", "replay", "replay"]
+    assert network.counts == (3, 1, 2)
+    torch.testing.assert_close(torch.stack(outputs), network.network(given))
 
 
 @pytest.mark.parametrize("change", ["shape", "dtype", "layout"])
-def test_inputs_of_another_kind_are_another_graph(recorder: Recorder, change: str) -> None:
-    recorder.network = nn.Identity()
-    call, given = recorder.graphed(), torch.randn(3, 3)
+def test_inputs_of_another_kind_are_another_graph(network: Network, change: str) -> None:
+    network.network = nn.Identity()
+    call, given = network.graphed(), torch.randn(3, 3)
     others = {"shape": given[:2], "dtype": given.double(), "layout": given.T}
     call(given), call(given)
     call(others[change])
-    assert recorder.events == ["plain", "capture", "replay", "plain"]
+    assert network.counts == (4, 1, 1)
 
 
-def test_weights_that_changed_in_place_count_and_moved_ones_are_captured_anew(
-    recorder: Recorder,
+def test_weights_that_changed_in_place_count_and_moved_ones_are_recorded_anew(
+    network: Network,
 ) -> None:
-    call, given = recorder.graphed(), torch.randn(2, 3)
+    call, given = network.graphed(), torch.randn(2, 3)
     call(given), call(given)
-    recorder.network.weight.mul_(2)
-    torch.testing.assert_close(call(given), recorder.network(given))
-    recorder.events.clear()
-    recorder.network.weight.data = recorder.network.weight.clone()
+    network.network.weight.mul_(2)
+    torch.testing.assert_close(call(given), network.network(given))
+    assert network.counts == (3, 1, 2)
+    network.network.weight.data = network.network.weight.clone()
     call(given), call(given)
-    assert recorder.events == ["plain", "capture", "replay"]
+    assert network.counts == (6, 2, 3)
 
 
-def test_a_capture_that_fails_is_said_once_and_the_network_runs_without_it(
-    recorder: Recorder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_recording_that_fails_is_said_once_and_the_network_runs_without_it(
+    network: Network, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With the first error: ending such a capture raises another one."""
 
-    def fail(forward: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> None:
+    def fail(*_: object) -> None:
         try:
             raise RuntimeError("operation not permitted when stream is capturing")
         finally:
             raise RuntimeError("operation failed due to a previous error")
 
-    monkeypatch.setattr(graphs, "_capture", fail)
-    call, given = recorder.graphed(), torch.randn(2, 3)
+    monkeypatch.setattr(TapeRecorder, "record", fail)
+    call, given = network.graphed(), torch.randn(2, 3)
     for _ in range(3):
-        torch.testing.assert_close(call(given), recorder.network(given))
-    assert recorder.events == ["plain"] * 3
+        torch.testing.assert_close(call(given), network.network(given))
+    assert network.counts == (4, 1, 0)
     said = capsys.readouterr().out
     assert said.count("no CUDA graph") == 1 and "not permitted" in said
 
 
-def test_few_graphs_are_kept(recorder: Recorder) -> None:
-    call = recorder.graphed()
+def test_few_graphs_are_kept(network: Network) -> None:
+    call = network.graphed()
     for size in range(1, MAX_GRAPHS + 3):
         call(torch.zeros(size, 3)), call(torch.zeros(size, 3))
     assert len(call.graphs) == MAX_GRAPHS
-    recorder.events.clear()
+    before = network.calls
     call(torch.zeros(1, 3))  # the first was dropped
-    assert recorder.events == ["plain"]
+    assert network.calls == before + 1
 
 
 @needs_cuda
