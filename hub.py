@@ -19,13 +19,22 @@ def is_hub_id(name: str, *homes: Path) -> bool:
     """Whether a name is an id of the hub, owner/name or owner/name@revision, and not a path that
     may be misspelt: of another form, or below a folder that one of the homes has.
     """
-    repository = name.partition("@")[0]
+    repository, _ = parse_revision(name)
     try:
         validate_repo_id(repository)
     except HFValidationError:
         return False
     owner, slash, _ = repository.partition("/")
     return bool(slash) and not any((home / owner).is_dir() for home in homes)
+
+
+def parse_revision(name: str) -> tuple[str, str | None]:
+    """
+    >>> parse_revision("owner/name@main"), parse_revision("owner/name")
+    (('owner/name', 'main'), ('owner/name', None))
+    """
+    repository, _, revision = name.partition("@")
+    return repository, revision or None
 
 
 def download(load: Callable[[], Got]) -> Got:

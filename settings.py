@@ -145,8 +145,8 @@ def from_dict(values: Any, kind: type[Settings], base: Settings | None = None) -
     hints, read = get_type_hints(kind), {}
     for name, value in values.items():
         if name not in hints:
-            near = nearest(name, hints)
-            raise ValueError(f"{kind.__name__} has no {name!r}{near}; config.py lists all settings")
+            near, file = nearest(name, hints), f"{kind.__module__.replace('.', '/')}.py"
+            raise ValueError(f"{kind.__name__} has no {name!r}{near}; {file} lists all settings")
         is_section, own = dataclasses.is_dataclass(hints[name]), getattr(base, name, None)
         read[name] = from_dict(value, hints[name], own) if is_section else _read(value, hints[name])
     try:

@@ -35,6 +35,7 @@ from custom_datasets.celeba_files import (
     read_metadata,
 )
 from custom_datasets.drawn_faces import MARKER_FILE
+from custom_datasets.images import ENDINGS
 from custom_datasets.recognition import (
     UNKNOWN,
     attribute_digests,
@@ -49,11 +50,10 @@ from custom_datasets.splits import (
     official_split,
     split_by_chance,
 )
-from hub import download, is_hub_id
+from hub import download, is_hub_id, parse_revision
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-UNREAD_SUFFIXES = (".heic", ".heif", ".avif", ".tif", ".tiff", ".bmp", ".gif", ".jfif")
-UNREAD = "not JPEG, PNG or WebP: convert it to one of these"
+UNREAD_ENDINGS = (".heic", ".heif", ".gif", ".avif")  # the last where Pillow lacks it
+UNREAD = "a format that is not read: convert it to JPEG or PNG"
 CELEBA_RATES = {"Male": 0.42, "Young": 0.77, "Smiling": 0.48, "No_Beard": 0.84}  # HQ's within .05
 RATE_TOLERANCE, ENOUGH = 0.2, 1_000  # faces, below which rates tell nothing
 WAYS = "; name a folder of faces, or a data set on the hub, with data.source: see docs/data.md"
@@ -218,8 +218,9 @@ def _open_folder(source: str) -> FaceTable:
     places = (folder, folder / IMAGE_FOLDER, *folder.glob(f"*/{IMAGE_FOLDER}"))
     folder = next((p for p in places if p.name == IMAGE_FOLDER and p.is_dir()), folder)
     files = list_files(folder)
-    names = [name for name in files if name.lower().endswith(SUFFIXES)]
-    left_out = {name: UNREAD for name in files if name.lower().endswith(UNREAD_SUFFIXES)}
+    names = [name for name in files if name.lower().endswith(ENDINGS)]
+    others = (name for name in files if name not in {*names})
+    left_out = {name: UNREAD for name in others if name.lower().endswith(UNREAD_ENDINGS)}
     columns = pd.DataFrame({"file_name": names})
     metadata = [folder / name for name in files if name.rpartition("/")[2] in METADATA_FILES]
     if metadata:
@@ -229,7 +230,7 @@ def _open_folder(source: str) -> FaceTable:
     names = columns["file_name"].tolist()
     if not names:
         raise FileNotFoundError(
-            f"{folder.resolve()} holds no JPEG, PNG or WebP picture that can be used; it holds "
+            f"{folder.resolve()} holds no picture that can be used; it holds "
             f"{', '.join(files[:5]) or 'nothing'}{reasons_in_lines(left_out)}"
         )
     pictures = datasets.Dataset.from_dict(
@@ -269,11 +270,12 @@ def _open_dataset(source: str) -> FaceTable:
     """A data set on the hub, or a folder of parquet files: `datasets` fetches it once, and keeps a
     memory-mapped copy.
     """
+    place, revision = (source, None) if is_path(source) else parse_revision(source)
     if not is_at_hand(source):
-        place = datasets.config.HF_DATASETS_CACHE
-        print(f"{source}: datasets keeps the download, and a copy of it in {place}")
+        cache = datasets.config.HF_DATASETS_CACHE
+        print(f"{source}: datasets keeps the download, and a copy of it in {cache}")
     try:
-        parts = download(lambda: datasets.load_dataset(source))
+        parts = download(lambda: datasets.load_dataset(place, revision=revision))
     except (ConnectionError, FileNotFoundError) as error:
         kind = ConnectionError if isinstance(error, ConnectionError) else FileNotFoundError
         raise kind(f"{error}{WAYS}") from error
@@ -301,7 +303,7 @@ def is_at_hand(source: str | Path) -> bool:
     """Whether a source can be opened without a download."""
     if is_path(source):
         return Path(source).is_dir()
-    owner, _, name = str(source).rpartition("/")
+    owner, _, name = parse_revision(str(source))[0].rpartition("/")
     kept = "___".join(filter(None, (owner, camelcase_to_snakecase(name))))  # as datasets names it
     infos = (Path(datasets.config.HF_DATASETS_CACHE) / kept).glob("*/*/*/dataset_info.json")
     return any(path.parent.suffix != ".incomplete" for path in infos)

@@ -9,11 +9,9 @@ import numpy as np
 from torch import Tensor
 
 from custom_datasets.celeba_files import caption_column, list_files, read_metadata
-from custom_datasets.images import open_rgb, read_image
+from custom_datasets.images import ENDINGS, open_rgb, read_image
 from evaluation.sets import ORDER_SEED
 from inference.picture_sets import PictureFiles, key_of
-
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif")
 
 
 class FolderImages(PictureFiles):

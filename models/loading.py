@@ -23,7 +23,7 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from config import CODE, ROOT
-from hub import download, is_hub_id
+from hub import download, is_hub_id, parse_revision
 
 Model = TypeVar("Model", bound=nn.Module)
 Opened = TypeVar("Opened")  # a tokenizer and the like
@@ -78,7 +78,7 @@ def address(name: str, purpose: str) -> tuple[str, dict[str, Any]]:
             f"is no folder {folder} with a config.json, nor one of that name in "
             f"LDM_MODELS_DIR{there}"
         )
-    repository, _, revision = place.partition("@")
+    repository, revision = parse_revision(place)
     return repository, {"revision": revision} if revision else {}
 
 

@@ -159,7 +159,7 @@ def write_parquet(name: str, columns: dict[str, list]) -> None:
 
 def as_file(image: Image.Image) -> dict[str, bytes | None]:
     content = io.BytesIO()
-    image.save(content, "JPEG", quality=95)
+    image.resize((48, 48)).save(content, "JPEG", quality=90)
     return {"path": None, "bytes": content.getvalue()}
 
 
@@ -202,7 +202,7 @@ def test_from_an_empty_machine_to_trained_steps(hub: dict[str, str], tmp_path: P
 
     said = train(tmp_path, hub)
     assert "the source holds 24183 train, 2988 val, 2813 test" in said
-    said = train(tmp_path, hub, "name=copy", "data.source=someone/pictures")
+    said = train(tmp_path, hub, "name=copy", "data.source=someone/pictures@main")
     assert f"{STRANGERS} of {KNOWN + STRANGERS}" in said
     faces, split = np.load(tmp_path / "train.npz"), official_split()[:KNOWN]
     assert np.array_equal(faces["indices"], np.flatnonzero(split == 0))

@@ -131,7 +131,8 @@ def test_the_attributes_are_found_beside_a_folder_of_pictures_alone(
 ) -> None:
     """In data/celeba_hq, though CELEBA_HQ_DIR names the pictures; not in a folder beside them."""
     copy, kept = root / "copies" / "mine", root / "data" / "celeba_hq"
-    write_pictures(copy, {f"{index}.png": index for index in range(12)})
+    endings = ("png", "jfif", "BMP", "tiff", "webp", "jpeg")
+    write_pictures(copy, {f"{index:02d}.{endings[index % 6]}": index for index in range(12)})
     kept.mkdir(parents=True)
     write_annotation(kept, list(range(30)))
     (root / "copies" / "other").mkdir()
