@@ -8,13 +8,9 @@ Answers the questions of `evaluation/questions.py` and writes them at the end, a
 import os
 import sys
 from collections.abc import Sequence
-from datetime import timedelta
 
 from command_line import add_checkpoint, command, config_from, parser, path
 
-# The others wait while the main process downloads and screens the faces, and for each other after
-# numbers, which take a quarter of an hour or more for 50,000 pictures.
-PATIENCE = timedelta(hours=12)
 EVALUATED = (  # what can change without another training; the checkpoint decides the rest
     *("sampling.", "models.decoder", "data.picture_size", "evaluation.", "name="),
     *("data.source", "data.drawn_counts", "data.loader_workers"),
@@ -42,6 +38,7 @@ def main() -> None:
     from evaluation.questions import LEADING, QUESTIONS, finish
     from evaluation.table import as_text
     from models.device import choose_device
+    from training.processes import PATIENCE
 
     if arguments.compare:
         print(as_text(compare(*arguments.compare)))

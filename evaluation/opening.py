@@ -113,16 +113,14 @@ def _own_pictures(config: Config, test: FaceImages, model: TextToFace) -> dict[s
     """The pictures of a model, one for each caption of a test face."""
     count, how = config.evaluation.count, config.sampling
     captions = test.captions(count)
-    # Where nothing is known to be asked for: the pictures of the empty caption.
-    texts = [each.text for each in captions] or [""] * count
-    request = sets.request_for(texts, how)
+    request = sets.request_for([caption.text for caption in captions], how)
     pictures = generate_set(model, request, config.output_folder / "generated")
     place = Path(os.path.relpath(pictures.paths[0].parent, config.output_folder))
     return {
         "pictures": pictures,
         "names": [path.name for path in pictures.paths],
         "captions": captions,
-        "described": np.arange(count) % len(test) if captions else None,
+        "described": np.arange(count) % len(test),
         "model": model,
         "request": request,
         "protocol": request.protocol(model) | {"pictures": place.as_posix()},

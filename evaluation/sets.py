@@ -67,12 +67,7 @@ class FaceImages(Sequence[Tensor]):
         return self.faces[int(self.slots[slot])].image
 
     def captions(self, count: int) -> list[Caption]:
-        """So many captions: one of each face, then another wording of each, and so on.
-
-        Empty where the data has neither attributes nor captions.
-        """
-        if not self.faces.has_attributes and self.faces.given_captions is None:
-            return []
+        """So many captions: one of each face, then another wording of each, and so on."""
         return [
             self.faces.caption(int(self.slots[slot]), wording, CAPTION_SEED)
             for wording, slot in (divmod(caption, len(self)) for caption in range(count))

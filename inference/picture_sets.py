@@ -45,10 +45,7 @@ class Request:
             "model": model.identity,
             **decoder,
             "weights": "EMA",
-            "sampler": self.sampling.sampler,
-            "steps": self.sampling.steps,
-            "guidance_scale": self.sampling.guidance_scale,
-            **special_guidance(self.sampling),
+            **way_of(self.sampling),
             "n": len(self.prompts),
             "seeds": f"{self.seeds[0]} to {self.seeds[-1]}, one a picture",
             "precision": "float32" if model.precision == "no" else model.precision,
@@ -62,10 +59,10 @@ class Request:
         return key_of(self.protocol(model), self.prompts, self.seeds)
 
 
-def special_guidance(how: SamplingConfig) -> dict[str, object]:
-    """The settings of guidance that are in use, but for its scale."""
-    names = ("guidance_below", *(PERTURBED if how.perturbed_attention_scale else ()))
-    return {name: value for name in names if (value := getattr(how, name)) is not None}
+def way_of(how: SamplingConfig) -> dict[str, object]:
+    """The settings that decide a picture, as far as they are in use."""
+    unused = {"prompts", *(() if how.perturbed_attention_scale else PERTURBED)}
+    return {k: value for k, value in vars(how).items() if value is not None and k not in unused}
 
 
 def key_of(*facts: object) -> str:
@@ -186,10 +183,7 @@ def facts_of(
         "prompt": prompt,
         "negative_prompt": negative_prompt,
         "seed": seed,
-        "sampler": how.sampler,
-        "steps": how.steps,
-        "guidance_scale": how.guidance_scale,
-        **special_guidance(how),
+        **way_of(how),
         "preset": model.config.name,
         "weights": model.identity,
         "decoder": f"{model.config.models.decoder} {model.decoder_key}",

@@ -30,7 +30,8 @@ SUPPORTED = {
     DistributedType.MULTI_XPU,
 }
 # How long a process waits for the others: for the main one, while it downloads and looks through
-# the faces. One that has ended is noticed at once, by the launcher.
+# the faces, and in an evaluation for numbers, which take a quarter of an hour or more for 50,000
+# pictures. One that has ended is noticed at once, by the launcher.
 PATIENCE = timedelta(hours=12)
 # Ctrl-C; the end of a job; a closed terminal; SLURM's warning before its time limit. Windows
 # knows the first two.
