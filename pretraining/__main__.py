@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from command_line import command, path
+from config import CODE
 from files import write_json
 from pretraining.decoder_config import DecoderConfig
 from settings import override
@@ -47,13 +48,18 @@ def read_arguments() -> argparse.Namespace:
 
 
 def how_made(source: str | None) -> str:
-    """The command, without the folders of this machine, behind that of the model it began with."""
+    """The command, without the folders of this machine, and its commit, whose options it takes;
+    behind that of the model it began with.
+    """
 
     def without_folder(word: str) -> str:
         option, equals, value = word.rpartition("=")
         return f"{option}{equals}{Path(value).name}" if Path(value).is_absolute() else word
 
-    commands = [f"python -m pretraining {shlex.join(map(without_folder, sys.argv[1:]))}"]
+    from training.run_folder import commit_of  # which imports torch
+
+    words, commit = shlex.join(map(without_folder, sys.argv[1:])), commit_of(CODE)
+    commands = [f"python -m pretraining {words} (commit {commit})"]
     before = Path(source or "") / "measured.json"
     if before.is_file():
         commands.insert(0, json.loads(before.read_text(encoding="utf-8"))["made_by"])

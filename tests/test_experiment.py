@@ -164,9 +164,9 @@ def test_a_commit_is_that_of_this_repository_and_says_if_files_differ(
     (tmp_path / "inner" / "file").write_text("one")
     git("init", "-q"), git("add", "."), git("commit", "-qm", "one")
     commit = git("rev-parse", "HEAD")
-    assert run_folder._commit(tmp_path) == commit
+    assert run_folder.commit_of(tmp_path) == commit
     (tmp_path / "inner" / "file").write_text("two")
-    assert run_folder._commit(tmp_path) == f"{commit} with edits"
-    assert run_folder._commit(tmp_path / "inner") == ""
+    assert run_folder.commit_of(tmp_path) == f"{commit} with edits"
+    assert run_folder.commit_of(tmp_path / "inner") == "not a git checkout"
     monkeypatch.setenv("PATH", str(tmp_path))  # a machine without git
-    assert run_folder._commit(tmp_path) == ""
+    assert run_folder.commit_of(tmp_path) == "not a git checkout"

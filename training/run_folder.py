@@ -72,15 +72,15 @@ def describe_environment(device: torch.device, precision: str = "no") -> dict[st
         "diffusers": diffusers.__version__,
         "transformers": transformers.__version__,
         "accelerate": accelerate.__version__,
-        "commit": _commit(CODE) or "not a git checkout",
+        "commit": commit_of(CODE),
         "device": f"{device.type}: {name or platform.machine()}",
         "precision": precision,
         "threads": str(torch.get_num_threads()),
     }
 
 
-def _commit(folder: Path) -> str:
-    """The commit of a repository, and whether its files differ; empty in a copy without git."""
+def commit_of(folder: Path) -> str:
+    """The commit of a repository, and whether its files differ, as far as that is known."""
 
     def git(*words: str) -> str:
         command = ["git", "-C", str(folder), *words]
@@ -88,7 +88,7 @@ def _commit(folder: Path) -> str:
 
     # A copy may lie inside of another repository, whose commit would tell nothing.
     if shutil.which("git") is None or Path(git("rev-parse", "--show-toplevel")) != folder:
-        return ""
+        return "not a git checkout"
     is_edited = bool(git("status", "--porcelain", "--untracked-files=no"))
     return git("rev-parse", "HEAD") + (" with edits" if is_edited else "")
 
