@@ -33,7 +33,7 @@ def faces(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 def trained() -> tuple[AttributeClassifier, list[judge.Epoch]]:
     torch.manual_seed(0)
     classifier = AttributeClassifier(SETTINGS, ATTRIBUTES)
-    epochs = list(judge.train_judge(classifier, faces(256, 1), faces(96, 2), SETTINGS))
+    epochs = list(judge.train_judge(classifier, faces(128, 1), faces(96, 2), SETTINGS))
     return classifier.eval(), epochs
 
 

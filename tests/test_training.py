@@ -165,12 +165,12 @@ def test_the_unet_computes_in_the_asked_precision_at_every_step(
 
 
 def test_it_overfits_eight_faces(opening: Opening) -> None:
-    changes = {"num_epochs": 300, "checkpoint_every_n_epochs": 300, "learning_rate": 3e-3}
+    changes = {"num_epochs": 100, "checkpoint_every_n_epochs": 100, "learning_rate": 3e-3}
     arguments = opening(Latents(8, 0.0), flip=False, **changes)
     losses = [step.loss for step in loop.train(arguments)]
     # Latents of white noise cannot be guessed, only remembered: without memory the loss stays at 1.
-    assert len(losses) == 300 and np.mean(losses[:5]) > 0.95
-    assert np.mean(losses[-100:]) < 0.75
+    assert len(losses) == 100 and np.mean(losses[:5]) > 0.95
+    assert np.mean(losses[-40:]) < 0.85  # .78 with three seeds
 
 
 @pytest.mark.parametrize("allowed", [0, 1, 2])
