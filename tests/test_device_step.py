@@ -57,14 +57,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
 @pytest.mark.parametrize(
     ("precision", "micro_batch_size", "not_finite"),
-    [
-        ("no", None, 6),
-        ("no", 3, None),
-        ("bf16", None, None),
-        ("bf16", 3, 6),
-        ("fp16", None, None),
-        ("fp16", 3, 8),
-    ],
+    [("no", None, 6), ("bf16", 3, None), ("fp16", 3, 8)],
 )
 def test_a_replayed_step_is_the_step_to_the_bit(
     opening: Opening,
@@ -153,23 +146,22 @@ def test_a_run_goes_on_between_devices_with_and_without_graphs(
     assert len(losses[0]) == STEPS and losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
-@pytest.mark.parametrize("precision", ["no", "fp16"])
 def test_a_stop_and_a_resume_change_nothing(
-    opening: Opening, recorders: list[TapeRecorder], precision: str
+    opening: Opening, recorders: list[TapeRecorder]
 ) -> None:
-    """In float16 with a scale that falls all the way."""
+    """In float16 with a scale that falls before the recording and after it, and then fits."""
 
     def take(name: str, stop: int) -> Experiment:
-        opened = opening(name=name, **BASE, mixed_precision=precision)
+        opened = opening(name=name, **BASE, mixed_precision="fp16")
         if opened.state.step == 0:
-            opened.state.scaler._init_scale = 2.0**60
+            opened.state.scaler._init_scale = 2.0**25
         list(zip(range(stop - opened.state.step), train(opened), strict=False))
         opened.close()
         return opened
 
     whole = take("whole", STEPS)
-    for stop in (6, STEPS):
-        parts = take("parts", stop)
+    assert 0 < take("parts", 6).state.updates < 6 - PLAIN_STEPS
+    parts = take("parts", STEPS)
     assert difference(left_in(whole.folder), left_in(parts.folder)) == ""
 
 
