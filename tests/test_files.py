@@ -68,6 +68,24 @@ def test_who_does_not_wait_is_refused_until_the_holder_is_killed(
         assert f"process {os.getpid()}" in (tmp_path / "lock.holder").read_text()
 
 
+# NFS without its lock daemon; Lustre without -o flock, and some FUSE mounts.
+@pytest.mark.parametrize("answer", [errno.ENOLCK, errno.ENOSYS])
+def test_a_file_system_without_locks_is_said_once_and_worked_on(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    answer: int,
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(answer, os.strerror(answer))
+
+    monkeypatch.setattr(pytest.importorskip("fcntl"), "flock", refuse)
+    for wait in (True, False):
+        with locked(tmp_path / "lock", wait):
+            pass
+    assert capsys.readouterr().err.count("without locks") == 1
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
 @pytest.mark.parametrize(("umask", "mode"), [(0o077, 0o600), (0o002, 0o664)])
 def test_a_file_has_the_mode_that_the_umask_gives_whoever_writes_it(
