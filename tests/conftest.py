@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's client is imported
 # Equality to the bit, which many tests state, is the CPU's; a test that needs a GPU names it.
@@ -27,7 +28,7 @@ from models.custom_unet_celeba_ldm import build_unet
 from models.vae_wrapper import Posterior
 from pretraining.clip import ClipSettings, build_clip, build_image_processor, train_tokenizer
 from settings import override
-from training import checkpoints
+from training import checkpoints, run_folder
 from training.checkpoints import Checkpoint, Fingerprint
 from training.experiment import Experiment
 from training.state import new_state
@@ -207,6 +208,33 @@ def run_python(
     assert done.returncode == 0, (done.stdout + done.stderr)[-9000:]
     return done
 
+
+# --- what a run leaves ---
+
+
+def left_in(folder: Path) -> dict[str, Any]:
+    """All that a run leaves, but for its timings: the newest checkpoint without its config, and the
+    logs.
+    """
+    _, checkpoint = checkpoints.open_newest(folder, map_memory=False)
+    logs = {name: run_folder.read_lines(folder / name) for name in run_folder.LOGS}
+    for line in logs[run_folder.LOSSES]:
+        line.pop("images_per_second")
+    return vars(checkpoint) | logs | {"config": None}
+
+
+def difference(a: Any, b: Any, where: str = "") -> str:
+    """Where two values first differ, through containers; empty: they are the same bit for bit."""
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return "" if a.dtype == b.dtype and torch.equal(a, b) else where
+    if isinstance(a, dict) and isinstance(b, dict) and list(a) == list(b):
+        return next((d for k in a if (d := difference(a[k], b[k], f"{where}.{k}"))), "")
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
+        return difference(dict(enumerate(a)), dict(enumerate(b)), where)
+    return "" if a == b else where or "at the top"
+
+
+# --- runs ---
 
 COUNT = 26  # made-up faces: three batches of 8 and an incomplete one
 

@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 
 import pytest
 import torch
-from what_is_left import difference
+from conftest import difference
 
 from config import Config, get_config
 from training import checkpoints, run_folder

@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from conftest import Opening
+from conftest import Opening, difference, left_in
 from tape import RefusingRecorder, TapeRecorder
-from what_is_left import difference, left_in
 
 from models import graphs as graphs_module
 from models.custom_unet_celeba_ldm import compile_blocks

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from conftest import COUNT, Latents, Opening
-from what_is_left import difference, left_in
+from conftest import COUNT, Latents, Opening, difference, left_in
 
 import config as config_module
 import train
