@@ -1,4 +1,4 @@
-"""An exported run: opened by diffusers alone, in a process that cannot see the repository."""
+"""An exported run: diffusers alone opens it and makes the same pictures."""
 
 import json
 import re
@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import change_run, run_python
-from diffusers import StableDiffusionPipeline
+from conftest import change_run
+from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from PIL import Image
 from safetensors.torch import load_file
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel
 
 from diffusion.sampling import build_sampler, set_timesteps
 from evaluation.sets import request_for
@@ -18,30 +19,7 @@ from inference.exporting import export, model_card
 from inference.text_to_face import TextToFace
 from models.loading import fingerprint
 
-PROMPTS = ["a young man with a beard", "a portrait of an older woman, smiling"]
-SEEDS = [31, 4]
-
-ALONE = """
-import sys
-import numpy as np
-import torch
-from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
-from PIL import Image
-
-folder, prompts, seeds = sys.argv[1], sys.argv[2].split("|"), map(int, sys.argv[3].split())
-times = [int(t) for t in sys.argv[4].split()]
-pipeline = StableDiffusionPipeline.from_pretrained(folder)
-options = {"guidance_scale": 2.5, "output_type": "np"}
-generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-np.save("images.npy", pipeline(prompts, generator=generators, timesteps=times, **options).images)
-options["num_inference_steps"] = 6
-face = Image.new("RGB", (64, 64), (150, 110, 90))
-changing = StableDiffusionImg2ImgPipeline.from_pretrained(folder)
-images = changing(prompts[0], image=face, strength=0.5, **options).images
-assert images.shape == (1, 64, 64, 3) and np.isfinite(images).all()
-assert not DDIMScheduler.from_config(pipeline.scheduler.config).config.clip_sample
-assert not any(name in sys.modules for name in ("config", "models", "diffusion"))
-"""
+SEED = 31
 
 
 def opened(place: Path) -> TextToFace:
@@ -70,25 +48,24 @@ def test_no_file_tells_where_the_models_lay(run: Path, exported: Path) -> None:
     assert all(file.stat().st_mode & 0o044 == 0o044 for file in exported.rglob("*.*"))  # for others
 
 
-def test_diffusers_alone_finds_the_same_pictures(
-    model: TextToFace, exported: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "elsewhere").mkdir()
-    numbers = (" ".join(map(str, each)) for each in (SEEDS, card_timesteps(exported)))
-    words = ("-c", ALONE, exported, "|".join(PROMPTS), *numbers)
-    run_python(*words, folder=tmp_path / "elsewhere", PYTHONPATH="")
-    theirs = np.load(tmp_path / "elsewhere" / "images.npy")
-    ours = model.generate(PROMPTS, SEEDS, guidance_scale=2.5).permute(0, 2, 3, 1).numpy()
-    assert ours.std() > 0.02
-    np.testing.assert_allclose(theirs, ours, atol=2e-3)
+def test_diffusers_alone_opens_it_for_other_uses(exported: Path) -> None:
+    """With an image to start from, or another sampler; no class of this repository is needed."""
+    parts = json.loads((exported / "model_index.json").read_text()).values()
+    libraries = {part[0] for part in parts if isinstance(part, list)}
+    assert libraries == {"diffusers", "transformers", None}  # None: what it does not have
+    pipeline = StableDiffusionImg2ImgPipeline.from_pretrained(exported)
+    how = {"strength": 0.5, "num_inference_steps": 6, "output_type": "np"}
+    images = pipeline("a man", Image.new("RGB", (64, 64), (150, 110, 90)), **how).images
+    assert images.shape == (1, 64, 64, 3) and np.isfinite(images).all()
+    assert not DDIMScheduler.from_config(pipeline.scheduler.config).config.clip_sample
 
 
 @pytest.mark.parametrize(
     "changes",
     [
+        [],
         ["guidance_below=700"],
-        ["perturbed_attention_scale=2"],
-        ["perturbed_attention_scale=2", "perturbed_attention_below=500"],
+        ["perturbed_attention_scale=2", "guidance_below=700"],
         ["perturbed_attention_scale=2", "perturbed_attention_below=500", "guidance_below=700"],
     ],
 )
@@ -103,12 +80,12 @@ def test_the_cards_code_guides_as_the_run(run: Path, tmp_path: Path, changes: li
     )
     opening, calling = code.split("image = ")
     exec(opening, told := {})
-    torch.manual_seed(SEEDS[0])
+    torch.manual_seed(SEED)
     exec(f"image = {calling}", told)
-    ours = (each.generate(each.config.sampling.prompts[0], SEEDS[:1]) for each in (model, plain))
+    ours = (each.generate(each.config.sampling.prompts[0], [SEED]) for each in (model, plain))
     changed, unchanged = (pictures[0].permute(1, 2, 0).numpy() for pictures in ours)
     np.testing.assert_allclose(told["image"], changed, atol=2e-3)
-    assert np.abs(unchanged - changed).max() > 0.02
+    assert not changes or np.abs(unchanged - changed).max() > 0.02
 
 
 def test_guidance_that_diffusers_does_not_have_is_refused(run: Path, tmp_path: Path) -> None:
@@ -126,12 +103,8 @@ def test_transformers_4_and_5_find_their_names(model: TextToFace, exported: Path
     }
     weights = load_file(exported / "text_encoder" / "model.safetensors")
     assert all(name.startswith("text_model.") for name in weights)
-    ours = model.text_encoder
     theirs = CLIPTextModel.from_pretrained(exported / "text_encoder")
-    assert fingerprint(theirs) == fingerprint(ours)
-    (exported / "tokenizer" / "tokenizer.json").unlink(missing_ok=True)
-    old_form = CLIPTokenizer.from_pretrained(exported / "tokenizer")
-    assert old_form(PROMPTS).input_ids == ours.tokenizer(PROMPTS).input_ids
+    assert fingerprint(theirs) == fingerprint(model.text_encoder)
 
 
 def test_an_export_may_be_repeated_but_overwrites_nothing_else(
