@@ -157,6 +157,7 @@ def test_two_users_at_once_get_their_own_pictures(address: str) -> None:
     assert answers == [ask(1), ask(2)]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows ends a process without a signal")
 def test_the_page_is_served_behind_a_proxy_until_it_is_ended_and_leaves_nothing(
     run: Path, tmp_path: Path
 ) -> None:

@@ -33,6 +33,9 @@ from settings import from_dict, override
 from training.experiment import Experiment
 from training.loop import train
 
+if os.name == "nt":
+    pytest.skip("Windows has neither SIGKILL nor fork", allow_module_level=True)
+
 KILLS = int(os.environ.get("LDM_TORTURE_KILLS", "4"))
 PRECISIONS = ["no", "bf16"] if "LDM_TORTURE_KILLS" in os.environ else ["no"]
 WRITING = f"celeba_ldm_unet_checkpoint_*{UNFINISHED}"

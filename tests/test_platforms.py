@@ -2,6 +2,7 @@
 then trains and samples `smoke` from nothing.
 """
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -53,6 +54,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.skipif(os.name == "nt", reason="takes away what Windows lacks")
 def test_smoke_trains_and_samples_without_calls_of_unix(tmp_path: Path) -> None:
     script = tmp_path / "smoke.py"
     script.write_text(SMOKE.replace("{without}", WITHOUT_UNIX))
