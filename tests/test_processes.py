@@ -8,7 +8,6 @@ gradients by their own size, and with them their rounding).
 import contextlib
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -17,11 +16,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import Opening
 
 from config import Config
-from files import locked
 from settings import override
 from training import checkpoints, run_folder
+from training.loop import train
 from training.processes import require_same
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,32 +55,39 @@ def settled(tiny_config: Config) -> Config:
     return override(tiny_config, {"training": plain | saving})
 
 
-def start(processes: int, root: Path, config: Config, script: str = TRAIN) -> subprocess.Popen:
-    """The script in so many processes; errors go to <root>.err."""
+def launch(processes: int, root: Path, config: Config) -> subprocess.Popen:
+    """`TRAIN` in so many processes; errors go to <root>.err."""
     root.parent.mkdir(parents=True, exist_ok=True)
     (values := root.parent / "config.json").write_text(json.dumps(config.to_dict()))
-    (code := root.parent / "train_many.py").write_text(script)
-    command = [sys.executable, str(code)]
-    if processes > 1:
-        launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
-        command = [sys.executable, *launcher, str(code)]
+    (code := root.parent / "train_many.py").write_text(TRAIN)
+    launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
     places = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    words = [*launcher, code, root, values, root.with_suffix(".faces")]
     return subprocess.Popen(
-        [*command, str(root), str(values), str(root.parent / f"{root.name}.faces")],
+        [sys.executable, *map(str, words)],
         env=os.environ | places,
-        stdout=(root.parent / f"{root.name}.out").open("a"),
-        stderr=(root.parent / f"{root.name}.err").open("a"),
+        stdout=root.with_suffix(".out").open("a"),
+        stderr=root.with_suffix(".err").open("a"),
         start_new_session=True,
     )
 
 
-def finish(processes: int, root: Path, config: Config) -> None:
-    """Train to the end."""
-    assert start(processes, root, config).wait(300) == 0, errors_of(root)
+def kill_after_a_checkpoint(process: subprocess.Popen, root: Path) -> None:
+    """Kill the launcher and its workers, as soon as they have saved one."""
+    deadline = time.monotonic() + 240
+    while not checkpoints.checkpoints(folder_of(root)):
+        assert process.poll() is None and time.monotonic() < deadline, errors_of(root)
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    for mark in root.parent.glob(f"{root.name}.pid*"):  # of workers: in groups of their own
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(mark.suffix.removeprefix(".pid")), signal.SIGKILL)
+    process.wait()
+    time.sleep(0.5)
 
 
 def errors_of(root: Path) -> str:
-    return (root.parent / f"{root.name}.err").read_text()[-4000:]
+    return root.with_suffix(".err").read_text()[-4000:]
 
 
 def folder_of(root: Path) -> Path:
@@ -108,65 +115,22 @@ def assert_same_run(one: Path, other: Path) -> None:
         assert torch.cat(differences).square().mean().sqrt() < 0.01 * MOVED, part
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the run of one process lies; made by `whole`."""
-    return tmp_path_factory.mktemp("alone") / "run"
-
-
-@pytest.fixture
-def whole(alone: Path, tiny_config: Config) -> Path:
-    """The run of one process that was never stopped."""
-    if not folder_of(alone).is_dir():
-        finish(1, alone, settled(tiny_config))
-    return alone
-
-
-def test_two_processes_train_the_same_run(tiny_config: Config, whole: Path, tmp_path: Path) -> None:
-    root = tmp_path / "many"
-    finish(2, root, settled(tiny_config))
-    assert_same_run(whole, root)
-    lines = [json.loads(line) for line in (tmp_path / "many.faces").read_text().splitlines()]
-    assert len({line["process"] for line in lines}) == 2
-    for epoch in (range(1, 4), range(4, 7)):
-        shown = [face for line in lines if line["step"] in epoch for face in line["faces"]]
-        assert sorted(shown) == list(range(24))  # every face once, whoever computed it
-    # One process speaks, and the caches were filled by all.
-    assert (tmp_path / "many.out").read_text().count("encoding") <= 1
-
-
-def test_a_run_goes_from_two_processes_to_four_to_one(
-    tiny_config: Config, whole: Path, tmp_path: Path
+def test_a_run_goes_from_two_processes_to_three(
+    tiny_config: Config, start: Opening, tmp_path: Path
 ) -> None:
-    """Killed at random in between, and started again with another number."""
-    root, rng = tmp_path / "moving", random.Random(3)
-    counts = iter([2, 4, 2])
-    for processes in counts:
-        process = start(processes, root, settled(tiny_config))
-        reached = len(checkpoints.checkpoints(folder_of(root)))
-        deadline = time.monotonic() + 240
-        while len(checkpoints.checkpoints(folder_of(root))) == reached:
-            assert process.poll() is None and time.monotonic() < deadline, errors_of(root)
-            time.sleep(0.05)
-        time.sleep(rng.uniform(0, 0.2))
-        os.killpg(process.pid, signal.SIGKILL)
-        for mark in tmp_path.glob("moving.pid*"):  # its workers, which are in groups of their own
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(mark.suffix.removeprefix(".pid")), signal.SIGKILL)
-            mark.unlink()
-        process.wait()
-        time.sleep(0.5)
-    finish(1, root, settled(tiny_config))
-    assert_same_run(whole, root)
-
-
-def test_a_second_run_is_refused_in_every_process(tiny_config: Config, tmp_path: Path) -> None:
-    root = tmp_path / "held"
-    with locked(folder_of(root) / "run.lock"):
-        assert start(2, root, settled(tiny_config)).wait(240) != 0
-    errors = errors_of(root)
-    assert f"in use by process {os.getpid()}" in errors
-    assert "process 0 failed while opening the run folder" in errors
+    """Killed in between, it ends as that of one process. Three share eight faces unevenly."""
+    alone, root = start(settled(tiny_config), "alone"), tmp_path / "moving"
+    list(train(alone.open_all()))
+    kill_after_a_checkpoint(launch(2, root, settled(tiny_config)), root)
+    (faces := root.with_suffix(".faces")).unlink(missing_ok=True)
+    assert launch(3, root, settled(tiny_config)).wait(300) == 0, errors_of(root)
+    assert_same_run(tmp_path / "alone", root)
+    lines = [json.loads(line) for line in faces.read_text().splitlines()]
+    assert len({line["process"] for line in lines}) == 3
+    for step in {line["step"] for line in lines}:
+        shown = [face for line in lines if line["step"] == step for face in line["faces"]]
+        assert sorted(shown) == sorted(alone.batches.faces(step - 1)), step
+    assert root.with_suffix(".err").read_text().count("encoding") == 1  # one process speaks
 
 
 @pytest.mark.parametrize("others", [["judge"], []])

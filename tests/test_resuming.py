@@ -101,6 +101,20 @@ def test_a_run_folder_is_held_from_the_opening_to_the_end(opening: Opening) -> N
         pass
 
 
+def test_a_folder_in_use_is_refused_in_every_process(
+    opening: Opening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first process finds it so and tells the others, which would wait for it."""
+    opened, told = opening(), []
+    opened.close()
+    monkeypatch.setattr("training.processes.gather_object", lambda mine: told.extend(mine) or told)
+    with locked(opened.folder / "run.lock"), pytest.raises(InUse):
+        Experiment(opened.config, opened.folder)
+    assert told == [0]
+    with pytest.raises(RuntimeError, match="process 0"):  # of another process, which has no lock
+        Experiment(opened.config, opened.folder)
+
+
 @pytest.mark.parametrize(
     ("change", "is_refused"),
     [
