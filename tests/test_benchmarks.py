@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -24,24 +25,12 @@ from training import loop
 # --- the clock ---
 
 
-class Counted:
-    """A worker that takes given seconds, and notes its turns."""
-
-    def __init__(self, turns: list[str], name: str, *seconds: float) -> None:
-        self.turns, self.name, self.seconds = turns, name, list(seconds)
-
-    def block(self, min_seconds: float) -> dict[str, float]:
-        self.turns.append(self.name)
-        taken = self.seconds.pop(0)
-        return {"clock": taken, "processor": 2 * taken}
-
-
 def test_jobs_alternate_and_their_first_block_does_not_count() -> None:
-    turns: list[str] = []
-    workers = {"a": Counted(turns, "a", 9, 1, 3), "b": Counted(turns, "b", 99, 4, 6)}
-    times = timing.alternate(workers, 0, "test")
-    assert turns == ["a", "b"] * 3
-    assert [block["clock"] for block in times["a"]] == [1, 3]
+    both = Mock()
+    both.a.block.side_effect = [{"clock": seconds} for seconds in (9, 1, 3)]
+    both.b.block.side_effect = [{"clock": seconds} for seconds in (99, 4, 6)]
+    times = timing.alternate({"a": both.a, "b": both.b}, 0, "test")
+    assert [name for name, *_ in both.mock_calls] == ["a.block", "b.block"] * 3
     assert timing.ratio(times["a"], times["b"], "clock") == "2.5 [2, 4]"
 
 
@@ -82,12 +71,6 @@ def test_two_jobs_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     found = cpu.compared("sleeping", jobs, 0, 1)
     assert found["seconds of this"] < found["seconds of other"]
     assert 1 < float(found["times longer"].split()[0]) < 4
-
-
-@pytest.mark.parametrize("folder", ["before", "this"])
-def test_this_checkout_is_compared_with_one_in_any_folder(folder: str) -> None:
-    for jobs in cpu.against(Path(folder)).values():
-        assert [checkout for _, checkout in jobs.values()] == [ROOT, Path(folder)]
 
 
 # --- what is timed ---
