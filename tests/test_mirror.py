@@ -54,32 +54,13 @@ def test_a_fresh_machine_goes_on_from_the_mirror(
         assert torch.equal(second.state.unet.state_dict()[name], value)
 
 
-def test_a_mirror_that_is_away_costs_a_message_and_catches_up(
+def test_what_was_refused_last_follows_when_the_run_is_started_again(
     machine: Callable[..., Experiment],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    really, calls = shutil.copyfile, []
-
-    def copyfile(source: Path, target: Path) -> None:
-        calls.append(source)
-        if len(calls) == 1:
-            raise OSError(107, "Transport endpoint is not connected")
-        really(source, target)
-
-    monkeypatch.setattr(mirror.shutil, "copyfile", copyfile)
-    opened = machine("first")
-    assert len(list(train(opened))) == 6
-    assert capsys.readouterr().out.count("not connected") == 1
-    kept = {path.name for path in checkpoints.checkpoints(opened.folder)}
-    assert {path.name for path in (tmp_path / "drive" / "test").glob("*.pt")} == kept
-
-
-def test_what_was_refused_last_follows_when_the_run_is_started_again(
-    machine: Callable[..., Experiment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A run that has ended saves no more."""
+    """A drive that is away costs messages and no step; a run that has ended saves no more."""
 
     def refuse(source: Path, target: Path) -> None:
         raise OSError(107, "Transport endpoint is not connected")
@@ -88,6 +69,7 @@ def test_what_was_refused_last_follows_when_the_run_is_started_again(
         away.setattr(mirror.shutil, "copyfile", refuse)
         opened = machine("first")
         assert len(list(train(opened))) == 6
+    assert "not connected" in capsys.readouterr().out
     drive = tmp_path / "drive" / "test"
     assert not list(drive.glob("*.pt"))
     again = machine("first")
@@ -126,6 +108,9 @@ def test_a_drive_that_is_not_mounted_is_not_an_empty_one(
     send(there, run)
     assert "mounted" in capsys.readouterr().out
     assert not (tmp_path / "drive").exists()
+    (tmp_path / "drive" / "MyDrive").mkdir(parents=True)
+    send(there, run)
+    assert names(there) == [checkpoints.newest_checkpoint(run).name]
 
 
 class Hub:
