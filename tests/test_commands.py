@@ -75,22 +75,16 @@ def home(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return home
 
 
-def test_a_repository_that_cannot_be_made_is_refused_before_the_export(
+def test_a_push_is_refused_before_the_export_and_makes_no_repository_for_nothing(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sys, "argv", ["export.py", "--preset=smoke", "--push-to-hub=nobody/here"])
     monkeypatch.setattr("inference.exporting.export", None)
-    monkeypatch.setattr(sys, "argv", ["export.py", "--preset=smoke", "--push-to-hub=nobody/here"])
-    with pytest.raises(SystemExit, match="1"):
+    with pytest.raises(SystemExit, match="1"):  # there is no hub
         export.main()
-
-
-def test_no_repository_is_made_for_weights_that_are_not_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(config, "ROOT", tmp_path)
+    (home / "checkpoints" / "smoke").unlink()
     monkeypatch.setattr(export, "make_repository", None)
-    monkeypatch.setattr(sys, "argv", ["export.py", "--preset=smoke", "--push-to-hub=nobody/here"])
-    with pytest.raises(SystemExit, match="1"):
+    with pytest.raises(SystemExit, match="1"):  # there are no weights
         export.main()
 
 
@@ -116,10 +110,10 @@ def facts(file: Path) -> dict[str, object]:
 
 
 def test_each_picture_is_a_file_that_tells_how_it_was_made(
-    call: Callable[..., list[Path]], run: Path
+    call: Callable[..., list[Path]], run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    how = ("--set=sampling.steps=2", "--negative-prompt=a man")
-    made = call(PROMPT, "--count=3", "--seed=7", *how)
+    words = ("--count=3", "--seed=7", "--set=sampling.steps=2", "--negative-prompt=a man")
+    made = call(PROMPT, *words)
     assert [facts(file)["seed"] for file in made] == [7, 8, 9]
     told = {"prompt": PROMPT, "negative_prompt": "a man", "steps": 2, "sampler": "dpm++"}
     assert told.items() <= facts(made[0]).items()
@@ -128,6 +122,8 @@ def test_each_picture_is_a_file_that_tells_how_it_was_made(
         assert (read(file) - picture).abs().max() < 1.5 / 255
     assert len(list(made[0].parent.glob("grid_*.png"))) == 1
     assert not made[0].stat().st_mode & 0o044 ^ 0o044  # others can read it
+    monkeypatch.setattr(TextToFace, "generate", None)
+    assert call(PROMPT, *words) == made  # what is there is not made again
 
 
 def test_whatever_decides_a_picture_is_in_its_name(call: Callable[..., list[Path]]) -> None:
@@ -140,19 +136,6 @@ def test_whatever_decides_a_picture_is_in_its_name(call: Callable[..., list[Path
     ]
     for number, words in enumerate(ways, start=1):
         assert len(call("--count=1", *words)) == number
-
-
-def test_an_interrupted_command_resumes(
-    call: Callable[..., list[Path]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = call(PROMPT, "--count=3")
-    before = {file: file.read_bytes() for file in made}
-    times = {file: file.stat().st_mtime_ns for file in made[:2]}
-    made[2].unlink()
-    assert {file: file.read_bytes() for file in call(PROMPT, "--count=3")} == before
-    assert {file: file.stat().st_mtime_ns for file in made[:2]} == times
-    monkeypatch.setattr(TextToFace, "generate", None)
-    call(PROMPT, "--count=3")
 
 
 def test_a_word_that_no_caption_has_is_hinted_at(
