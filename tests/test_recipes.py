@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
+from test_planted_faults import colours
 
 import config as config_module
 from benchmarks import recipe_leg
@@ -20,11 +20,6 @@ from training.loop import TIMED_STEPS
 
 BATCH, FACES = 8, 60
 STEPS_AN_EPOCH = FACES // BATCH
-
-
-def colours(images: torch.Tensor) -> torch.Tensor:
-    """Mean colours, (N, 48)."""
-    return torch.nn.functional.adaptive_avg_pool2d(images / 255, 4).flatten(1)
 
 
 @pytest.fixture
