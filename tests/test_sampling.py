@@ -58,10 +58,7 @@ def ours(sampler: str, prediction_type: str) -> SchedulerMixin:
 
 @SAMPLERS
 @BOTH
-@pytest.mark.parametrize(
-    ("std", "error"),
-    [(10.0, 0.0), (5.0, 0.0), (1.0, 0.0), (0.3, 0.0), (0.2, 0.0), (1.0, 0.03), (0.5, 0.03)],
-)
+@pytest.mark.parametrize(("std", "error"), [(10.0, 0.0), (0.2, 0.0), (1.0, 0.03)])
 def test_the_samples_have_the_datas_deviation(
     sampler: str, prediction_type: str, std: float, error: float
 ) -> None:
