@@ -41,10 +41,8 @@ def replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}{UNFINISHED}")
     try:
-        temporary.touch()
-        mode = (
-            temporary.stat().st_mode
-        )  # of any new file; safetensors makes one for its owner alone
+        temporary.touch()  # with the mode of any new file; safetensors makes another for its owner
+        mode = temporary.stat().st_mode
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())

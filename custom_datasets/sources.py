@@ -52,7 +52,7 @@ from custom_datasets.splits import (
 )
 from hub import download, is_hub_id, parse_revision
 
-UNREAD_ENDINGS = (".heic", ".heif", ".gif", ".avif")  # the last where Pillow lacks it
+UNREAD_ENDINGS = tuple({".heic", ".heif", ".gif", ".avif"} - {*ENDINGS})
 UNREAD = "a format that is not read: convert it to JPEG or PNG"
 CELEBA_RATES = {"Male": 0.42, "Young": 0.77, "Smiling": 0.48, "No_Beard": 0.84}  # HQ's within .05
 RATE_TOLERANCE, ENOUGH = 0.2, 1_000  # faces, below which rates tell nothing
@@ -219,8 +219,7 @@ def _open_folder(source: str) -> FaceTable:
     folder = next((p for p in places if p.name == IMAGE_FOLDER and p.is_dir()), folder)
     files = list_files(folder)
     names = [name for name in files if name.lower().endswith(ENDINGS)]
-    others = (name for name in files if name not in {*names})
-    left_out = {name: UNREAD for name in others if name.lower().endswith(UNREAD_ENDINGS)}
+    left_out = {name: UNREAD for name in files if name.lower().endswith(UNREAD_ENDINGS)}
     columns = pd.DataFrame({"file_name": names})
     metadata = [folder / name for name in files if name.rpartition("/")[2] in METADATA_FILES]
     if metadata:
