@@ -16,7 +16,9 @@ from torchvision.transforms.v2 import functional as transforms
 # Pillow's other decoders stay closed to unknown files. AVIF came with Pillow 11.3.
 AVIF = ("AVIF",) if features.check("avif") else ()
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", *AVIF)
-ENDINGS = tuple(end for end, form in Image.registered_extensions().items() if form in IMAGE_FORMATS)
+ENDINGS = tuple(
+    ending for ending, form in Image.registered_extensions().items() if form in IMAGE_FORMATS
+)
 ImageFile = Path | BinaryIO  # a file on disk, or its content in memory
 
 

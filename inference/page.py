@@ -45,7 +45,8 @@ def build_page(model: TextToFace) -> gr.Blocks:
         galleries: list[list[Image]] = [[], []]
         try:
             given = {"guidance_scale": scale, "steps": steps, "sampler": sampler}
-            how = model.settings(**{k: v for k, v in given.items() if v is not None})
+            given = {name: value for name, value in given.items() if value is not None}
+            how = model.settings(**given)
             yield [*galleries, "begins"]  # without the pictures before
             for place, text in enumerate([prompt, other] if other else [prompt]):
                 for pictures, line in pictures_of(model, text, seeds, how, negative):

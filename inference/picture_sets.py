@@ -62,7 +62,8 @@ class Request:
 def way_of(how: SamplingConfig) -> dict[str, object]:
     """The settings that decide a picture, as far as they are in use."""
     unused = {"prompts", *(() if how.perturbed_attention_scale else PERTURBED)}
-    return {k: value for k, value in vars(how).items() if value is not None and k not in unused}
+    used = {name: value for name, value in vars(how).items() if name not in unused}
+    return {name: value for name, value in used.items() if value is not None}
 
 
 def key_of(*facts: object) -> str:
