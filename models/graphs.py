@@ -69,14 +69,8 @@ def is_wanted() -> bool:
 
 
 def open_recorder(device: torch.device) -> Recorder | None:
-    """A recorder for this device; None where graphs are not wanted or cannot be had."""
-    if device.type != "cuda" or not is_wanted():
-        return None
-    try:
-        return Recorder(device)
-    except RuntimeError as error:
-        print(f"no CUDA graphs: {reason_of(error)}")
-        return None
+    """A recorder for this device; None where it has no graphs, or they are not wanted."""
+    return Recorder(device) if device.type == "cuda" and is_wanted() else None
 
 
 class _Graph(NamedTuple):
