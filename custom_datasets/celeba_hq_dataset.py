@@ -96,7 +96,9 @@ class CelebAHQ(Dataset):
         return read_image(self.file(position), self.image_size, name)
 
     def images(self, which: Any = slice(None), workers: int = 4) -> torch.Tensor:
-        """The images at these positions, any index of a numpy array, uint8 (n, 3, S, S)."""
+        """The images at these positions, any index of a numpy array, uint8 (n, 3, S, S); all by
+        default.
+        """
         positions = np.arange(len(self))[which].tolist()
         images = torch.empty((len(positions), 3, *[self.image_size] * 2), dtype=torch.uint8)
 
@@ -106,10 +108,6 @@ class CelebAHQ(Dataset):
         with ThreadPoolExecutor(max(1, workers)) as readers:
             list(readers.map(read, range(len(positions))))  # the list raises what a reader raised
         return images
-
-    def all_images(self, workers: int = 4) -> torch.Tensor:
-        """All images in memory, uint8 (N, 3, S, S)."""
-        return self.images(workers=workers)
 
     def of_split(self, split: str | None) -> "CelebAHQ":
         """The faces of one split; None: all.

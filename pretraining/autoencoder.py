@@ -26,7 +26,7 @@ SQUARE_WEIGHT, EDGE_WEIGHT, KL_WEIGHT = 5.0, 0.5, 5e-4
 def make(arguments: argparse.Namespace) -> dict[str, Any]:
     """Train, save and measure an autoencoder."""
     train, test = open_splits(arguments.faces, arguments.image_size)
-    images, held_out = train.all_images(), test.all_images()
+    images, held_out = train.images(), test.images()
     model = train_autoencoder(images, arguments.minutes, choose_device())
     factor = set_scaling_factor(model, images[choose(len(images), MEASURED)])
     facts = measure(VAEWrapper(model), held_out, held_out)

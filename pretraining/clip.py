@@ -53,10 +53,10 @@ def make(arguments: argparse.Namespace) -> dict[str, Any]:
     def caption(face: int, step: int) -> str:
         return describe(train.attributes[face], face, step)
 
-    model = train_clip(train.all_images(), caption, tokenizer, arguments.minutes, choose_device())
+    model = train_clip(train.images(), caption, tokenizer, arguments.minutes, choose_device())
     shown = choose(len(test), 100)
     told = [describe(row, i, seed=7) for i, row in enumerate(test.attributes[shown])]
-    facts = retrieval_accuracy(model, tokenizer, test.all_images()[shown], told)
+    facts = retrieval_accuracy(model, tokenizer, test.images()[shown], told)
     model.half().save_pretrained(arguments.out)  # still more precise than it is
     save_tokenizer(tokenizer, arguments.out)
     build_image_processor(train.image_size).save_pretrained(arguments.out)

@@ -64,7 +64,7 @@ def make(arguments: argparse.Namespace) -> dict[str, Any]:
     start = grown(before, size, picture_size)
     sampled = read_latents(arguments.sampled, before, size) if arguments.sampled else None
     small, large = (open_splits(arguments.faces, pixels) for pixels in (size, picture_size))
-    faces = small[0].all_images(), large[0].all_images()
+    faces = small[0].images(), large[0].images()
     *_, last = train_decoder(start, *faces, arguments.config, device, sampled)
     save_decoder_alone(last.averaged, out)
     shown = choose(len(small[1]), MEASURED)

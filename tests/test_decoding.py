@@ -91,7 +91,7 @@ def test_training_is_the_same_and_the_decoder_is_opened_before_it(
 def test_latents_of_larger_pictures_are_those_of_the_faces(
     run: Path, decoders: dict[int, str], drawn_folder: Path
 ) -> None:
-    small, large = (CelebAHQ(drawn_folder, "test", size).all_images() for size in SIZES)
+    small, large = (CelebAHQ(drawn_folder, "test", size).images() for size in SIZES)
     model = TextToFace.from_run(run)
     expected = model.encode(to_model_range(small))
     assert torch.equal(expected, model.vae.encode(to_model_range(small)).mean)

@@ -95,7 +95,7 @@ def write_run(root: Path, values: Config) -> None:
     folder = save_run(root / "checkpoints" / "test", values)
     classifier = judge.new_judge(values.classifier, "cpu").eval()
     faces = CelebAHQ(values.data.source, "val", 32)
-    readings = judge.read_well(classifier, faces.all_images(), torch.from_numpy(faces.attributes))
+    readings = judge.read_well(classifier, faces.images(), torch.from_numpy(faces.attributes))
     facts = {"validation": readings.reset_index().to_dict("records")}
     classifier.save(folder / "celeba_attribute_classifier.pt", facts)
 

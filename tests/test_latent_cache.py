@@ -72,7 +72,7 @@ def test_the_cache_holds_what_encoding_gives(
     cache = open_cache(faces, vae, tmp_path, flip, batch_size=5, workers=1)
     assert cache.values.shape == (24, 1 + flip, 2, 4, 8, 8)
     assert cache.values.dtype == np.float16
-    source, images = ImageLatents(faces, vae, workers=1), to_model_range(faces.all_images())
+    source, images = ImageLatents(faces, vae, workers=1), to_model_range(faces.images())
     assert len(cache) == len(source) == 24
     for side in range(1 + flip):
         asked = np.arange(24), np.full(24, bool(side))
@@ -101,7 +101,7 @@ def test_threads_that_encode_whole_batches_take_turns_and_small_parts(
     with ThreadPoolExecutor(3) as pool:
         found = [each.result() for each in [pool.submit(source.fetch, *asked) for _ in range(3)]]
     assert sizes == 3 * [5, 5, 2]
-    expected = vae.encode(to_model_range(faces.all_images()[:12]))
+    expected = vae.encode(to_model_range(faces.images()[:12]))
     for each in found:
         torch.testing.assert_close(each, expected)
 

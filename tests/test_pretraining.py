@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def images(drawn_folder: Path) -> Tensor:
     """Training faces at 64 px, uint8 (24, 3, 64, 64)."""
-    return CelebAHQ(drawn_folder, "train", 64).all_images()
+    return CelebAHQ(drawn_folder, "train", 64).images()
 
 
 @pytest.fixture
