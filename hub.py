@@ -29,7 +29,8 @@ def is_hub_id(name: str, *homes: Path) -> bool:
 
 
 def parse_revision(name: str) -> tuple[str, str | None]:
-    """
+    """An id of the hub without its revision, and the revision where it names one.
+
     >>> parse_revision("owner/name@main"), parse_revision("owner/name")
     (('owner/name', 'main'), ('owner/name', None))
     """
