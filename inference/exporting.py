@@ -1,6 +1,7 @@
 """Writes a model as a folder that diffusers' `StableDiffusionPipeline` opens, with a model card."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ from diffusers import StableDiffusionPipeline
 from config import SamplingConfig
 from diffusion.sampling import build_sampler, spread_timesteps
 from files import write_text
-from inference.picture_sets import PERTURBED, Request
+from inference.picture_sets import Request
 from inference.text_to_face import TextToFace
 from models.decoder import whole_autoencoder
 from models.text_encoder import save_text_weights, save_tokenizer
@@ -18,10 +19,10 @@ from models.text_encoder import save_text_weights, save_tokenizer
 LEADING = ("FID", "frechet_distance", "recall", "clip_score", "balanced_accuracy")
 HEAD = ("| number | set | value | 95% | n |", "|---|---|---|---|---|")
 LINE = "| {question} ({space}) | {set} | {value:.3f} | {low:.3f} to {high:.3f} | {n} |"
-GUIDANCE = ("guidance_scale", "guidance_below", *PERTURBED)
-PROTOCOL = ("n", "sampler", "steps", *GUIDANCE, "precision", "reference", "split")
+SAMPLING = tuple(each.name for each in fields(SamplingConfig) if each.name != "prompts")
+PROTOCOL = ("n", *SAMPLING, "precision", "reference", "split")
 # What has to be the pipeline's own.
-DECISIVE = ("model", "decoder", "sampler", "steps", *GUIDANCE, "code_version")
+DECISIVE = ("model", "decoder", *SAMPLING, "code_version")
 TITLE = "# Text-to-face latent diffusion"
 CARD = """---
 library_name: diffusers
