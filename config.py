@@ -239,7 +239,7 @@ class EvaluationConfig(Section):
     min_balanced_accuracy: float = setting(0.85, min=0, max=1)
     sweep_count: int = setting(200, min=40)  # pictures per setting of the sweep
     sweep_scales: tuple[float, ...] = setting((1.0, 2.0, 3.0, 5.0), min=0)  # of guidance
-    sweep_steps: tuple[int, ...] = setting((10, 25, 50), min=1)  # of the preset's sampler
+    sweep_steps: tuple[int, ...] = setting((10, 25, 50), min=1)  # of the run's sampler
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -313,7 +313,7 @@ class Config:
 
     @property
     def cache_folder(self) -> Path:
-        """Where what can be made again is kept: latents, hidden states, lists of whole images."""
+        """Where what can be made again is kept: latents, lists of whole images."""
         return ROOT / "data"
 
     @property

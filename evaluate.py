@@ -1,7 +1,7 @@
 """Judge a run: `python evaluate.py --preset demo`, or on all GPUs `accelerate launch evaluate.py`.
 
 Answers the questions of `evaluation/questions.py` and writes them at the end, as a whole, into
-`outputs/<preset>/evaluations/<what was measured>`; the newest numbers also into
+`outputs/<preset>/evaluations/<what was measured>`; the newest whole table also into
 `outputs/<preset>/metrics.json`. Pictures and features are kept: the same command resumes.
 """
 

@@ -2,7 +2,7 @@
 
 Guidance strengthens what captions state. It can cost variety, which a distance hardly sees. So
 every setting has the pair, distance and recall, and the share of stated attributes that are shown,
-each also as a paired difference from the preset's own setting.
+each also as a paired difference from the run's own setting.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,7 +26,7 @@ CHANGE = "_change"  # after a number's name: its paired difference to the first 
 
 
 def settings(sampling: SamplingConfig, plan: EvaluationConfig) -> dict[str, SamplingConfig]:
-    """The preset's own sampling, then other guidance scales, then other numbers of steps."""
+    """The run's own sampling, then other guidance scales, then other numbers of steps."""
     changes: list[dict[str, float]] = [{}]
     changes += [{"guidance_scale": scale} for scale in plan.sweep_scales]
     changes += [{"steps": steps} for steps in plan.sweep_steps]
@@ -91,7 +91,7 @@ def answer(evaluation: Evaluation) -> Table:
     has_judge = evaluation.networks.judge is not None and any(stated)
     features, shown = {}, {}
     for name, how in settings(request.sampling, plan).items():
-        pictures = evaluation.pictures  # of the preset's own setting there are some already
+        pictures = evaluation.pictures  # of the run's own setting there are some already
         if how != request.sampling:
             few = request_for(request.prompts[:count], how)
             pictures = generate_set(model, few, evaluation.folder / "generated")

@@ -153,6 +153,8 @@ class TextToFace:
 
         Raises:
             ValueError: an argument that cannot be used, or a prompt that is too long.
+            TypeError: a seed is not a whole number.
+            FloatingPointError: a picture is not finite.
         """
         prompts, seeds = paired(prompts, seeds)
         how = override(how or self.config.sampling, changes)

@@ -35,7 +35,8 @@ def read_arguments() -> argparse.Namespace:
     options.add_argument("--from", dest="source", required=True, metavar="MODEL", help=help)
     help = "whose latents are decoded, where --from holds a decoder alone"
     options.add_argument("--autoencoder", metavar="MODEL", help=help)
-    options.add_argument("--picture-size", type=int, help="pixels decoded: as many, or twice")
+    help = "pixels decoded: as many as --from makes, or (AutoencoderTiny) twice"
+    options.add_argument("--picture-size", type=int, help=help)
     options.add_argument("--sampled", type=path, help="latents (python -m pretraining.latents)")
     help = "change a setting of pretraining/decoder_config.py; may be given several times"
     options.add_argument(

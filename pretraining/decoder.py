@@ -58,9 +58,10 @@ def make(arguments: argparse.Namespace) -> dict[str, Any]:
         ValueError: the autoencoder, the sizes, the latents or the faces do not fit each other.
     """
     size, out, device = arguments.image_size, arguments.out, choose_device()
-    picture_size = arguments.picture_size or size
     Perception()  # where its packages are missing, say so before the faces are read
     autoencoder, before = open_start(arguments.source, arguments.autoencoder, out)
+    own_size = size // before.downsampling * before.upsampling
+    picture_size = arguments.picture_size or own_size
     start = grown(before, size, picture_size)
     sampled = read_latents(arguments.sampled, before, size) if arguments.sampled else None
     small, large = (open_splits(arguments.faces, pixels) for pixels in (size, picture_size))

@@ -200,9 +200,10 @@ def test_a_decoder_is_made_and_goes_on_with_latents_that_a_run_sampled(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    sizes = ("--faces", drawn_folder, "--image-size", 32, "--picture-size", 64)
+    sizes = ("--faces", drawn_folder, "--image-size", 32)
     options = ("decoder", *sizes, "--minutes", 3, "--set", "batch_size=4", "--out")
-    first = call(monkeypatch, *options, tmp_path / "first", "--from", tiny_autoencoder_folder)
+    words = ("--from", tiny_autoencoder_folder, "--picture-size", 64)
+    first = call(monkeypatch, *options, tmp_path / "first", *words)
     assert first["settings"]["batch_size"] == 4 and first["steps"] == 3
     assert set(first["before"]) == {"psnr_db", "detail_ratio"} and first["before"] != first["after"]
     made = open_beside(str(tmp_path / "first"), vae)
@@ -213,6 +214,7 @@ def test_a_decoder_is_made_and_goes_on_with_latents_that_a_run_sampled(
     words += ("--autoencoder", tiny_autoencoder_folder)
     second = call(monkeypatch, *options, tmp_path / "second", *words)
     assert second["made_by"].startswith(f"{first['made_by']}, then python -m pretraining decoder")
+    assert second["picture_size"] == 64  # as the decoder that it starts from
     assert second["before"] == first["after"] and str(tmp_path) not in json.dumps(second)
     encoded = torch.randn(1, 4, 8, 8)
     last = open_beside(str(tmp_path / "second"), vae)

@@ -125,8 +125,9 @@ def main_process_first(accelerator: Accelerator | PartialState, doing: str) -> I
 def stop_on_signal() -> Iterator[threading.Event]:
     """Turn the first of these signals into a set event, so that the current step is finished.
 
-    A second one takes effect at once. One that is ignored stays so: under `nohup` a closed terminal
-    stops nothing. Outside the main thread nothing is changed: Python delivers no signals there.
+    A second one of the same kind takes effect at once. One that is ignored stays so: under `nohup`
+    a closed terminal stops nothing. Outside the main thread nothing is changed: Python delivers no
+    signals there.
     """
     stop = threading.Event()
     before: dict[int, Any] = {}
