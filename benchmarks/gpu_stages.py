@@ -100,8 +100,6 @@ def warm_steps(case: Case, batch: int, way: str) -> Iterator[Callable[[], Any]]:
 
 def speed(case: Case, batch: int, way: str, best: float | None) -> dict[str, Any]:
     """A step's time, its share of the matrix rate, the most memory, and the time to begin."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
     start, rounds = time.perf_counter(), []
     with warm_steps(case, batch, way) as step:
         ready = time.perf_counter() - start

@@ -253,7 +253,7 @@ def _finite(latents: Tensor, faces: CelebAHQ, positions: np.ndarray) -> np.ndarr
     if wrong.any():
         name = faces.names[int(positions[int(wrong.nonzero()[0])])]
         raise FloatingPointError(
-            f"the latent of {name} is not finite: the autoencoder overflows in this precision; "
-            "set data.encoding=best, or LDM_DEVICE=cpu for this step"
+            f"the latent of {name} is not finite: the autoencoder overflows in this precision. Set "
+            "data.encoding=best; where that is float16, take another card or autoencoder"
         )
     return halves.numpy()

@@ -62,6 +62,8 @@ def compile_blocks(unet: UNet2DConditionModel, backend: str = "inductor") -> Non
     """
     # Graphs of one method: 15 for each size of a micro-batch; the default of 8 is too few.
     torch._dynamo.config.recompile_limit = 256
+    # It would cut each block in two, for gradients to be exchanged in between: they already are.
+    torch._dynamo.config.optimize_ddp = False
     for module in unet.modules():
         if isinstance(module, ResnetBlock2D | Transformer2DModel):
             module.compile(backend=backend, fullgraph=True, dynamic=False)

@@ -70,7 +70,7 @@ def choose_device() -> torch.device:
 
 
 def empty_cache(device: torch.device) -> None:
-    """Give memory that torch keeps back to a GPU, so that larger blocks fit.
+    """Give memory that torch keeps back to a GPU, so that larger blocks fit, and forget its peak.
 
     Older releases refuse it for good after a capture that failed (mended in PyTorch's #180395).
     """
@@ -81,6 +81,8 @@ def empty_cache(device: torch.device) -> None:
     except RuntimeError as error:
         if "captures_underway" not in str(error):
             raise
+    if torch.cuda.is_initialized():  # which torch.cuda.empty_cache asks by itself
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def require_accelerator(device: torch.device, image_size: int) -> None:
@@ -112,15 +114,18 @@ def choose_precision(wanted: str, device: torch.device) -> str:
         ValueError: an unknown precision, or one that this device cannot compute in.
     """
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if wanted == "auto" and launched != "no":
+    is_launched = wanted == "auto" and launched != "no"
+    if is_launched:
         wanted = launched
     if wanted == "auto":
         return "bf16" if has_bfloat16(device) else "fp16" if device.type == "cuda" else "no"
     if wanted not in ("bf16", "fp16", "no"):
         raise ValueError(f"mixed_precision {wanted!r}: choose auto, bf16, fp16 or no")
     if wanted == "bf16" and not has_bfloat16(device):
+        asked = "accelerate launch --mixed_precision" if is_launched else "mixed_precision"
         raise ValueError(
-            f"mixed_precision 'bf16': {device.type} has no bfloat16 arithmetic here; use 'auto'"
+            f"{asked} bf16: {device.type} has no bfloat16 arithmetic here; leave it out, or take "
+            "fp16 (on a GPU) or no"
         )
     return wanted
 
@@ -215,7 +220,7 @@ def matrix_rate(device: torch.device, precision: str) -> float | None:
 
 
 def peak_memory(device: torch.device) -> float:
-    """GB that this process took at most so far: of a CUDA device, else of the computer."""
+    """GB that this process took at most: of CUDA's since `empty_cache`, else of the computer's."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device) / 1e9
     try:

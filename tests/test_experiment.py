@@ -1,8 +1,10 @@
 """Opening an experiment: every part there, and fitting, before any long work."""
 
 import json
+import shlex
 import shutil
 import subprocess
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from custom_datasets.latent_cache import ImageLatents, LatentCache
 from inference.samples import save_samples
 from inference.text_to_face import TextToFace
 from settings import from_dict, override
+from train import read_stored
 from training import checkpoints, processes, run_folder
 from training.loop import train
 
@@ -54,6 +57,21 @@ def test_everything_is_opened_and_trains(
         assert torch.equal(again.state.ema_unet.state_dict()[name], value), name
     uncached = opening(override(tiny_config, "data.cache_latents=false"))
     assert isinstance(uncached.latents, ImageLatents)
+
+
+def test_the_command_for_all_cards_goes_on_with_this_run(
+    tiny_config: Config, opening: Opening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The preset alone would drop what a notebook has changed."""
+    opened = opening(override(tiny_config, ["training.batch_size=4"]))
+    assert "accelerate" not in opened.summary()
+    with monkeypatch.context() as there:
+        there.setattr(opened, "device", torch.device("cuda"))
+        there.setattr(torch.cuda, "device_count", lambda: 2)
+        words = shlex.split(opened.summary().partition("accelerate launch --multi_gpu ")[2])
+    command, option, file = words
+    assert (command, option) == ("train.py", "--config")
+    assert read_stored(Namespace(config=Path(file), changes=[])) == opened.config
 
 
 def test_the_sampler_shows_the_averaged_weights_as_they_are(

@@ -1,8 +1,10 @@
 """Runs that stop and go on: exactly, within what may change, one process at a time."""
 
 import dataclasses
+import gc
 import signal
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from config import Config
 from files import InUse, locked
 from settings import override
 from training import loop, run_folder
+from training.device_step import DeviceStep
 from training.experiment import Experiment
 from training.state import changed_settings
 
@@ -66,6 +69,26 @@ def test_the_second_signal_acts_at_once(opening: Opening) -> None:
     assert "stopped after" not in str(caught.value)
     steps.close()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_stopped_step_gives_its_memory_back_though_a_notebook_keeps_the_error(
+    opening: Opening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step's graphs hold gigabytes, and the cell runs again beside them."""
+    made, compute = [], loop.compute
+
+    def watched(*arguments: Any) -> DeviceStep:
+        step = compute(*arguments)
+        made.append(weakref.ref(step))
+        return step
+
+    monkeypatch.setattr(loop, "compute", watched)
+    with pytest.raises(KeyboardInterrupt, match="stopped after") as caught:
+        for step in loop.train(opening()):
+            if step.number == 1:
+                signal.raise_signal(signal.SIGINT)
+    gc.collect()
+    assert caught.value.__traceback__ is not None and [step() for step in made] == [None]
 
 
 # --- refusals ---

@@ -4,6 +4,7 @@ A notebook takes the parts one by one; a script calls `open_all`, which opens th
 """
 
 import hashlib
+import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import cached_property
@@ -29,7 +30,13 @@ from diffusion.sampling import build_sampler, set_timesteps
 from files import locked, remove_unfinished
 from models.custom_unet_celeba_ldm import build_unet
 from models.decoder import open_decoder
-from models.device import choose_device, choose_precision, require_accelerator, tune_kernels
+from models.device import (
+    choose_device,
+    choose_precision,
+    empty_cache,
+    require_accelerator,
+    tune_kernels,
+)
 from models.loading import fingerprint
 from models.text_encoder import TextEncoder
 from models.vae_wrapper import VAEWrapper
@@ -83,8 +90,9 @@ class Experiment:
             self._held.close()
 
     def close(self) -> None:
-        """Release the run folder, and leave the other processes."""
+        """Release the run folder and memory that no tensor uses, and leave the other processes."""
         self._held.close()
+        empty_cache(self.device)
         self.accelerator.end_training()
 
     def open_all(self) -> "Experiment":
@@ -283,8 +291,9 @@ class Experiment:
         cards = torch.cuda.device_count() if self.device.type == "cuda" else 1
         if cards > 1 and self.accelerator.num_processes == 1:
             yield (
-                f"this process trains on one of {cards} GPUs. For all of them: "
-                f"accelerate launch --multi_gpu train.py --preset {self.config.name}"
+                f"this process trains on one of {cards} GPUs. For all of them end it, and then: "
+                "accelerate launch --multi_gpu train.py --config "
+                + shlex.quote(str(self.folder / "config.json"))
             )
 
 

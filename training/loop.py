@@ -19,7 +19,7 @@ from torch import Tensor
 from config import TrainingConfig
 from diffusion.objective import Objective
 from models.custom_unet_celeba_ldm import uncompile_blocks
-from models.device import PRECISIONS, autocast, freed_memory_kept, peak_memory
+from models.device import PRECISIONS, autocast, empty_cache, freed_memory_kept, peak_memory
 from models.graphs import open_recorder
 from models.text_encoder import TextEncoder
 from training import checkpoints, run_folder
@@ -57,6 +57,7 @@ def train(experiment: Experiment) -> Iterator[Step]:
     settings, precision = config.training, experiment.precision
     is_main = accelerator.is_main_process
     total_steps = batches.steps_per_epoch * settings.num_epochs
+    empty_cache(device)  # which the encoder of the latents has filled
     on_device = compute(
         state, experiment.objective, experiment.text_encoder, settings, precision, accelerator
     )
@@ -139,6 +140,7 @@ def train(experiment: Experiment) -> Iterator[Step]:
             if is_stopping:
                 if experiment.mirror:  # a notebook's machine may be given back at once
                     experiment.mirror.finish(folder)
+                del on_device, validate  # a notebook keeps this frame, and with it their memory
                 raise KeyboardInterrupt(f"stopped after step {state.step}; start again to resume")
         if experiment.mirror:
             experiment.mirror.finish(folder)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 TIMESTEP_BINS = 10
+TRACKED_STEPS = 10  # of which the tracker is told one: TensorBoard takes milliseconds, a step a few
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def measured(row: Sequence[float]) -> dict[str, Any]:
 def tracked(
     steps: Iterable[Step], accelerator: Accelerator, name: str, done: int = 0
 ) -> Iterator[Step]:
-    """Pass on the steps of a run and log each of them.
+    """Pass on the steps of a run; log every tenth, and each with a validation loss.
 
     Args:
         done: steps that the run has taken; what was logged beyond them is logged again.
@@ -110,8 +111,9 @@ def tracked(
         accelerator.init_trackers(name, init_kwargs=options)
     try:
         for step in steps:
-            with _logs_only(accelerator):
-                accelerator.log(step.values(), step=step.number)
+            if step.number % TRACKED_STEPS == 0 or step.validation_loss is not None:
+                with _logs_only(accelerator):
+                    accelerator.log(step.values(), step=step.number)
             yield step
     finally:
         with _logs_only(accelerator):
