@@ -132,7 +132,7 @@ def cells(leg: dict[str, Any]) -> list[object]:
         (row["question"], row["set"]): f"{row['value']:.3g} [{row['low']:.3g}, {row['high']:.3g}]"
         for row in leg["numbers"]
     }
-    questions = (first["question"], "recall", "balanced_accuracy")
+    questions = (first["question"], "recall", "asked_for")
     changes = ", ".join(f"`{change}`" for change in leg["asked"]["changes"]) or "–"
     pace = [leg[name] for name in ("seed", "minutes", "images_per_second", "images")]
     pictures = f"{first['n']} of {leg['pixels']} px, {first['space']}"

@@ -81,8 +81,8 @@ def consistency(
     Raises:
         NotMeasured: no attribute is asked for and against of 10 faces each.
     """
-    counts = [[len(np.unique(faces[column])) for column in side.T] for side in asked]
-    chosen = np.array(counts) >= MIN_FACES  # (2, 40)
+    counts = np.array([[len(np.unique(faces[column])) for column in side.T] for side in asked])
+    chosen = counts >= MIN_FACES  # (2, 40)
     if not chosen.all(0).any():
         raise NotMeasured(f"no attribute is asked for and against of {MIN_FACES} faces each")
     sets = {name: Rates(values, asked) for name, values in seen.items()}
@@ -94,17 +94,25 @@ def consistency(
             table.append(row(question, MEAN, name, each))
     for name in (GENERATED, REAL):
         if name in sets:
-            table += _each_attribute(name, sets[name], chosen, faces)
+            table += _each_attribute(name, sets[name], counts, faces)
     return table
 
 
-def _each_attribute(name: str, rates: Rates, chosen: np.ndarray, faces: np.ndarray) -> Table:
-    found = jackknife(lambda rows: rates.of_each(rows).ravel(), faces, is_share=True)
-    said = rates.said.sum(0)
+def _each_attribute(name: str, rates: Rates, counts: np.ndarray, faces: np.ndarray) -> Table:
+    """The rows of attributes; few faces are asked for a rare one, and they alone decide its width.
+
+    Args:
+        counts: (2, 40), how many faces are asked.
+    """
+
+    def statistic(rows: np.ndarray) -> np.ndarray:
+        return rates.of_each(rows).ravel()
+
+    found = jackknife(statistic, faces, is_share=True, counted=counts.ravel())
     return [
-        row(SIDES[side], ATTRIBUTES[column], name, each._replace(n=int(said[side, column])))
-        for (side, column), each in zip(np.ndindex(chosen.shape), found, strict=True)
-        if chosen[side, column]
+        row(SIDES[side], ATTRIBUTES[column], name, each)
+        for (side, column), each in zip(np.ndindex(counts.shape), found, strict=True)
+        if each.n >= MIN_FACES
     ]
 
 

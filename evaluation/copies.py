@@ -4,7 +4,7 @@ Two pictures are alike by the correlation of their fine structure, at the best o
 Measured on 8,000 training faces at 128 px: verbatim, mirrored and recompressed copies, shifts of up
 to 4 px, blur and noise give .92 and more, the nearest of 2,000 held-out faces at most .82. The
 threshold does not depend on held-out faces: data may hold a photograph twice, once in the training
-set, and such count as copies (`real`). CelebA-HQ's own are known and in no split.
+set, and such count as copies (`real`). Nearly all of CelebA-HQ's are known and in no split.
 """
 
 from collections.abc import Mapping

@@ -2,8 +2,9 @@
 
 Both depend on n, the Fréchet distance most, so generated pictures, held-out real faces (`real`, the
 floor) and the same through the autoencoder (`reconstructed`) have one n. The control is an
-untrained model. A Fréchet distance hardly changes, and can fall, when features shrink towards their
-mean: read it beside `variety`. Features (N, D) go in; the arithmetic is float64.
+untrained model. With some hundred pictures a Fréchet distance hardly changes, and can fall, when
+features shrink towards their mean: read it beside `variety`. Features (N, D) go in; the arithmetic
+is float64.
 """
 
 from collections.abc import Mapping

@@ -33,6 +33,7 @@ def jackknife(
     clusters: np.ndarray,
     is_share: bool = False,
     by_halves: bool = False,
+    counted: np.ndarray | None = None,
 ) -> list[Estimate]:
     """A statistic with the interval of what other samples of the same kind would give.
 
@@ -46,9 +47,10 @@ def jackknife(
         clusters: (N,) the independent unit (a face) of each row.
         is_share: the numbers are in [0, 1], and so is the interval (`share_interval`).
         by_halves: leave half out each time, as the change of a recall needs; shares always are.
+        counted: (K,) of how many clusters each number is a share; None: of all.
 
     Returns:
-        K estimates, whose n is the number of clusters.
+        K estimates, whose n is the number of clusters that count.
 
     Raises:
         NotMeasured: fewer than 40 clusters.
@@ -70,7 +72,8 @@ def jackknife(
         two = without([part // 2 == number for number in range(PARTS // 2)])
         errors = np.sqrt(_variance_of_smooth(values, one, two))
     if is_share:
-        return [share_interval(*each, n) for each in zip(values, errors, strict=True)]
+        each_n = np.full(len(values), n) if counted is None else counted
+        return [share_interval(*each) for each in zip(values, errors, each_n, strict=True)]
     reach = (QUANTILE if by_halves else PAIR_QUANTILE) * errors
     return [Estimate(n, *map(float, (v, v - r, v + r))) for v, r in zip(values, reach, strict=True)]
 
@@ -110,4 +113,4 @@ def share_interval(value: float, error: float, n: int) -> Estimate:
     middle = (value + z**2 / (2 * size)) / (1 + z**2 / size)
     reach = z / (1 + z**2 / size) * sqrt(value * (1 - value) / size + z**2 / (4 * size**2))
     low, high = min(middle - reach, value), max(middle + reach, value)  # rounding at 0 and 1
-    return Estimate(n, float(value), max(0.0, float(low)), min(1.0, float(high)))
+    return Estimate(int(n), float(value), max(0.0, float(low)), min(1.0, float(high)))

@@ -1,4 +1,4 @@
-"""Does more training still help? The loss of held-out faces over the last quarter of the epochs.
+"""Does the loss of held-out faces still fall, over the last quarter of the epochs?
 
 All epochs are measured on the same faces with the same noise (`training/validation.py`), so the
 difference of two epochs is paired, and far more precise than either loss.
@@ -15,8 +15,9 @@ RECENT = 0.25  # of the epochs
 
 
 def advice(lines: Sequence[Mapping[str, Any]]) -> str:
-    """One sentence on the lines of `validation.jsonl`: train longer, stop, or go back. It holds for
-    the plan of the learning rate that they were measured under.
+    """One sentence on the lines of `validation.jsonl`: the loss falls, rests or rises.
+
+    While a plan lowers the learning rate the loss falls too, which says nothing of a longer plan.
     """
     lines = [line for line in lines if len(line["losses"]) == len(lines[-1]["losses"])]
     if len(lines) < 2 or len(lines[-1]["losses"]) < MIN_CLUSTERS:
@@ -25,9 +26,9 @@ def advice(lines: Sequence[Mapping[str, Any]]) -> str:
     before, after = np.array(first["losses"]), np.array(last["losses"])
     changes = 100 * (after - before) / before.mean()  # percent
     (change,) = jackknife(lambda rows: changes[rows].mean(), np.arange(len(changes)))
-    said = "it no longer falls, so more training does not help"
+    said = "it no longer falls"
     if change.high < 0:
-        said = "it still falls, so more training helps"
+        said = "it still falls"
     elif change.low > 0:
         best = min(lines, key=lambda line: line["loss"])
         said = f"it rises, so stop; epoch {best['epoch']} is the best"

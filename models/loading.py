@@ -237,10 +237,11 @@ def read_archive(path: Path, purpose: str, map_memory: bool = False) -> Any:
 def fingerprint(*models: nn.Module) -> str:
     """Sixteen hex digits that identify all weights: a model may be trained again under its name.
 
-    Hashes each parameter's shape and float32 values. Names and order are left out, since
-    transformers renames parameters between releases; buffers too, since they follow from config.
+    Hashes the shape and float32 values of each parameter and of what is saved beside them, such as
+    the statistics of BatchNorm. Names and order are left out, since transformers renames parameters
+    between releases.
     """
-    digests = sorted(_digest(parameter) for model in models for parameter in model.parameters())
+    digests = sorted(_digest(saved) for model in models for saved in model.state_dict().values())
     return hashlib.sha256(b"".join(digests)).hexdigest()[:16]
 
 

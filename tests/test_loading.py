@@ -43,16 +43,18 @@ def test_a_fingerprint_is_the_same_on_every_machine(demo: tuple[TextEncoder, VAE
     assert fingerprint(*demo) == "e437c8361ed7a426"
 
 
-@pytest.mark.parametrize("change", ["one value", "a shape", "one tensor less"])
+@pytest.mark.parametrize("change", ["one value", "a shape", "one tensor less", "a statistic"])
 def test_a_fingerprint_depends_on_every_weight(change: str) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 4, bias=False))
+    model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 4, bias=False), nn.BatchNorm1d(4))
     other = copy.deepcopy(model)
     with torch.no_grad():
         if change == "one value":
             other[1].weight[3, 5] += 1e-6
         elif change == "a shape":
             other[1].weight = nn.Parameter(other[1].weight.reshape(6, 4))
+        elif change == "a statistic":
+            other[2].running_mean += 1  # no parameter, and yet it decides what comes out
         else:
             other[0].bias = None
     assert fingerprint(model) == fingerprint(copy.deepcopy(model)) != fingerprint(other)

@@ -21,9 +21,10 @@ from custom_datasets.celeba_hq_dataset import CelebAHQ
 from custom_datasets.drawn_faces import write_drawn_faces
 from evaluation.clip_score import others as another
 from evaluation.clip_score import scores
-from evaluation.consistency import MEAN, asked_values, consistency
+from evaluation.consistency import MEAN, Asked, asked_values, consistency
 from evaluation.copies import COPY, Match, copies, nearest, prints
 from evaluation.distance import distances
+from evaluation.estimate import share_interval
 from evaluation.features import extract
 from evaluation.networks import FeatureNetwork, efficientnet_lite0_features
 from evaluation.session import Features
@@ -239,3 +240,17 @@ def test_wrong_captions_are_named(wrong: float, n: int) -> None:
             )
         else:
             assert found["generated"].low > found["control"].high, question
+
+
+def test_the_interval_of_an_attribute_is_that_of_the_few_faces_it_is_asked_of() -> None:
+    """All of 15 show it. Of 400 that would leave hardly any width, of 15 it leaves a fifth."""
+    rng, few, n = np.random.default_rng(0), 15, 400
+    wanted = rng.random((n, 40)) < 0.5
+    rare = ATTRIBUTES.index("Eyeglasses")
+    wanted[:, rare] = np.arange(n) < few
+    asked, faces = Asked(wanted, ~wanted), np.arange(n)
+    table = consistency({"generated": wanted}, asked, faces, another(faces))
+    (found,) = [e for e in table if e.space == "Eyeglasses" and e.question == "asked_for"]
+    wanted_interval = share_interval(1.0, 0.0, few)
+    assert (found.n, found.low, found.high) == (few, *wanted_interval[2:])
+    assert 0.75 < found.low < 0.85
