@@ -54,6 +54,15 @@ class Section:
             value = getattr(self, each.name)
             if problem := _problem(value, hints[each.name], each.metadata):
                 raise ValueError(f"{section.lower()}.{each.name}: {value!r} {problem}")
+            object.__setattr__(self, each.name, _as_declared(value, hints[each.name]))
+
+
+def _as_declared(value: Any, hint: Any) -> Any:
+    """A whole number as a float where a setting takes these: 2 and 2.0 name the same pictures."""
+    if isinstance(value, tuple):
+        return tuple(_as_declared(item, hint) for item in value)
+    is_float = float in (hint, *get_args(hint))
+    return float(value) if is_float and type(value) is int else value
 
 
 def nearest(name: object, known: Iterable[str]) -> str:

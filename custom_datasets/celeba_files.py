@@ -130,19 +130,31 @@ def list_files(folder: Path) -> list[str]:
     return sorted(names)
 
 
+def printable(name: str) -> str:
+    """A file's name, with bytes that are not UTF-8 escaped."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def read_metadata(folder: Path, path: Path) -> pd.DataFrame:
     """A table whose `file_name` is the path from the folder."""
     try:
-        if path.suffix == ".csv":  # "NA" may be a word of a caption
-            table = pd.read_csv(path, encoding="utf-8-sig", keep_default_na=False, na_values=[""])
+        # As they stand: "NA" may be a word of a caption, and 007 a name.
+        if path.suffix == ".csv":
+            text = dict.fromkeys(("file_name", *CAPTION_COLUMNS), str)
+            plain = {"dtype": text, "skipinitialspace": True, "keep_default_na": False}
+            table = pd.read_csv(path, encoding="utf-8-sig", na_values=[""], **plain)
         else:
-            table = pd.read_json(path, lines=True, encoding="utf-8-sig")
+            plain = {"dtype": False, "convert_dates": False}
+            table = pd.read_json(path, lines=True, encoding="utf-8-sig", **plain)
     except ValueError as error:  # not text in UTF-8, or another number of cells in a row
         raise ValueError(f"{path}: {error}") from error
+    known = {name: name for name in ("file_name", *CAPTION_COLUMNS)}
+    table = table.rename(columns=lambda name: known.get(str(name).strip().lower(), name))
     if not isinstance(table.index, pd.RangeIndex):  # pandas took the first column for names
         raise ValueError(f"{path}: more cells than columns; put a caption with a comma in quotes")
     if "file_name" not in table.columns:
         raise ValueError(f"{path} has no column file_name, but {', '.join(map(str, table))}")
+    table = table[table["file_name"].notna()]  # a spreadsheet's empty last rows
     place = path.parent.relative_to(folder)
     return table.assign(file_name=[(place / str(n)).as_posix() for n in table["file_name"]])
 

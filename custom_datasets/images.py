@@ -70,6 +70,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Pillow's own conversion ignores tag and profile, shows the colours that transparency hides, and
     clips 16-bit values to white.
     """
+    if image.mode == "F":
+        raise ValueError("its pixels are fractions of an unknown range: save it with 8 or 16 bits")
     profile = image.info.get("icc_profile")
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):

@@ -32,6 +32,7 @@ from custom_datasets.celeba_files import (
     caption_column,
     image_number,
     list_files,
+    printable,
     read_metadata,
 )
 from custom_datasets.drawn_faces import MARKER_FILE
@@ -134,7 +135,10 @@ def _table(
     attributes = captions = None
     caption = caption_column(columns)
     if caption:
-        captions = [_wordings(value) for value in columns[caption]]
+        try:
+            captions = [_wordings(value) for value in columns[caption]]
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from error
     elif wanted := attribute_columns(source, columns):
         attributes = as_attributes(source, columns[wanted].to_numpy())
     elif "attributes" in columns:
@@ -149,9 +153,18 @@ def _table(
 
 
 def _wordings(value: object) -> tuple[str, ...]:
-    """A caption, or a list of captions; empty where there is none."""
-    texts = value if isinstance(value, list | np.ndarray) else [value]
-    return tuple(str(text) for text in texts if not pd.isna(text) and str(text).strip())
+    """A caption, or a list of captions; empty where there is none.
+
+    Raises:
+        ValueError: it is something else, such as a number, which nobody wrote as a caption.
+    """
+    texts = []
+    for text in value if isinstance(value, list | np.ndarray) else [value]:
+        if isinstance(text, str):
+            texts += [text] if text.strip() else []
+        elif isinstance(text, list | dict | np.ndarray) or not pd.isna(text):
+            raise ValueError(f"a caption is a text or a list of texts, and not {text!r}")
+    return tuple(texts)
 
 
 def _others(found: FaceTable) -> FaceTable:
@@ -215,11 +228,13 @@ def _open_folder(source: str) -> FaceTable:
     folder = Path(source)
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder.resolve()}{WAYS}")
-    places = (folder, folder / IMAGE_FOLDER, *folder.glob(f"*/{IMAGE_FOLDER}"))
-    folder = next((p for p in places if p.name == IMAGE_FOLDER and p.is_dir()), folder)
+    if not any((folder / name).is_file() for name in METADATA_FILES):  # a person's own comes first
+        places = (folder, folder / IMAGE_FOLDER, *folder.glob(f"*/{IMAGE_FOLDER}"))
+        folder = next((p for p in places if p.name == IMAGE_FOLDER and p.is_dir()), folder)
     files = list_files(folder)
-    names = [name for name in files if name.lower().endswith(ENDINGS)]
-    left_out = {name: UNREAD for name in files if name.lower().endswith(UNREAD_ENDINGS)}
+    reasons = {name: _why_unread(folder, name) for name in files}
+    names = [name for name, why in reasons.items() if not why and name.lower().endswith(ENDINGS)]
+    left_out = {printable(name): why for name, why in reasons.items() if why}
     columns = pd.DataFrame({"file_name": names})
     metadata = [folder / name for name in files if name.rpartition("/")[2] in METADATA_FILES]
     if metadata:
@@ -236,12 +251,25 @@ def _open_folder(source: str) -> FaceTable:
         {"image": [str(folder / name) for name in names]},
         datasets.Features({"image": datasets.Image(decode=False)}),
     )
-    folders = [name.partition("/")[0] for name in names]
+    # A split's folder may lie deeper, as in images/train.
+    parts = [name.split("/")[:-1] or [name] for name in names]
+    folders = [next(filter(is_split_name, folders), folders[0]) for folders in parts]
     claimed = np.array([image_number(name) for name in names])
     table = _table(source, pictures, names, folders, columns, left_out, claimed)
     if (folder / MARKER_FILE).is_file():
         table.split_kind = "drawn"
     return table
+
+
+def _why_unread(folder: Path, name: str) -> str:
+    """Why a file that should be a picture is passed over; empty for any other."""
+    if not name.lower().endswith((*ENDINGS, *UNREAD_ENDINGS)):
+        return ""
+    if name.lower().endswith(UNREAD_ENDINGS):
+        return UNREAD
+    if not (folder / name).is_file():
+        return "a link to a file that is not there"
+    return "" if printable(name) == name else "its name is not in UTF-8: rename it"
 
 
 def _listed(

@@ -59,13 +59,16 @@ def named_splits(names: Sequence[str]) -> np.ndarray | None:
 
 
 def split_by_chance(names: Sequence[str]) -> np.ndarray:
-    """Ten percent of the faces for val, ten for test, the same on every machine: one at least, and
-    40 of 200 faces and more, which an evaluation needs.
+    """Ten percent of the faces for val, ten for test, the same on every machine; up to 40, which an
+    evaluation needs, a fifth.
+
+    The share never grows with the data, so that pictures which are added later turn none that was
+    trained on into a held-out one, but for a few at the border.
     """
     digests = [sha256(f"split/{name}".encode()).digest() for name in names]
     order = sorted(range(len(names)), key=digests.__getitem__)
-    enough = ENOUGH if MAX_SHARE * len(names) >= ENOUGH else 1
-    held_out = max(enough, round(HELD_OUT_SHARE * len(names)))
+    few = min(ENOUGH, round(MAX_SHARE * len(names)))
+    held_out = max(1, few, round(HELD_OUT_SHARE * len(names)))
     splits = np.zeros(len(names), dtype=np.uint8)
     splits[order[:held_out]], splits[order[held_out : 2 * held_out]] = 1, 2
     return splits

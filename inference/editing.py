@@ -41,6 +41,8 @@ def edit(
     prompts, seeds = paired(prompts, seeds)
     if images.shape != (len(seeds), 3, size, size):
         raise ValueError(f"images: {tuple(images.shape)} is not {(len(seeds), 3, size, size)}")
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise ValueError(f"images: {images.dtype} is neither uint8 nor a float")
     given = to_dtype(images.cpu(), torch.float32, scale=True)
     if not (given.min() >= 0 and given.max() <= 1):  # false for nan too
         raise ValueError(f"images: floats from {given.min():.3g} to {given.max():.3g}, not [0, 1]")

@@ -1,6 +1,7 @@
 """Writes a model as a folder that diffusers' `StableDiffusionPipeline` opens, with a model card."""
 
 import json
+import shutil
 from dataclasses import fields
 from pathlib import Path
 
@@ -78,7 +79,7 @@ ALMOST_NONE = {"guidance_scale": 1 + 1e-6, "pag_scale": 1e-6}
 CALL = """
 timesteps = {timesteps}
 {late}image = pipeline(
-    "{prompt}",
+    {prompt},
     timesteps=timesteps,
 {options}
 ).images[0]"""
@@ -122,6 +123,7 @@ def export(model: TextToFace, out: Path, evaluations: Path) -> None:
             f"sampling.guidance_scale={how.guidance_scale}: diffusers' pipeline guides from 1 on; "
             "export with --set sampling.guidance_scale=1"
         )
+    out = out.resolve()
     card = out / "README.md"
     is_export = card.is_file() and TITLE in card.read_text(encoding="utf-8", errors="replace")
     if out.is_dir() and any(out.iterdir()) and not is_export:
@@ -141,12 +143,18 @@ def export(model: TextToFace, out: Path, evaluations: Path) -> None:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    write_text(card, model_card(model, evaluations, has_encoder))
-    pipeline.save_pretrained(out, safe_serialization=True)
-    save_text_weights(pipeline.text_encoder, out / "text_encoder")
-    save_tokenizer(tokenizer, out / "tokenizer")
-    for file in out.rglob("*.safetensors"):  # which are made for their owner alone
-        file.chmod(card.stat().st_mode)
+    # Made beside it, and put there as a whole: parts of two runs would open without an error.
+    unfinished = out.with_name(f".{out.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)  # its name says that it is ours
+    pipeline.save_pretrained(unfinished, safe_serialization=True)
+    save_text_weights(pipeline.text_encoder, unfinished / "text_encoder")
+    save_tokenizer(tokenizer, unfinished / "tokenizer")
+    write_text(unfinished / card.name, model_card(model, evaluations, has_encoder))
+    for file in unfinished.rglob("*.safetensors"):  # which are made for their owner alone
+        file.chmod((unfinished / card.name).stat().st_mode)
+    if out.is_dir():
+        shutil.rmtree(out)
+    unfinished.rename(out)
 
 
 def model_card(model: TextToFace, evaluations: Path, has_encoder: bool) -> str:
@@ -188,13 +196,14 @@ def sampling_code(how: SamplingConfig, timesteps: list[int]) -> str:
     if how.perturbed_attention_scale:
         scales["pag_scale"] = how.perturbed_attention_scale
         limits["pag_scale"] = how.perturbed_attention_below
-    late = [name for name, limit in limits.items() if limit is not None]
+    # Above the first timestep a limit leaves nothing out.
+    late = [name for name, at in limits.items() if at is not None and at <= timesteps[0]]
     first = scales | {name: ALMOST_NONE[name] for name in late}
     options = [f"    {name}={scale}," for name, scale in first.items()]
     changes = [CHANGE.format(name=name, limit=limits[name], scale=scales[name]) for name in late]
     return (PERTURBED_PIPELINE if "pag_scale" in scales else PLAIN_PIPELINE) + CALL.format(
         timesteps=timesteps,
-        prompt=how.prompts[0],
+        prompt=json.dumps(how.prompts[0], ensure_ascii=False),  # its quotes escaped
         options="\n".join([*options, "    callback_on_step_end=guide_late,"] if late else options),
         late=LATE.format(changes="\n".join(changes)) if late else "",
     )

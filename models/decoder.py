@@ -127,7 +127,8 @@ def _open_alone(folder: Path) -> VAEWrapper:
             weights = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
             made_for = (file.metadata() or {}).get("encoder")
         model.load_state_dict(weights)
-    except (SafetensorError, ValueError, RuntimeError) as error:  # no JSON, cut short, other shapes
+    # No JSON, of another class, cut short, other shapes.
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise ValueError(f"the decoder in {folder} cannot be read: {error}") from error
     opened = VAEWrapper(model)
     opened.made_for = made_for

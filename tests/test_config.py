@@ -162,3 +162,10 @@ def test_the_environment_chooses_the_preset(monkeypatch: pytest.MonkeyPatch) -> 
     assert get_config("laptop") == config.laptop()
     with pytest.raises(ValueError, match="demoo"):
         get_config("demoo")
+
+
+def test_a_whole_number_and_its_float_name_the_same_pictures() -> None:
+    whole, broken = (get_config("demo", f"sampling.guidance_scale={s}") for s in ("2", "2.0"))
+    assert json.dumps(whole.to_dict()) == json.dumps(broken.to_dict())
+    scales = get_config("demo", "evaluation.sweep_scales=1,2.5").evaluation.sweep_scales
+    assert [type(scale) for scale in scales] == [float, float]

@@ -76,6 +76,7 @@ def test_a_seed_belongs_to_its_face(model: TextToFace, sampler: str) -> None:
         {"strength": 0},
         {"images": FACES[:, :, :32, :32]},
         {"images": FACES.float()},
+        {"images": FACES.long()},
         {"mask": torch.linspace(0, 1, 4096).view(64, 64)},
     ],
     ids=lambda wrong: next(iter(wrong)),

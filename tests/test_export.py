@@ -67,6 +67,8 @@ def test_diffusers_alone_opens_it_for_other_uses(exported: Path) -> None:
         ["guidance_below=700"],
         ["perturbed_attention_scale=2", "guidance_below=700"],
         ["perturbed_attention_scale=2", "perturbed_attention_below=500", "guidance_below=700"],
+        ["perturbed_attention_scale=2", "perturbed_attention_below=1000", "guidance_below=1000"],
+        ['prompts=["A \\"young\\" woman"]', "perturbed_attention_scale=2"],
     ],
 )
 def test_the_cards_code_guides_as_the_run(run: Path, tmp_path: Path, changes: list[str]) -> None:
@@ -107,10 +109,21 @@ def test_transformers_4_and_5_find_their_names(model: TextToFace, exported: Path
     assert fingerprint(theirs) == fingerprint(model.text_encoder)
 
 
-def test_an_export_may_be_repeated_but_overwrites_nothing_else(
-    run: Path, exported: Path, tmp_path: Path
+def broken(*_: object) -> None:
+    raise OSError("the disk is full")
+
+
+def test_an_export_may_be_repeated_as_a_whole_but_overwrites_nothing_else(
+    run: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    before = {path: path.read_bytes() for path in exported.rglob("*") if path.is_file()}
+    with monkeypatch.context() as there:
+        there.setattr("inference.exporting.save_tokenizer", broken)  # at the end of the writing
+        with pytest.raises(OSError, match="full"):
+            export(opened(run), exported, tmp_path / "none")
+    assert {path: path.read_bytes() for path in exported.rglob("*") if path.is_file()} == before
     export(opened(run), exported, tmp_path / "none")
+    assert [path.name for path in tmp_path.iterdir() if "unfinished" in path.name] == []
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").touch()
     with pytest.raises(FileExistsError, match="mine"):

@@ -195,7 +195,10 @@ def start_from(
         ValueError: they are damaged, or those of a UNet of another shape; names the first
             difference.
     """
-    path, weights = open_trained(place)
+    try:
+        path, weights = open_trained(place)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"training.start_from={place}: {error}") from error
     load_weights(state.unet, weights.ema, path)
     load_weights(state.ema_unet, weights.ema, path)
     changes = changed_settings(weights.config, config)
