@@ -44,14 +44,29 @@ def screen(faces: CelebAHQ, records: Path, workers: int = 4) -> CelebAHQ:
             with replacing(record) as temporary, temporary.open("wb") as file:
                 np.savez(file, digests=digests, reasons=json.dumps(unusable))
     with np.load(record) as values:
-        faces.table.digests, unusable = values["digests"], json.loads(str(values["reasons"]))
+        digests, unusable = values["digests"], json.loads(str(values["reasons"]))
+    faces.table.digests = digests
     if unusable:
         named = {str(faces.names[int(at)]): why for at, why in unusable.items()}
         text = f"{len(named)} of {len(faces)} images of {faces.source} cannot be used"
         if len(named) > MAX_UNUSABLE * len(faces):
             raise ValueError(f"{text}; download them again:{reasons_in_lines(named)}")
         say_once(f"left out, as {text}:{reasons_in_lines(named)}")
-    return faces.without([int(at) for at in unusable])
+    copies = _copies(faces.names, digests) if faces.split_kind == "chance" else {}
+    if copies:
+        named = {str(faces.names[at]): why for at, why in copies.items()}
+        say_once(f"left out, as chance would divide them:{reasons_in_lines(named)}")
+    return faces.without([int(at) for at in unusable] + list(copies))
+
+
+def _copies(names: np.ndarray, digests: np.ndarray) -> dict[int, str]:
+    """The positions of files that an earlier one is equal to, and which: a split by chance could
+    train on one and measure with the other.
+    """
+    _, first, kind = np.unique(digests, axis=0, return_index=True, return_inverse=True)
+    original = first[kind.ravel()]
+    again = np.flatnonzero(original != np.arange(len(names)))
+    return {int(at): f"the same file as {names[original[at]]}" for at in again}
 
 
 def fingerprint(faces: CelebAHQ) -> str:

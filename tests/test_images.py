@@ -27,6 +27,12 @@ def assert_close(path: Path, want: Image.Image, tolerance: float = 3.0) -> None:
     assert (got - expected).abs().mean() < tolerance
 
 
+def test_pixels_of_an_unknown_range_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.full((40, 40), 0.5, np.float32)).save(tmp_path / "fractions.tif")
+    with pytest.raises(ValueError, match=r"fractions\.tif"):  # 1.0 would be black
+        read_image(tmp_path / "fractions.tif", 32)
+
+
 @pytest.mark.parametrize(
     ("mode", "kind", "tolerance"), [("L", "JPEG", 3), ("CMYK", "JPEG", 6), ("P", "PNG", 6)]
 )

@@ -31,6 +31,22 @@ def test_a_few_are_left_out_by_name(
     assert all(face.image.shape == (3, 32, 32) for face in faces)
 
 
+def test_a_second_copy_of_a_file_is_left_out_where_chance_divides(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Else a picture that is trained on may be one that measures."""
+    mine = folder / "train"
+    rows = [f"{i}.jpg,face {i}" for i in range(24)]
+    for i in range(5):
+        shutil.copy(mine / f"{i}.jpg", mine / f"{i} (1).jpg")
+        rows.append(f"{i} (1).jpg,face {i}")
+    (mine / "metadata.csv").write_text("\n".join(["file_name,caption", *rows]))
+    faces = screen(CelebAHQ(mine, None, 32), tmp_path / "records")
+    assert faces.split_kind == "chance" and len(faces) == 24
+    assert len({*map(bytes, faces.table.digests)}) == 24
+    assert "the same file as 4" in capsys.readouterr().out
+
+
 def test_what_the_disk_did_not_give_once_is_not_left_out_for_ever(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

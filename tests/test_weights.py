@@ -137,6 +137,13 @@ def test_a_run_that_was_started_from_weights_resumes_from_itself(
         _ = start(start_from=str(run)).state
 
 
+def test_weights_that_are_not_there_are_named_by_their_setting(
+    start: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    with pytest.raises(FileNotFoundError, match=r"training\.start_from"):
+        _ = start(start_from=str(tmp_path / "none.safetensors")).state
+
+
 def test_what_ships_is_found_beside_an_installed_package(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
