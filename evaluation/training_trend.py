@@ -4,22 +4,23 @@ All epochs are measured on the same faces with the same noise (`training/validat
 difference of two epochs is paired, and far more precise than either loss.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from evaluation.estimate import MIN_CLUSTERS, jackknife
+from training.run_folder import comparable
 
 RECENT = 0.25  # of the epochs
 
 
-def advice(lines: Sequence[Mapping[str, Any]]) -> str:
+def advice(lines: Sequence[dict[str, Any]]) -> str:
     """One sentence on the lines of `validation.jsonl`: the loss falls, rests or rises.
 
     While a plan lowers the learning rate the loss falls too, which says nothing of a longer plan.
     """
-    lines = [line for line in lines if len(line["losses"]) == len(lines[-1]["losses"])]
+    lines = comparable(lines)
     if len(lines) < 2 or len(lines[-1]["losses"]) < MIN_CLUSTERS:
         return f"fewer than two epochs were validated on {MIN_CLUSTERS} faces"
     first, last = lines[int((1 - RECENT) * (len(lines) - 1))], lines[-1]

@@ -152,9 +152,9 @@ def test_the_last_the_best_and_every_nth_are_kept(tmp_path: Path) -> None:
     assert found[-6:] == [(12, 125), (12, 0), (11, 115), (10, 0), (7, 0), (5, 0)]
 
 
-def validate(folder: Path, losses: dict[int, float], faces: int = 4) -> None:
+def validate(folder: Path, losses: dict[int, float], faces: int = 4, key: str = "") -> None:
     lines = [
-        {"step": 3 * epoch, "epoch": epoch, "loss": loss, "losses": [loss] * faces}
+        {"step": 3 * epoch, "epoch": epoch, "loss": loss, "faces": key, "losses": [loss] * faces}
         for epoch, loss in losses.items()
     ]
     run_folder.append_lines(folder / run_folder.VALIDATION, lines)
@@ -172,6 +172,8 @@ def test_the_best_epoch_is_that_of_the_lowest_loss(tmp_path: Path) -> None:
     assert checkpoints.best_epoch(tmp_path) == 2
     validate(tmp_path, {5: 3.5}, faces=5)  # the fewer ones may be the easier ones
     assert checkpoints.best_epoch(tmp_path) == 5
+    validate(tmp_path, {3: 9.0}, faces=5, key="of other faces")
+    assert checkpoints.best_epoch(tmp_path) == 3
 
 
 def test_a_checkpoint_is_found_by_epoch_as_the_best_and_by_path(tmp_path: Path) -> None:

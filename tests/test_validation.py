@@ -90,6 +90,22 @@ def test_every_epoch_is_measured_and_training_is_the_same_without(opening: Openi
     assert all(torch.equal(a, b) for a, b in zip(weights, without.state.weights, strict=True))
 
 
+def test_losses_of_exchanged_faces_or_captions_are_of_another_key(
+    start: Opening, tiny_config: Config, drawn_folder: Path, tmp_path: Path
+) -> None:
+    copied = shutil.copytree(drawn_folder, tmp_path / "faces")
+    values = override(tiny_config, {"data.source": str(copied)})
+
+    def key() -> str:
+        return start(values, validation_faces=256).open_all().held_out.key
+
+    before = key()
+    assert key() == before
+    one, other = sorted((copied / "validation").glob("*.jpg"))[:2]
+    other.write_bytes(one.read_bytes())
+    assert key() != before
+
+
 def test_the_best_epoch_is_decided_by_held_out_faces(opening: Opening) -> None:
     """Training continues to learn its faces by heart; the checkpoint before that is kept."""
     opened = opening(num_epochs=3, keep_last=1, keep_every_n_epochs=100)

@@ -257,11 +257,10 @@ def best_epoch(folder: Path) -> int | None:
     """The epoch (counted from 1) with the lowest loss of held-out faces, of those that have a
     checkpoint; None where none was validated.
 
-    Losses over another number of faces than the last one's are left out: they cannot be compared.
+    Losses of other faces than the last one's are left out: they cannot be compared.
     """
-    lines = run_folder.read_validation(folder)
-    faces = len(lines[-1].get("losses", ())) if lines else 0
-    losses = {x["epoch"]: x["loss"] for x in lines if len(x.get("losses", ())) == faces}
+    lines = run_folder.comparable(run_folder.read_validation(folder))
+    losses = {line["epoch"]: line["loss"] for line in lines}
     known = finished_epochs(folder).keys() & losses.keys()
     return min(sorted(known), key=losses.__getitem__, default=None)
 

@@ -10,7 +10,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,17 @@ def read_losses(folder: Path) -> list[dict[str, Any]]:
 def read_validation(folder: Path) -> list[dict[str, Any]]:
     """The lines of `validation.jsonl`, oldest first; empty where nothing was validated yet."""
     return read_lines(folder / VALIDATION)
+
+
+def comparable(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines of `validation.jsonl` that measured the same faces as the last one: others may be
+    easier.
+    """
+
+    def measured_on(line: dict[str, Any]) -> tuple[str | None, int]:
+        return line.get("faces"), len(line.get("losses", ()))  # without a key in earlier lines
+
+    return [line for line in lines if measured_on(line) == measured_on(lines[-1])]
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -7,6 +7,8 @@ which checkpoint is kept as the best.
 Shapes: n held-out faces, C latent channels, h x w latents, L tokens, D text width, T timesteps.
 """
 
+import hashlib
+import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,6 +18,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from config import TrainingConfig
+from custom_datasets import screening
 from custom_datasets.celeba_hq_dataset import CelebAHQ
 from custom_datasets.latent_cache import LatentSource
 from diffusion.determinism import epoch_order, sample_generator
@@ -36,6 +39,7 @@ class HeldOut(NamedTuple):
     hidden_states: Tensor  # (n, L, D) of each face's caption
     timesteps: Tensor  # (n,), spread evenly over [0, T), in order
     noise: Tensor  # (n, C, h, w)
+    key: str  # identifies the faces and captions: losses of others do not compare
 
 
 def encode_held_out(
@@ -53,12 +57,14 @@ def encode_held_out(
         encode_text: captions -> hidden states (b, L, D), on the device of the denoiser.
     """
     chosen = epoch_order(len(faces), config.seed, NO_STEP)[: config.validation_faces]
+    captions = [faces.caption(int(i), 0, config.seed).text for i in chosen]
     posteriors, states = [], []
     for start in range(0, len(chosen), BATCH):
-        some = chosen[start : start + BATCH]
-        posteriors.append(latents.fetch(some, np.zeros(len(some), bool)))
-        states.append(encode_text([faces.caption(int(i), 0, config.seed).text for i in some]))
+        some = slice(start, start + BATCH)
+        posteriors.append(latents.fetch(chosen[some], np.zeros(len(chosen[some]), bool)))
+        states.append(encode_text(captions[some]))
     means, stds = (torch.cat(part) for part in zip(*posteriors, strict=True))
+    what = json.dumps([screening.fingerprint(faces), captions])
     generators = [sample_generator(config.seed, NO_STEP, slot) for slot in range(len(chosen))]
     normal = torch.stack([normal_of(generator, means.shape[1:]) for generator in generators])
     middles = (torch.arange(len(chosen)) + 0.5) / len(chosen)
@@ -68,6 +74,7 @@ def encode_held_out(
         torch.cat(states),
         (middles * num_train_timesteps).long().to(device),
         normal[:, 1].to(device),
+        hashlib.sha256(what.encode()).hexdigest()[:16],
     )
 
 
@@ -77,16 +84,18 @@ def validation_of(
     """Measures the averaged UNet as it is: a record of `validation.jsonl`, without its step."""
     denoise = GraphedUNet(unet, precision)
     objective = objective.to(held_out.latents.device)
+    *tensors, key = held_out
 
     @torch.no_grad()
     def validate() -> dict[str, Any]:
-        batches = zip(*(part.split(BATCH) for part in held_out), strict=True)
+        batches = zip(*(part.split(BATCH) for part in tensors), strict=True)
         losses = torch.cat([objective.loss(denoise, *batch) for batch in batches])
         times, steps = held_out.timesteps, objective.num_train_timesteps
         # As of a training step, without a gradient.
         found = measured(measure(losses, times, steps, losses.new_zeros(())).tolist())
         bins = [None if x is None else round(x, 6) for x in found["loss_by_timestep"]]
         values = [round(loss, 6) for loss in losses.tolist()]
-        return {"loss": round(found["loss"], 6), "loss_by_timestep": bins, "losses": values}
+        loss = round(found["loss"], 6)
+        return {"loss": loss, "loss_by_timestep": bins, "faces": key, "losses": values}
 
     return validate
