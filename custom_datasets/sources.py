@@ -142,7 +142,11 @@ def _table(
     elif wanted := attribute_columns(source, columns):
         attributes = as_attributes(source, columns[wanted].to_numpy())
     elif "attributes" in columns:
-        attributes = as_attributes(source, np.array(columns["attributes"].tolist()))
+        lists = columns["attributes"].tolist()
+        for name, values in zip(names, lists, strict=True):
+            if np.shape(values) != (len(ATTRIBUTES),):
+                raise ValueError(f"{source}: {name}: attributes are not a list of 40: {values}")
+        attributes = as_attributes(source, np.array(lists))
         _warn_of_rates(source, attributes)
     splits = np.zeros(len(names), np.uint8)  # until it is known whose faces they are
     faces = (np.array(names), np.array(parts), claimed, splits, "own", attributes, captions)

@@ -298,6 +298,14 @@ def test_a_caption_that_is_no_text_is_refused(root: Path, row: dict) -> None:
         CelebAHQ(mine(root, "\n".join(map(json.dumps, rows)), "metadata.jsonl"), None, 32)
 
 
+@pytest.mark.parametrize("wrong", [None, [1] * 39, 1])
+def test_a_list_of_attributes_that_is_none_is_named(root: Path, wrong: object) -> None:
+    rows = [{"file_name": f"{i}.jpg", "attributes": [1] * 40} for i in range(5)]
+    rows[3]["attributes"] = wrong
+    with pytest.raises(ValueError, match=r"3\.jpg"):
+        CelebAHQ(mine(root, "\n".join(map(json.dumps, rows)), "metadata.jsonl"), None, 32)
+
+
 def test_texts_are_taken_as_they_stand(root: Path) -> None:
     """Quotes after a space, a number with zeros, another case in the header, an empty last row."""
     rows = ['0.jpg, "007, the agent"', "1.jpg,007", "2.jpg,NA", ","]
