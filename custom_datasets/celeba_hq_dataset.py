@@ -15,8 +15,9 @@ import torch
 from torch.utils.data import Dataset
 
 from custom_datasets.captions import Caption, compose
+from custom_datasets.face_table import FaceTable
 from custom_datasets.images import ImageFile, image_file, read_image, to_model_range, to_rgb
-from custom_datasets.sources import FaceTable, open_source
+from custom_datasets.sources import open_source
 from custom_datasets.splits import SPLITS
 
 __all__ = ["CelebAHQ", "Face", "read_image", "to_model_range", "to_rgb"]

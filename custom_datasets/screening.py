@@ -14,8 +14,8 @@ import numpy as np
 from tqdm import tqdm
 
 from custom_datasets.celeba_hq_dataset import CelebAHQ
+from custom_datasets.face_table import reasons_in_lines, say_once
 from custom_datasets.images import open_rgb, read_bytes, stamp
-from custom_datasets.sources import reasons_in_lines, say_once
 from files import locked, replacing
 
 MIN_SIDE = 32  # pixels; a smaller image holds no face

@@ -9,9 +9,6 @@ official index where the form has none, and are divided by identity as CelebA is
 as their source divides them, else by chance.
 """
 
-import dataclasses
-import functools
-from dataclasses import dataclass, field
 from pathlib import Path
 from unicodedata import normalize
 
@@ -24,18 +21,15 @@ from datasets.naming import camelcase_to_snakecase
 import config
 from custom_datasets.celeba_files import (
     ATTRIBUTE_FILE,
-    ATTRIBUTES,
     IMAGE_FOLDER,
     METADATA_FILES,
-    as_attributes,
-    attribute_columns,
-    caption_column,
     image_number,
     list_files,
     printable,
     read_metadata,
 )
 from custom_datasets.drawn_faces import MARKER_FILE
+from custom_datasets.face_table import FaceTable, as_face_table, reasons_in_lines, say_once
 from custom_datasets.images import ENDINGS
 from custom_datasets.recognition import (
     UNKNOWN,
@@ -55,41 +49,7 @@ from hub import download, is_hub_id, parse_revision
 
 UNREAD_ENDINGS = tuple({".heic", ".heif", ".gif", ".avif"} - {*ENDINGS})
 UNREAD = "a format that is not read: convert it to JPEG or PNG"
-CELEBA_RATES = {"Male": 0.42, "Young": 0.77, "Smiling": 0.48, "No_Beard": 0.84}  # HQ's within .05
-RATE_TOLERANCE, ENOUGH = 0.2, 1_000  # faces, below which rates tell nothing
 WAYS = "; name a folder of faces, or a data set on the hub, with data.source: see docs/data.md"
-NAMED = 10  # pictures that are named of those that are left out for one reason
-
-
-@dataclass
-class FaceTable:
-    """What a source holds: parallel columns over N faces."""
-
-    source: str
-    pictures: datasets.Dataset  # with a column "image", of files
-    names: np.ndarray  # str (N,), for messages
-    parts: np.ndarray  # str (N,): what the folder, or the part of a data set, is called
-    indices: np.ndarray  # int (N,); CelebA-HQ's own where the faces are recognised
-    splits: np.ndarray  # uint8 (N,): 0 train, 1 val, 2 test
-    split_kind: str  # of `splits.SPLIT_KINDS`
-    attributes: np.ndarray | None  # bool (N, 40)
-    captions: list[tuple[str, ...]] | None  # the wordings of each face, as the source has them
-    left_out: dict[str, str] = field(default_factory=dict)  # name -> reason
-    digests: np.ndarray | None = None  # uint8 (N, 16) of the files, by the screening
-
-    def only(self, kept: np.ndarray) -> "FaceTable":
-        """The faces at these positions, in this order."""
-        columns = ("names", "parts", "indices", "splits", "attributes", "digests")
-        chosen = {name: getattr(self, name) for name in columns}
-        chosen = {name: values[kept] for name, values in chosen.items() if values is not None}
-        pictures = self.pictures.select(kept)
-        captions = self.captions and [self.captions[position] for position in kept]
-        return dataclasses.replace(self, pictures=pictures, captions=captions, **chosen)
-
-    def leave_out(self, which: np.ndarray, reason: str) -> "FaceTable":
-        """The other faces; these, bool (N,), are listed with the reason."""
-        self.left_out |= dict.fromkeys(self.names[which].tolist(), reason)
-        return self.only(np.flatnonzero(~which))
 
 
 def open_source(source: str | Path) -> FaceTable:
@@ -116,59 +76,6 @@ def open_source(source: str | Path) -> FaceTable:
 def is_path(source: str | Path) -> bool:
     """Whether a source is a folder, there or not, and no id of a data set on the hub."""
     return Path(source).exists() or not is_hub_id(str(source), config.ROOT)
-
-
-def _table(
-    source: str,
-    pictures: datasets.Dataset,
-    names: list[str],
-    parts: list[str],
-    columns: pd.DataFrame,
-    left_out: dict[str, str],
-    claimed: np.ndarray,
-) -> FaceTable:
-    """From what was opened to the columns.
-
-    Args:
-        claimed: official indices, as far as names or places tell them.
-    """
-    attributes = captions = None
-    caption = caption_column(columns)
-    if caption:
-        try:
-            captions = [_wordings(value) for value in columns[caption]]
-        except ValueError as error:
-            raise ValueError(f"{source}: {error}") from error
-    elif wanted := attribute_columns(source, columns):
-        attributes = as_attributes(source, columns[wanted].to_numpy())
-    elif "attributes" in columns:
-        lists = columns["attributes"].tolist()
-        for name, values in zip(names, lists, strict=True):
-            if np.shape(values) != (len(ATTRIBUTES),):
-                raise ValueError(f"{source}: {name}: attributes are not a list of 40: {values}")
-        attributes = as_attributes(source, np.array(lists))
-        _warn_of_rates(source, attributes)
-    splits = np.zeros(len(names), np.uint8)  # until it is known whose faces they are
-    faces = (np.array(names), np.array(parts), claimed, splits, "own", attributes, captions)
-    table = FaceTable(source, pictures, *faces, left_out)
-    if captions:
-        table = table.leave_out(np.array([not each for each in captions]), "it has no caption")
-    return table
-
-
-def _wordings(value: object) -> tuple[str, ...]:
-    """A caption, or a list of captions; empty where there is none.
-
-    Raises:
-        ValueError: it is something else, such as a number, which nobody wrote as a caption.
-    """
-    texts = []
-    for text in value if isinstance(value, list | np.ndarray) else [value]:
-        if isinstance(text, str):
-            texts += [text] if text.strip() else []
-        elif isinstance(text, list | dict | np.ndarray) or not pd.isna(text):
-            raise ValueError(f"a caption is a text or a list of texts, and not {text!r}")
-    return tuple(texts)
 
 
 def _others(found: FaceTable) -> FaceTable:
@@ -216,14 +123,6 @@ def _official(found: FaceTable, indices: np.ndarray) -> FaceTable:
     return found
 
 
-def _warn_of_rates(source: str, attributes: np.ndarray) -> None:
-    """A list of 40 does not name its entries: say so if it cannot be in CelebA's order."""
-    found = dict(zip(ATTRIBUTES, attributes.mean(axis=0), strict=True))
-    for name, rate in CELEBA_RATES.items():
-        if abs(found[name] - rate) > RATE_TOLERANCE and len(attributes) >= ENOUGH:
-            say_once(f"warning: in {source} {found[name]:.2f} are {name}, in CelebA {rate:.2f}")
-
-
 # --- folders ---
 
 
@@ -236,9 +135,11 @@ def _open_folder(source: str) -> FaceTable:
         places = (folder, folder / IMAGE_FOLDER, *folder.glob(f"*/{IMAGE_FOLDER}"))
         folder = next((p for p in places if p.name == IMAGE_FOLDER and p.is_dir()), folder)
     files = list_files(folder)
-    reasons = {name: _why_unread(folder, name) for name in files}
-    names = [name for name, why in reasons.items() if not why and name.lower().endswith(ENDINGS)]
-    left_out = {printable(name): why for name, why in reasons.items() if why}
+    left_out = {name: UNREAD for name in files if name.lower().endswith(UNREAD_ENDINGS)}
+    named = [name for name in files if name.lower().endswith(ENDINGS)]
+    reasons = {name: why for name in named if (why := _why_unread(folder, name))}
+    left_out |= {printable(name): why for name, why in reasons.items()}
+    names = [name for name in named if name not in reasons]
     columns = pd.DataFrame({"file_name": names})
     metadata = [folder / name for name in files if name.rpartition("/")[2] in METADATA_FILES]
     if metadata:
@@ -259,18 +160,14 @@ def _open_folder(source: str) -> FaceTable:
     parts = [name.split("/")[:-1] or [name] for name in names]
     folders = [next(filter(is_split_name, folders), folders[0]) for folders in parts]
     claimed = np.array([image_number(name) for name in names])
-    table = _table(source, pictures, names, folders, columns, left_out, claimed)
+    table = as_face_table(source, pictures, names, folders, columns, left_out, claimed)
     if (folder / MARKER_FILE).is_file():
         table.split_kind = "drawn"
     return table
 
 
 def _why_unread(folder: Path, name: str) -> str:
-    """Why a file that should be a picture is passed over; empty for any other."""
-    if not name.lower().endswith((*ENDINGS, *UNREAD_ENDINGS)):
-        return ""
-    if name.lower().endswith(UNREAD_ENDINGS):
-        return UNREAD
+    """Why a file that is named as a picture cannot be opened; empty if it can."""
     if not (folder / name).is_file():
         return "a link to a file that is not there"
     return "" if printable(name) == name else "its name is not in UTF-8: rename it"
@@ -319,7 +216,7 @@ def _open_dataset(source: str) -> FaceTable:
     image = "image" if "image" in images else images[0]
     pictures = table.select_columns(image).rename_columns({image: "image"})
     rows = np.arange(len(table))
-    return _table(
+    return as_face_table(
         source,
         pictures.cast_column("image", datasets.Image(decode=False)),
         [f"row {row}" for row in rows],
@@ -338,22 +235,3 @@ def is_at_hand(source: str | Path) -> bool:
     kept = "___".join(filter(None, (owner, camelcase_to_snakecase(name))))  # as datasets names it
     infos = (Path(datasets.config.HF_DATASETS_CACHE) / kept).glob("*/*/*/dataset_info.json")
     return any(path.parent.suffix != ".incomplete" for path in infos)
-
-
-# --- words ---
-
-
-def reasons_in_lines(left_out: dict[str, str]) -> str:
-    """Names by reason, one line a reason."""
-    lines = ""
-    for reason in sorted(set(left_out.values())):
-        names = [name for name, why in left_out.items() if why == reason]
-        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-        lines += f"\n  {', '.join(names[:NAMED])}{more}: {reason}"
-    return lines
-
-
-@functools.cache
-def say_once(text: str) -> None:
-    """Print a text the first time: a source is opened for each of its splits."""
-    print(text)
